@@ -44,8 +44,9 @@ class GPTConfig:
                 f"emb_dim {self.emb_dim} does not divide into {self.n_heads} heads: "
                 "choose n_heads among the divisors of emb_dim"
             )
-        if isinstance(self.drop_rate, bool) or not isinstance(self.drop_rate, int | float) or not 0 <= self.drop_rate <= 1:
-            raise InputError(f"drop_rate is a probability, from 0 to 1, not {self.drop_rate!r}")
+        rate = self.drop_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+            raise InputError(f"drop_rate is a probability, from 0 to 1, not {rate!r}")
         for key in ("qkv_bias", "tie_weights"):
             if not isinstance(getattr(self, key), bool):
                 raise InputError(f"{key} must be True or False, not {getattr(self, key)!r}")

@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Something that was given cannot be used. The message names the thing and the mend; the commands print it and exit with 2."""
+    """Something given cannot be used: the message names it and the mend; the commands print that and exit with 2."""

@@ -1,0 +1,125 @@
+"""Text, token by token: greedy, or drawn with temperature, top-k and top-p, over a key-value cache."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from numpy_gpt.errors import InputError
+from numpy_gpt.model import GPT, KVCache
+from numpy_gpt.random import Generator
+from numpy_gpt.typing import Array
+
+
+def keep_top_k(logits: Array, k: int) -> Array:
+    """logits (B, V) with all but each row's k largest at −inf; among equals the lower id stays, so exactly k do."""
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    kept = np.full_like(logits, -np.inf)
+    np.put_along_axis(kept, order[:, :k], np.take_along_axis(logits, order[:, :k], axis=-1), axis=-1)
+    return kept
+
+
+def softmax(logits: Array) -> Array:
+    """Probabilities (B, V) of logits (B, V); −inf becomes 0."""
+    e: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def keep_top_p(probs: Array, p: float) -> Array:
+    """probs (B, V) cut to each row's nucleus, the fewest tokens that hold at least p of it (Holtzman et al. 2020).
+
+    The rest becomes 0, the nucleus is not rescaled; the likeliest token always stays.
+    """
+    order = np.argsort(-probs, axis=-1, kind="stable")
+    sorted_probs = np.take_along_axis(probs, order, axis=-1)
+    before = np.cumsum(sorted_probs, axis=-1) - sorted_probs  # what the likelier tokens already hold
+    kept = np.zeros_like(probs)
+    np.put_along_axis(kept, order, np.where(before < p, sorted_probs, 0), axis=-1)
+    return kept
+
+
+def choose(
+    logits: Array, temperature: float, top_k: int | None, top_p: float | None, rng: Generator | None
+) -> npt.NDArray[np.int64]:
+    """One next id per row (B,) of logits (B, V): top-k, then temperature, then top-p, as the book orders them."""
+    if temperature == 0 or rng is None:
+        return logits.argmax(axis=-1).astype(np.int64)
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    probs = softmax(logits / temperature)
+    if top_p is not None:
+        probs = keep_top_p(probs, top_p)
+        probs /= probs.sum(axis=-1, keepdims=True)
+    return rng.multinomial(probs)
+
+
+def stream(
+    model: GPT,
+    tokens: npt.ArrayLike,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | None = None,
+    rng: Generator | None = None,
+) -> Iterator[npt.NDArray[np.int64]]:
+    """generate's new ids as they are made: at most max_new_tokens arrays (B,)."""
+    context = model.config.context_length
+    ids = np.asarray(tokens)
+    _check_sampling(max_new_tokens, temperature, top_k, top_p, rng)
+    ended = np.zeros(len(ids), bool)
+    past = KVCache(model.config, len(ids), model.dtype)
+    new = ids[:, -context:]
+    for _ in range(max_new_tokens):
+        if past.length + new.shape[1] > context:
+            # the window slides, so every token's position changes and nothing cached holds: begin again
+            past, new = KVCache(model.config, len(ids), model.dtype), ids[:, -context:]
+        chosen = choose(model.next_logits(new, past), temperature, top_k, top_p, rng)
+        if eos_id is not None:
+            chosen[ended] = eos_id
+            ended |= chosen == eos_id
+            if ended.all():
+                return
+        yield chosen
+        new = chosen[:, None]
+        ids = np.concatenate([ids, new], axis=1)
+
+
+def generate(
+    model: GPT,
+    tokens: npt.ArrayLike,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | None = None,
+    rng: Generator | None = None,
+) -> npt.NDArray[np.int64]:
+    """tokens (B, T) followed by up to max_new_tokens more each: (B, T + new) int64.
+
+    temperature 0 takes the likeliest token (the lowest id among equals); above 0 a token is drawn from
+    softmax(logits / temperature), which needs rng. top_k keeps the k likeliest, top_p the nucleus of that mass.
+    Past the context length the model sees the last context_length tokens, as the book's sliding crop does.
+
+    eos_id ends a row: generation stops when every row has ended, before the token that ends the last one is appended
+    (so one row never holds its eos_id, as in the book); rows that end earlier are filled up with eos_id.
+    Raises InputError for settings or ids that cannot be used.
+    """
+    given = (max_new_tokens, temperature, top_k, top_p, eos_id, rng)
+    columns = [column[:, None] for column in stream(model, tokens, *given)]
+    return np.concatenate([np.asarray(tokens, dtype=np.int64), *columns], axis=1)
+
+
+def _check_sampling(
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, rng: Generator | None
+) -> None:
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature must be 0 (greedy) or a positive number, not {temperature}")
+    if temperature > 0 and rng is None:
+        raise InputError(f"temperature {temperature} draws at random: give rng=Generator(seed), or temperature=0")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p is a share of the probability, above 0 and at most 1, not {top_p}")

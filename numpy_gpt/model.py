@@ -1,0 +1,329 @@
+"""GPT-2: the model, its loss, and its backward pass as the forward pass read from bottom to top."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from numpy_gpt.config import GPTConfig
+from numpy_gpt.errors import InputError
+from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
+from numpy_gpt.random import Generator
+from numpy_gpt.typing import Array, Float, Params
+
+Cache = tuple[Any, ...]
+
+
+def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter, in the order of torch's state_dict; linear weights are (out, in)."""
+    V, C = config.vocab_size, config.emb_dim
+    shapes: dict[str, tuple[int, ...]] = {"tok_emb.weight": (V, C), "pos_emb.weight": (config.context_length, C)}
+    for i in range(config.n_layers):
+        block: dict[str, tuple[int, ...]] = {}
+        for name in ("W_query", "W_key", "W_value"):
+            block[f"att.{name}.weight"] = (C, C)
+            if config.qkv_bias:
+                block[f"att.{name}.bias"] = (C,)
+        block |= {"att.out_proj.weight": (C, C), "att.out_proj.bias": (C,)}
+        block |= {"ff.layers.0.weight": (4 * C, C), "ff.layers.0.bias": (4 * C,)}
+        block |= {"ff.layers.2.weight": (C, 4 * C), "ff.layers.2.bias": (C,)}
+        block |= {"norm1.scale": (C,), "norm1.shift": (C,), "norm2.scale": (C,), "norm2.shift": (C,)}
+        shapes |= {f"trf_blocks.{i}.{name}": shape for name, shape in block.items()}
+    shapes |= {"final_norm.scale": (C,), "final_norm.shift": (C,)}
+    return shapes if config.tie_weights else shapes | {"out_head.weight": (V, C)}
+
+
+def initial_parameters(config: GPTConfig, rng: Generator, dtype: Float = np.float32) -> Params:
+    """torch's defaults for the book's layers, drawn in torch's order (float32, then cast to dtype).
+
+    Embeddings N(0, 1); linear weights and biases uniform in ±1/√in_features; LayerNorm 1 and 0, which draw nothing.
+    """
+    params: Params = {}
+    bound = 0.0
+    for name, shape in parameter_shapes(config).items():
+        if "norm" in name:
+            params[name] = np.full(shape, 1 if name.endswith("scale") else 0, dtype)
+        elif "emb" in name:
+            params[name] = rng.normal(shape).astype(dtype, copy=False)
+        else:
+            if name.endswith("weight"):  # a bias follows its weight and shares its bound
+                bound = shape[1] ** -0.5
+            params[name] = rng.uniform(shape, -bound, bound).astype(dtype, copy=False)
+    return params
+
+
+class KVCache:
+    """The keys and values of the tokens seen so far, per layer, so that a new token costs one position's work."""
+
+    def __init__(self, config: GPTConfig, batch_size: int, dtype: Float):
+        """Room for context_length positions: 2 · L · B · context_length · C numbers."""
+        shape = (2, config.n_layers, batch_size, config.n_heads, config.context_length, config.head_size)
+        self._kv = np.empty(shape, dtype)
+        self.length = 0
+
+    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """k, v (B, NH, T, HS) of the new positions -> those of all positions so far (B, NH, length + T, HS)."""
+        start, stop = self.length, self.length + k.shape[2]
+        self._kv[0, layer, :, :, start:stop] = k
+        self._kv[1, layer, :, :, start:stop] = v
+        return self._kv[0, layer, :, :, :stop], self._kv[1, layer, :, :, :stop]
+
+
+class Dropout:
+    """Draws one pass's dropout masks, in the order in which the pass asks for them."""
+
+    def __init__(self, rate: float, rng: Generator | None, dtype: Float):
+        self._rate, self._rng, self._dtype = (rate if rng is not None else 0.0), rng, dtype
+
+    def mask(self, shape: tuple[int, ...]) -> Array | None:
+        """The factors of an array of this shape, or None where nothing is dropped; rates 0 and 1 draw nothing."""
+        if self._rng is None or self._rate == 0:
+            return None
+        keep = self._rng.bernoulli(shape, 1 - self._rate) if self._rate < 1 else np.zeros(shape, bool)
+        return dropout.dropout_mask(keep, self._rate, self._dtype)
+
+
+def _split_heads(x: Array, n_heads: int) -> Array:
+    B, T, C = x.shape
+    return x.reshape(B, T, n_heads, C // n_heads).swapaxes(1, 2)  # (B, NH, T, HS)
+
+
+def _merge_heads(x: Array) -> Array:
+    B, NH, T, HS = x.shape
+    return x.swapaxes(1, 2).reshape(B, T, NH * HS)  # (B, T, C)
+
+
+def _without_none(grads: dict[str, Array | None]) -> Params:
+    return {name: grad for name, grad in grads.items() if grad is not None}  # a linear without bias has no db
+
+
+def attention_branch_forward(
+    x: Array, p: Params, n_heads: int, drop: Dropout, past: KVCache | None, layer: int
+) -> tuple[Array, Cache]:
+    """Multi-head causal self-attention: x (B, T, C) -> (B, T, C)."""
+    q, c_q = linear.linear_forward(x, p["att.W_query.weight"], p.get("att.W_query.bias"))
+    k, c_k = linear.linear_forward(x, p["att.W_key.weight"], p.get("att.W_key.bias"))
+    v, c_v = linear.linear_forward(x, p["att.W_value.weight"], p.get("att.W_value.bias"))
+    qh, kh, vh = (_split_heads(each, n_heads) for each in (q, k, v))
+    if past is not None:
+        kh, vh = past.extend(layer, kh, vh)
+    mask = drop.mask((*qh.shape[:3], kh.shape[2]))  # (B, NH, T, S): dropout on the probabilities
+    heads, c_att = attention.attention_forward(qh, kh, vh, mask)
+    y, c_out = linear.linear_forward(_merge_heads(heads), p["att.out_proj.weight"], p["att.out_proj.bias"])
+    return y, (c_q, c_k, c_v, c_att, c_out, n_heads)
+
+
+def attention_branch_backward(dy: Array, cache: Cache) -> tuple[Array, Params]:
+    """dy (B, T, C) -> dx (B, T, C) and the branch's parameter gradients."""
+    c_q, c_k, c_v, c_att, c_out, n_heads = cache
+    dmerged, dw_out, db_out = linear.linear_backward(dy, c_out)
+    dqh, dkh, dvh = attention.attention_backward(_split_heads(dmerged, n_heads), c_att)
+    dx_v, dw_v, db_v = linear.linear_backward(_merge_heads(dvh), c_v)
+    dx_k, dw_k, db_k = linear.linear_backward(_merge_heads(dkh), c_k)
+    dx_q, dw_q, db_q = linear.linear_backward(_merge_heads(dqh), c_q)
+    grads = {
+        "att.W_query.weight": dw_q,
+        "att.W_query.bias": db_q,
+        "att.W_key.weight": dw_k,
+        "att.W_key.bias": db_k,
+        "att.W_value.weight": dw_v,
+        "att.W_value.bias": db_v,
+        "att.out_proj.weight": dw_out,
+        "att.out_proj.bias": db_out,
+    }
+    return dx_q + dx_k + dx_v, _without_none(grads)  # x fed all three
+
+
+def mlp_forward(x: Array, p: Params) -> tuple[Array, Cache]:
+    """Linear (C -> 4C), GELU, linear (4C -> C): x (B, T, C) -> (B, T, C)."""
+    h, c_0 = linear.linear_forward(x, p["ff.layers.0.weight"], p["ff.layers.0.bias"])
+    a, c_gelu = gelu.gelu_forward(h)
+    y, c_2 = linear.linear_forward(a, p["ff.layers.2.weight"], p["ff.layers.2.bias"])
+    return y, (c_0, c_gelu, c_2)
+
+
+def mlp_backward(dy: Array, cache: Cache) -> tuple[Array, Params]:
+    """dy (B, T, C) -> dx (B, T, C) and the branch's parameter gradients."""
+    c_0, c_gelu, c_2 = cache
+    da, dw_2, db_2 = linear.linear_backward(dy, c_2)
+    dh = gelu.gelu_backward(da, c_gelu)
+    dx, dw_0, db_0 = linear.linear_backward(dh, c_0)
+    grads = {"ff.layers.0.weight": dw_0, "ff.layers.0.bias": db_0, "ff.layers.2.weight": dw_2, "ff.layers.2.bias": db_2}
+    return dx, _without_none(grads)
+
+
+def block_forward(
+    x: Array, p: Params, n_heads: int, drop: Dropout, past: KVCache | None = None, layer: int = 0
+) -> tuple[Array, Cache]:
+    """x + attention(norm1(x)), then + mlp(norm2(·)): x (B, T, C) -> (B, T, C). p: the block's own parameters."""
+    h, c_norm1 = layernorm.layernorm_forward(x, p["norm1.scale"], p["norm1.shift"])
+    a, c_branch = attention_branch_forward(h, p, n_heads, drop, past, layer)
+    a, c_drop1 = dropout.dropout_forward(a, drop.mask(a.shape))
+    mid = x + a
+    h, c_norm2 = layernorm.layernorm_forward(mid, p["norm2.scale"], p["norm2.shift"])
+    m, c_mlp = mlp_forward(h, p)
+    m, c_drop2 = dropout.dropout_forward(m, drop.mask(m.shape))
+    return mid + m, (c_norm1, c_branch, c_drop1, c_norm2, c_mlp, c_drop2)
+
+
+def block_backward(dy: Array, cache: Cache) -> tuple[Array, Params]:
+    """dy (B, T, C) -> dx (B, T, C) and the block's parameter gradients."""
+    c_norm1, c_branch, c_drop1, c_norm2, c_mlp, c_drop2 = cache
+    dm = dropout.dropout_backward(dy, c_drop2)  # y = mid + dropout(mlp(norm2(mid)))
+    dh, grads = mlp_backward(dm, c_mlp)
+    dmid, dscale2, dshift2 = layernorm.layernorm_backward(dh, c_norm2)
+    dmid = dmid + dy  # residual: dy takes both paths
+    da = dropout.dropout_backward(dmid, c_drop1)  # mid = x + dropout(attention(norm1(x)))
+    dh, grads_att = attention_branch_backward(da, c_branch)
+    dx, dscale1, dshift1 = layernorm.layernorm_backward(dh, c_norm1)
+    grads |= grads_att
+    grads |= {"norm1.scale": dscale1, "norm1.shift": dshift1, "norm2.scale": dscale2, "norm2.shift": dshift2}
+    return dx + dmid, grads
+
+
+class GPT:
+    """A GPT-2 whose parameters are the arrays of `params` and nothing else.
+
+    params: name -> array, in torch's state_dict order and layout. Writing into one in place, or putting another of the
+    same shape and dtype in its place, changes the model at once.
+    """
+
+    def __init__(self, config: GPTConfig, seed: int | Generator = 123, dtype: Float = np.float32):
+        """The model of `torch.manual_seed(seed); GPTModel(config)`; a Generator goes on from where it stands."""
+        rng = seed if isinstance(seed, Generator) else Generator(seed)
+        self.config, self.dtype = config, _float_dtype(dtype)
+        self.params = initial_parameters(config, rng, dtype)
+
+    @classmethod
+    def from_params(cls, config: GPTConfig, params: Params) -> "GPT":
+        """A model over these arrays themselves (no copies), put in the order of parameter_shapes.
+
+        Raises InputError naming the first parameter that is missing, unknown, of another shape or another dtype.
+        """
+        shapes = parameter_shapes(config)
+        for name in [*shapes, *params]:
+            if name not in params or name not in shapes:
+                raise InputError(
+                    f"parameter {name} is {'missing' if name in shapes else 'not one of this configuration'}"
+                )
+            if params[name].shape != shapes[name]:
+                raise InputError(
+                    f"parameter {name} has shape {params[name].shape}, the configuration asks {shapes[name]}"
+                )
+        model = cls.__new__(cls)
+        model.config, model.dtype = config, _float_dtype(params["tok_emb.weight"].dtype)
+        model.params = {name: params[name] for name in shapes}
+        for name, array in model.params.items():
+            if array.dtype != model.dtype:
+                raise InputError(f"parameter {name} is {array.dtype}, tok_emb.weight is {model.dtype}: use one dtype")
+        return model
+
+    def __call__(self, tokens: npt.ArrayLike) -> Array:
+        """Logits, without dropout: tokens (B, T) ints -> (B, T, V)."""
+        h, _ = self._hidden_forward(self._checked("tokens", tokens), None, keep=False)
+        return linear.linear_forward(h, self._head(), None)[0]
+
+    def loss(self, tokens: npt.ArrayLike, targets: npt.ArrayLike) -> Any:
+        """Mean cross-entropy in nats per token, without dropout, a scalar of the model's dtype; both (B, T) ints."""
+        ids, want = self._checked_pair(tokens, targets)
+        return cross_entropy.cross_entropy_forward(self(ids), want)[0]
+
+    def loss_and_grads(
+        self, tokens: npt.ArrayLike, targets: npt.ArrayLike, rng: Generator | None = None
+    ) -> tuple[Any, Params]:
+        """The loss as in `loss`, and its gradient in every parameter, under the parameters' names, shapes and dtype.
+
+        rng given: dropout is on, its masks drawn in torch's order (embeddings; per block the attention probabilities,
+        the attention branch, the feed-forward branch). The gradients are the model's own until its next call.
+        """
+        ids, want = self._checked_pair(tokens, targets)
+        h, c_hidden = self._hidden_forward(ids, rng, keep=True)
+        logits, c_head = linear.linear_forward(h, self._head(), None)
+        loss, c_loss = cross_entropy.cross_entropy_forward(logits, want)
+
+        dlogits = cross_entropy.cross_entropy_backward(1.0, c_loss)
+        dh, dw_head, _ = linear.linear_backward(dlogits, c_head)
+        grads = self._hidden_backward(dh, c_hidden)
+        if self.config.tie_weights:
+            grads["tok_emb.weight"] += dw_head  # one array, used twice
+        else:
+            grads["out_head.weight"] = dw_head
+        return loss, {name: grads[name] for name in self.params}
+
+    def next_logits(self, tokens: npt.ArrayLike, past: KVCache) -> Array:
+        """Logits after the last token only (B, V), given the tokens (B, T) that follow those in `past`, which grows."""
+        ids = self._checked("tokens", tokens, room=self.config.context_length - past.length)
+        h, _ = self._hidden_forward(ids, None, keep=False, past=past)
+        past.length += ids.shape[1]
+        return linear.linear_forward(h[:, -1], self._head(), None)[0]
+
+    def _head(self) -> Array:
+        return self.params["tok_emb.weight" if self.config.tie_weights else "out_head.weight"]  # (V, C)
+
+    def _blocks(self) -> Iterator[Params]:
+        for i in range(self.config.n_layers):
+            prefix = f"trf_blocks.{i}."
+            yield {name.removeprefix(prefix): array for name, array in self.params.items() if name.startswith(prefix)}
+
+    def _hidden_forward(
+        self, ids: Array, rng: Generator | None, keep: bool, past: KVCache | None = None
+    ) -> tuple[Array, Cache]:
+        """ids (B, T) -> the final LayerNorm's output (B, T, C); caches only if keep (else each block's is freed)."""
+        p, config = self.params, self.config
+        drop = Dropout(config.drop_rate, rng, self.dtype)
+        x, c_tok = embedding.embedding_forward(ids, p["tok_emb.weight"])
+        start = 0 if past is None else past.length
+        x, c_pos = embedding.position_embedding_forward(x, p["pos_emb.weight"], start)
+        x, c_drop = dropout.dropout_forward(x, drop.mask(x.shape))
+        c_blocks = []
+        for i, block in enumerate(self._blocks()):
+            x, c_block = block_forward(x, block, config.n_heads, drop, past, i)
+            if keep:
+                c_blocks.append(c_block)
+        x, c_norm = layernorm.layernorm_forward(x, p["final_norm.scale"], p["final_norm.shift"])
+        return x, (c_tok, c_pos, c_drop, c_blocks, c_norm)
+
+    def _hidden_backward(self, dx: Array, cache: Cache) -> Params:
+        """dx (B, T, C) of the final LayerNorm's output -> the gradients of all parameters but the head's use."""
+        c_tok, c_pos, c_drop, c_blocks, c_norm = cache
+        grads: Params = {}
+        dx, grads["final_norm.scale"], grads["final_norm.shift"] = layernorm.layernorm_backward(dx, c_norm)
+        for i in reversed(range(self.config.n_layers)):
+            dx, block_grads = block_backward(dx, c_blocks.pop())  # popped: the activations are freed as we go
+            grads |= {f"trf_blocks.{i}.{name}": grad for name, grad in block_grads.items()}
+        dx = dropout.dropout_backward(dx, c_drop)
+        dx, grads["pos_emb.weight"] = embedding.position_embedding_backward(dx, c_pos)
+        grads["tok_emb.weight"] = embedding.embedding_backward(dx, c_tok)
+        return grads
+
+    def _checked(self, what: str, tokens: npt.ArrayLike, room: int | None = None) -> Array:
+        """tokens as a (B, T) int64 array, or InputError naming what is wrong with them."""
+        ids = np.asarray(tokens)
+        if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(f"{what} must be a non-empty (B, T) array of whole numbers, not {ids.dtype} {ids.shape}")
+        room = self.config.context_length if room is None else room
+        if ids.shape[1] > room:
+            raise InputError(
+                f"{what}: T = {ids.shape[1]} is over the {room} positions left of context_length "
+                f"{self.config.context_length}: shorten the input"
+            )
+        outside = (ids < 0) | (ids >= self.config.vocab_size)
+        if outside.any():
+            raise InputError(
+                f"{what}: id {ids[outside][0]} is outside the vocabulary of {self.config.vocab_size}: "
+                "use the encoding the model was made for"
+            )
+        return ids.astype(np.int64, copy=False)
+
+    def _checked_pair(self, tokens: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Array, Array]:
+        ids, want = self._checked("tokens", tokens), self._checked("targets", targets)
+        if ids.shape != want.shape:
+            raise InputError(f"tokens {ids.shape} and targets {want.shape} must have one shape")
+        return ids, want
+
+
+def _float_dtype(dtype: Float) -> Any:
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise InputError(f"a model is float32 or float64, not {np.dtype(dtype)}")
+    return np.dtype(dtype)
