@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from numpy_gpt.errors import InputError
 from numpy_gpt.typing import Array, Params
 
 BLOCK = 1 << 17
@@ -54,6 +55,23 @@ class AdamW:
             flat = [a.reshape(-1) for a in arrays]
             for start in range(0, p.size, BLOCK):
                 self._update(*(a[start : start + BLOCK] for a in flat))
+
+    def state(self) -> Params:
+        """t, and every m and v as "m.NAME" and "v.NAME": the arrays themselves, to be written to a checkpoint."""
+        moments = {f"{kind}.{name}": a for kind in "mv" for name, a in getattr(self, kind).items()}
+        return {"t": np.array([self.t])} | moments
+
+    def restore(self, state: Params) -> None:
+        """Go on from a state, which is copied. Raises InputError if it is not one of these parameters."""
+        own = self.state()
+        for name in own:
+            if name not in state or state[name].shape != own[name].shape:
+                raise InputError(
+                    f"the optimiser's state has no {name} of shape {own[name].shape}: is it another model's?"
+                )
+        self.t = int(state["t"][0])
+        for name, array in own.items():
+            array[...] = state[name]
 
     def _update(self, p: Array, g: Array, m: Array, v: Array) -> None:
         beta1, beta2 = self.betas

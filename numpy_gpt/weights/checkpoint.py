@@ -37,7 +37,7 @@ class Header(NamedTuple):
 def save(
     model: GPT, path: str | os.PathLike[str], *, training: Params | None = None, about: Mapping[str, str] | None = None
 ) -> None:
-    """Write the model to path: a file if it ends in .safetensors, else a folder, made if missing, for model.safetensors.
+    """Write the model to path: a file if it ends in .safetensors, else a folder that gets model.safetensors.
 
     training: arrays to go on from, such as AdamW.state(), beside the model (a folder only). about: more metadata,
     such as {"encoding": "gpt2"}. A file appears under its name only when it is complete. Raises InputError if path

@@ -1,0 +1,5 @@
+"""python -m numpy_gpt is numpy-gpt."""
+
+from numpy_gpt.cli import main
+
+main(prog_name="numpy-gpt")

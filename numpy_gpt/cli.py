@@ -1,0 +1,273 @@
+"""The command numpy-gpt."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import numpy as np
+
+from numpy_gpt.config import GPT2_SIZES
+from numpy_gpt.console import Report, printable
+from numpy_gpt.data import CORPORA, load_text, split_text
+from numpy_gpt.errors import InputError
+from numpy_gpt.pretrain import defaults_for, encoding_of, pretrain
+from numpy_gpt.run import TRAIN_RATIO
+from numpy_gpt.tokenizer import ENCODINGS, END_OF_TEXT, encode, get_encoding, stream_decode
+from numpy_gpt.weights.checkpoint import load, read_header
+
+MODELS = ("tiny", *GPT2_SIZES)
+
+AT_LEAST_1 = click.IntRange(min=1)
+AT_LEAST_0 = click.IntRange(min=0)
+POSITIVE = click.FloatRange(min=0, min_open=True)
+FOLDER = click.Path(path_type=Path)
+
+
+class Commands(click.Group):
+    """A group whose commands end with one sentence and exit code 2 when something given cannot be used."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except InputError as error:
+            click.echo(f"Error: {error}", err=True)
+            raise SystemExit(2) from error
+
+
+def _default(name: str) -> str:
+    """The default as --help shows it, for tiny and for the GPT-2 sizes."""
+    tiny, gpt2 = (getattr(defaults_for(model), name) for model in ("tiny", "124M"))
+    words = {None: {"stride": "the context length", "max_steps": "all epochs", "clip": "off"}.get(name, "none")}
+    tiny, gpt2 = (words.get(value, value) for value in (tiny, gpt2))
+    return f"  [default: {tiny}]" if tiny == gpt2 else f"  [default: {tiny} for tiny, {gpt2} for a GPT-2 size]"
+
+
+def _setting(name: str, help_text: str, **kwargs: Any) -> Callable[[Any], Any]:
+    """An option for one field of Settings: not given means the model's own default, which the help names."""
+    flag = "--" + name.replace("_", "-")
+    if kwargs.get("is_flag"):
+        return click.option(flag, name, help=help_text, **kwargs)
+    return click.option(flag, name, default=None, help=help_text + _default(name), **kwargs)
+
+
+SETTINGS = (
+    _setting("text", f"Text to learn: {' or '.join(CORPORA)}, or any UTF-8 file.", metavar="NAME|FILE"),
+    _setting("encoding", "How text becomes tokens.", type=click.Choice(ENCODINGS)),
+    click.option("--model", type=click.Choice(MODELS), default=None, help="Size of the model.  [default: tiny]"),
+    _setting("context_length", "Longest window of tokens.", type=AT_LEAST_1, metavar="N"),
+    _setting("epochs", "Passes over the training text.", type=AT_LEAST_0, metavar="N"),
+    _setting("max_steps", "Stop after this many steps.", type=AT_LEAST_0, metavar="N"),
+    _setting("batch_size", "Windows in a batch.", type=AT_LEAST_1, metavar="N"),
+    _setting("stride", "Tokens from one window's start to the next.", type=AT_LEAST_1, metavar="N"),
+    _setting("lr", "Learning rate of AdamW; the peak with warm-up.", type=POSITIVE, metavar="X"),
+    _setting("weight_decay", "AdamW's decoupled weight decay.", type=click.FloatRange(min=0), metavar="X"),
+    _setting(
+        "warmup_steps", "Linear warm-up, then cosine decay to a tenth; 0: constant.", type=AT_LEAST_0, metavar="N"
+    ),
+    _setting("clip", "Largest global norm of the gradients.", type=POSITIVE, metavar="X"),
+    _setting("drop_rate", "Probability that dropout zeroes an element.", type=click.FloatRange(0, 1), metavar="X"),
+    _setting("tie_weights", "Use the token embedding as output head too.", is_flag=True),
+    _setting("qkv_bias", "Give the query, key and value projections a bias.", is_flag=True),
+    _setting("seed", "Seed of the one random stream: weights, order of batches, dropout.", type=int, metavar="N"),
+    _setting("eval_freq", "Steps from one evaluation to the next.", type=AT_LEAST_1, metavar="N"),
+    _setting("eval_iter", "Batches of either text in an evaluation.", type=AT_LEAST_1, metavar="N"),
+    _setting("prompt", "Beginning of the sample after each epoch.", metavar="TEXT"),
+)
+
+FILES = (
+    click.option("--out", type=FOLDER, default=None, metavar="DIR", help="The run's new folder.  [default: runs/…]"),
+    click.option("--resume", type=FOLDER, default=None, metavar="DIR", help="Go on with the run in this folder."),
+    click.option(
+        "--init",
+        type=FOLDER,
+        default=None,
+        metavar="CHECKPOINT",
+        help="Begin with these weights instead of random ones.",
+    ),
+    click.option(
+        "--save-freq", type=AT_LEAST_1, default=None, metavar="N", help="Save every N steps too.  [default: at the end]"
+    ),
+)
+
+
+def pretrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that the pretrain commands of all backends share."""
+    for option in reversed(SETTINGS + FILES):
+        command = option(command)
+    return command
+
+
+def run_pretrain(make_learner: Any, backend: str, flags: dict[str, Any]) -> None:
+    """pretrain with the flags as click hands them over; exit code 130 after a Ctrl-C."""
+    files = {name: flags.pop(name) for name in ("out", "resume", "init", "save_freq")}
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    if not pretrain(given, make_learner, backend, **files):
+        raise SystemExit(130)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="numpy-gpt")
+def main() -> None:
+    """A GPT-2 whose every forward and backward line is NumPy: pretrain, evaluate, sample, look inside.
+
+    CHECKPOINT is a run's folder, a checkpoint folder or a .safetensors file.
+    """
+
+
+@main.command("pretrain", short_help="Train a GPT on a text.")
+@pretrain_options
+def pretrain_command(**flags: Any) -> None:
+    """Train a GPT on a text, with NumPy alone.
+
+    Without any flag: the tiny model learns the bytes of Python's own language reference, offline, in about a minute.
+    With --model 124M: the book's run (chapter 5); give it --text the-verdict for the book's story.
+
+    The run's folder gets losses.csv, losses.png and the checkpoint. Ctrl-C stops between two steps and saves first.
+    """
+    from numpy_gpt.learner import NumpyLearner
+
+    run_pretrain(NumpyLearner, f"numpy-gpt · NumPy {np.__version__} · float32", flags)
+
+
+@main.command(short_help="Loss and perplexity on a text.")
+@click.argument("checkpoint", type=FOLDER)
+@click.option("--text", metavar="NAME|FILE", help="A text to take whole.  [default: the run's own validation part]")
+@click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True, metavar="N", help="Windows at a time.")
+def evaluate(checkpoint: Path, text: str | None, batch_size: int) -> None:
+    """Loss (nats per token) and perplexity of CHECKPOINT on a text, over all its tokens but the first.
+
+    The text is cut into windows of the context length, one after the other; the last one may be shorter.
+    """
+    header = read_header(checkpoint)
+    encoding = get_encoding(encoding_of(header))
+    if text is not None:
+        name, content = text, load_text(text)
+    else:
+        name = header.about.get("text") or _no_text(checkpoint)
+        content = split_text(load_text(name), TRAIN_RATIO)[1]
+        name = f"the last {1 - TRAIN_RATIO:.0%} of {name}"
+    ids = encode(encoding, content)
+    if len(ids) < 2:
+        raise InputError(f"{name} is too short to evaluate: it has {len(ids)} tokens, and 2 are needed")
+    model = load(checkpoint)
+    T = model.config.context_length
+    whole = (len(ids) - 1) // T * T  # tokens in full windows
+    windows = ids[:whole].reshape(-1, T), ids[1 : whole + 1].reshape(-1, T)
+    batches = [tuple(w[i : i + batch_size] for w in windows) for i in range(0, whole // T, batch_size)]
+    if whole < len(ids) - 1:
+        batches.append((ids[None, whole:-1], ids[None, whole + 1 :]))
+    total = 0.0
+    with click.progressbar(batches, label="evaluating", file=click.get_text_stream("stderr")) as bar:
+        for x, y in bar:
+            total += float(model.loss(x, y)) * y.size
+    loss = total / (len(ids) - 1)
+    report = Report()
+    report.line(f"text        {name}")
+    report.line(f"tokens      {len(ids) - 1:,} ({encoding.name})")
+    report.line(f"loss        {loss:.4f} nats/token")
+    report.line(f"perplexity  {math.exp(loss):.4f}")
+
+
+def _no_text(checkpoint: Path) -> NoReturn:
+    raise InputError(f"{checkpoint} does not say what text it was trained on: give one with --text")
+
+
+@main.command(short_help="Go on from a prompt.")
+@click.argument("checkpoint", type=FOLDER)
+@click.argument("prompt")
+@click.option("--max-new-tokens", type=AT_LEAST_0, default=100, show_default=True, metavar="N", help="Longest answer.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="0: always the likeliest token. Higher: more variety.",
+)
+@click.option("--top-k", type=AT_LEAST_1, metavar="N", help="Draw among the N likeliest tokens only.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="X",
+    help="Draw among the fewest tokens that hold this much of the probability.",
+)
+@click.option("--seed", type=int, default=123, show_default=True, metavar="N", help="Seed of the draws.")
+def generate(
+    checkpoint: Path,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+) -> None:
+    """Go on from PROMPT with the model in CHECKPOINT; tokens appear as they are made.
+
+    Ends after --max-new-tokens or at the token <|endoftext|>. --top-k and --top-p need a --temperature above 0.
+    """
+    from numpy_gpt.decoding import stream
+    from numpy_gpt.random import Generator
+
+    if temperature == 0 and (top_k is not None or top_p is not None):
+        raise InputError("--top-k and --top-p choose among tokens to draw: give a --temperature above 0 with them")
+    encoding = get_encoding(encoding_of(read_header(checkpoint)))
+    ids = encode(encoding, prompt)
+    if not ids.size:
+        raise InputError("the prompt is empty: give at least one character to go on from")
+    model = load(checkpoint)
+    if encoding.n_vocab > model.config.vocab_size:
+        raise InputError(f"{checkpoint} knows {model.config.vocab_size} tokens, its encoding {encoding.n_vocab}")
+    end = encoding.encode_single_token(END_OF_TEXT)
+    columns = stream(model, ids[None], max_new_tokens, temperature, top_k, top_p, end, Generator(seed))
+    click.echo(prompt, nl=False)
+    for piece in stream_decode(encoding, (int(column[0]) for column in columns)):
+        click.echo(printable(piece), nl=False)
+    click.echo()
+
+
+@main.command(short_help="Parameters, memory and work of a model.")
+@click.argument("checkpoint", type=FOLDER, required=False)
+@click.option("--model", type=click.Choice(MODELS), help="A size by its name, instead of a checkpoint.")
+def info(checkpoint: Path | None, model: str | None) -> None:
+    """Every parameter's name and shape, totals, memory and FLOPs a token, of CHECKPOINT or of a size by name.
+
+    A checkpoint's tensors are not read, so this is quick for any size.
+    """
+    from numpy_gpt.info import describe
+
+    if (checkpoint is None) == (model is None):
+        raise click.UsageError("give a CHECKPOINT or --model NAME, one of the two")
+    report = Report()
+    if checkpoint is not None:
+        header = read_header(checkpoint)
+        describe(report.console, header.config, header.shapes)
+    else:
+        settings = defaults_for(str(model))
+        describe(report.console, settings.config(get_encoding("bytes").n_vocab if model == "tiny" else 50257))
+
+
+@main.command(short_help="The book's chapter 5, figure by figure.")
+@click.option(
+    "--text", default="the-verdict", show_default=True, metavar="FILE", help="The story the chapter trains on."
+)
+def chapter5(text: str) -> None:
+    """The cells of the book's chapter 5 in order, with NumPy alone: each figure beside the one that is printed there.
+
+    Exit code 1 if any figure is off.
+    """
+    from numpy_gpt.chapter5 import figures
+
+    report = Report()
+    off = 0
+    for figure in figures(text):
+        off += not figure.agrees
+        report.line(f"In [{figure.cell}]  {figure.what}")
+        report.line(f"    printed  {printable(figure.printed)}")
+        report.line(f"    NumPy    {printable(figure.found)}")
+        report.line(f"    {'agrees' if figure.agrees else 'OFF'}" + (f" ({figure.note})" if figure.note else ""))
+    report.line()
+    report.line("every figure agrees" if not off else f"{off} figures are off")
+    if off:
+        raise SystemExit(1)

@@ -1,0 +1,63 @@
+"""What a model is made of and what it costs, from its configuration alone."""
+
+import math
+
+from rich.console import Console
+from rich.table import Table
+
+from numpy_gpt.config import GPTConfig
+from numpy_gpt.errors import InputError
+from numpy_gpt.model import parameter_shapes
+
+
+def forward_flops(config: GPTConfig, T: int) -> int:
+    """Floating-point operations of one token's forward pass in a window of T tokens: 2 a multiply-add.
+
+    Matrix products only: 2 · (12 L C² + V C) for the weights, and for attention's two products with T positions
+    (half of them are masked, but the plain product computes all) 4 L T C. Backward costs twice the forward pass
+    (Kaplan et al. 2020, table 1).
+    """
+    C, L, V = config.emb_dim, config.n_layers, config.vocab_size
+    return 2 * (12 * L * C * C + V * C) + 4 * L * T * C
+
+
+def describe(console: Console, config: GPTConfig, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
+    """Print the parameters (those of a file, or by default the configuration's), totals, memory and FLOPs.
+
+    Raises InputError if the file's parameters are not the configuration's.
+    """
+    expected = parameter_shapes(config)
+    if shapes is not None and shapes != expected:
+        name = next(n for n in [*expected, *shapes] if expected.get(n) != shapes.get(n))
+        raise InputError(
+            f"the file does not hold the model its configuration describes: {name} is {shapes.get(name, 'missing')}, "
+            f"not {expected.get(name, 'a parameter of it')}"
+        )
+    table = Table("parameter", "shape", "count", box=None, pad_edge=False)
+    table.columns[2].justify = "right"
+    for name, shape in expected.items():
+        table.add_row(name, " × ".join(map(str, shape)), f"{math.prod(shape):,}")
+    console.print(table)
+    total = sum(math.prod(shape) for shape in expected.values())
+    head = config.vocab_size * config.emb_dim
+    if config.tie_weights:
+        tied = f"token embedding and output head are one array, counted once; untied {total + head:,}"
+    else:
+        tied = f"with a tied output head {total - head:,}"
+    T = config.context_length
+    flops = forward_flops(config, T)
+    rows = {
+        "configuration": ", ".join(f"{key}={value}" for key, value in config.to_dict().items()),
+        "parameters": f"{total:,} ({tied})",
+        "weights in float32": _bytes(4 * total),
+        "training in float32": f"{_bytes(16 * total)} for weights, gradients and AdamW's moments; activations beside",
+        "key-value cache": f"{_bytes(8 * config.n_layers * T * config.emb_dim)} a sequence of {T} tokens in float32",
+        "FLOPs a token": f"{flops:.3g} forward, {3 * flops:.3g} in training (T = {T})",
+    }
+    console.print()
+    for key, value in rows.items():
+        console.print(f"{key:20} {value}", markup=False, soft_wrap=True)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

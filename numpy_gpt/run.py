@@ -1,0 +1,260 @@
+"""A pretraining run as a folder: its settings, its batches, losses.csv, the plot and the checkpoint."""
+
+import csv
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Protocol
+
+from numpy_gpt.config import GPT2_SIZES, GPTConfig
+from numpy_gpt.data import Loader, load_text, sliding_windows, split_text
+from numpy_gpt.errors import InputError
+from numpy_gpt.tokenizer import encode, get_encoding
+from numpy_gpt.train import Learner, Position, Step
+from numpy_gpt.typing import Params
+from numpy_gpt.weights.checkpoint import PREVIOUS, load_training, save_params
+
+TINY = {"emb_dim": 128, "n_layers": 4, "n_heads": 4}
+"""The size called tiny: about a million parameters, for a laptop and two minutes."""
+
+TRAIN_RATIO = 0.9
+"""Share of the text's characters that is trained on; the rest is for validation (the book's)."""
+
+COLUMNS = ("step", "epoch", "tokens_seen", "train_loss", "val_loss", "step_loss", "learning_rate", "seconds")
+"""Of losses.csv: nats per token, epochs counted from 1, seconds since this process began to train."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a run's numbers. The defaults are the book's; `for_tiny` are those of the tiny model."""
+
+    model: str = "124M"
+    text: str = "python-manual"
+    encoding: str = "gpt2"
+    context_length: int = 256
+    epochs: int = 10
+    max_steps: int | None = None
+    batch_size: int = 2
+    stride: int | None = None  # None: the context length, so that windows do not overlap
+    lr: float = 4e-4
+    weight_decay: float = 0.1
+    warmup_steps: int = 0
+    clip: float | None = None
+    drop_rate: float = 0.1
+    tie_weights: bool = False
+    qkv_bias: bool = False
+    seed: int = 123
+    eval_freq: int = 5
+    eval_iter: int = 5
+    prompt: str = "Every effort moves you"
+
+    def config(self, vocab_size: int) -> GPTConfig:
+        """The model these settings describe. Raises InputError for an unknown size."""
+        if self.model != "tiny" and self.model not in GPT2_SIZES:
+            raise InputError(f"unknown model {self.model!r}: choose tiny, {', '.join(GPT2_SIZES)}")
+        return GPTConfig(
+            vocab_size=vocab_size,
+            context_length=self.context_length,
+            drop_rate=self.drop_rate,
+            tie_weights=self.tie_weights,
+            qkv_bias=self.qkv_bias,
+            **(TINY if self.model == "tiny" else GPT2_SIZES[self.model]),
+        )
+
+
+for_tiny = Settings(
+    model="tiny",
+    encoding="bytes",
+    context_length=128,
+    epochs=3,
+    batch_size=16,
+    lr=2e-3,
+    warmup_steps=50,
+    clip=1.0,
+    drop_rate=0.0,
+    eval_freq=50,
+    eval_iter=5,
+    prompt="The statement",
+)
+
+MAY_CHANGE = {"epochs", "max_steps", "eval_freq", "eval_iter", "prompt"}
+"""What --resume lets a run be continued with; the rest would make it another run."""
+
+
+class Batches:
+    """A run's text, tokens and loaders."""
+
+    def __init__(self, settings: Settings):
+        """Reads the text. Raises InputError if it cannot be had, or either part is too short for one window."""
+        self.encoding = get_encoding(settings.encoding)
+        self.text = load_text(settings.text)
+        parts = [encode(self.encoding, part) for part in split_text(self.text, TRAIN_RATIO)]
+        self.tokens = sum(len(part) for part in parts)
+        T = settings.context_length
+        windows = []
+        for name, part in zip(("training", "validation"), parts, strict=True):
+            try:
+                windows.append(sliding_windows(part, T, settings.stride or T))
+            except InputError as error:
+                raise InputError(f"the {name} part of {settings.text}: {error}") from error
+        self._train, self._val = windows
+        self._batch_size = settings.batch_size
+        self.batches_per_epoch = len(Loader(*self._train, settings.batch_size, drop_last=True))
+        self.train_tokens = self.batches_per_epoch * settings.batch_size * T
+        self.val_tokens = self._val[0].size
+
+    def loaders(self, learner: Learner) -> tuple[Loader, Loader]:
+        """Train (shuffled, last batch dropped) and validation loader (neither), on the learner's random stream."""
+        train = Loader(*self._train, self._batch_size, drop_last=True, begin_epoch=learner.shuffled_order)
+        val = Loader(*self._val, self._batch_size, drop_last=False, begin_epoch=learner.file_order)
+        return train, val
+
+    def total_steps(self, settings: Settings) -> int:
+        """Steps of the whole run: its epochs, unless max_steps ends it before."""
+        steps = settings.epochs * self.batches_per_epoch
+        return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+class MakeLearner(Protocol):
+    """How a backend makes its learner: new weights from settings.seed, or the given params."""
+
+    def __call__(self, config: GPTConfig, settings: Settings, total_steps: int, params: Params | None) -> Learner: ...
+
+
+class Run:
+    """The folder of a run. `settings` are those it was begun with; nothing is written before `create`."""
+
+    def __init__(self, folder: Path, settings: Settings):
+        self.folder, self.settings = folder, settings
+        self._losses = folder / "losses.csv"
+
+    @classmethod
+    def create(cls, folder: Path, settings: Settings, text: str) -> "Run":
+        """A new run in folder, which must not exist yet or be empty. Raises InputError otherwise, touching nothing."""
+        try:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                if (folder / "run.json").is_file():
+                    raise InputError(
+                        f"{folder} already holds a run: go on with --resume {folder}, or choose another --out"
+                    )
+                raise InputError(f"{folder} exists and is not a run: choose another --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            run = cls(folder, settings)
+            run._write_settings(hashlib.sha256(text.encode()).hexdigest())
+            with run._losses.open("w", newline="") as f:
+                csv.writer(f).writerow(COLUMNS)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {folder}: {error.strerror}; choose another --out") from error
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """The run in folder. Raises InputError if it is not one."""
+        try:
+            values = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
+            settings = Settings(**{field.name: values[field.name] for field in fields(Settings)})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{folder} is not the folder of a run (no usable run.json): give one made by pretrain"
+            ) from error
+        return cls(folder, settings)
+
+    def resume(self, settings: Settings, text: str) -> tuple[Position, Params]:
+        """Where the checkpoint left off and the state to restore; rows of losses.csv beyond it are taken out.
+
+        settings: the run's own, but for MAY_CHANGE. Raises InputError if more, or the text, is different.
+        """
+        for name, value in asdict(settings).items():
+            if name not in MAY_CHANGE and value != getattr(self.settings, name):
+                raise InputError(
+                    f"{self.folder} was begun with --{name.replace('_', '-')} {getattr(self.settings, name)}, "
+                    f"not {value}: leave it out to go on, or begin another run with --init {self.folder}"
+                )
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        if json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["text_sha256"] != sha256:
+            raise InputError(
+                f"{settings.text} is not the text that {self.folder} was begun with: put the old one back, "
+                f"or begin another run with --init {self.folder}"
+            )
+        state = load_training(self.folder)
+        position = Position.restored(state)
+        rows = [row for row in self.losses() if row["step"] < position.step]
+        self.settings = settings
+        self._write_settings(sha256)
+        with self._losses.open("w", newline="") as f:
+            writer = csv.writer(f)
+            writer.writerow(COLUMNS)
+            writer.writerows([_digits(row[name]) for name in COLUMNS] for row in rows)
+        return position, state
+
+    def append(self, step: Step, seconds: float) -> None:
+        """One more row of losses.csv, for a step with an evaluation."""
+        assert step.evaluation is not None
+        losses = (step.evaluation.train_loss, step.evaluation.val_loss, step.loss)
+        with self._losses.open("a", newline="") as f:
+            csv.writer(f).writerow(
+                [step.step, step.epoch, step.tokens_seen, *map(_digits, losses), _digits(step.lr), f"{seconds:.3f}"]
+            )
+
+    def losses(self) -> list[dict[str, float]]:
+        """The rows of losses.csv; step, epoch and tokens_seen are ints."""
+        with self._losses.open(newline="") as f:
+            return [
+                {name: int(row[name]) if name in COLUMNS[:3] else float(row[name]) for name in COLUMNS}
+                for row in csv.DictReader(f)
+            ]
+
+    def save(self, config: GPTConfig, learner: Learner, position: Position) -> None:
+        """The checkpoint, new beside the old and then in its place: at every instant one of them is whole."""
+        new, checkpoint, previous = (self.folder / name for name in ("checkpoint.new", "checkpoint", PREVIOUS))
+        about = {"encoding": self.settings.encoding, "text": self.settings.text}
+        try:
+            shutil.rmtree(new, ignore_errors=True)
+            save_params(config, learner.params(), new, training=learner.state() | position.state(), about=about)
+            if checkpoint.exists():
+                shutil.rmtree(previous, ignore_errors=True)
+                checkpoint.rename(previous)
+            new.rename(checkpoint)
+            shutil.rmtree(previous, ignore_errors=True)
+        except OSError as error:
+            raise InputError(f"cannot write the checkpoint into {self.folder}: {error.strerror or error}") from error
+
+    def plot(self, batches_per_epoch: int) -> Path:
+        """Draw losses.png: both losses against epochs, and against tokens seen on the upper axis, as the book does."""
+        from matplotlib.figure import Figure  # without pyplot: no window system, no global state
+
+        rows = self.losses()
+        epochs = [(row["step"] + 1) / batches_per_epoch for row in rows]
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(epochs, [row["train_loss"] for row in rows], label="training")
+        axes.plot(epochs, [row["val_loss"] for row in rows], linestyle="-.", label="validation")
+        axes.set_xlabel("epochs")
+        axes.set_ylabel("loss (nats per token)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        tokens_per_epoch = rows[0]["tokens_seen"] / epochs[0] if rows else 1.0
+        upper = axes.secondary_xaxis("top", functions=(lambda e: e * tokens_per_epoch, lambda t: t / tokens_per_epoch))
+        upper.set_xlabel("tokens seen")
+        path = self.folder / "losses.png"
+        figure.savefig(path, dpi=150)
+        return path
+
+    def _write_settings(self, text_sha256: str) -> None:
+        values = {"settings": asdict(self.settings), "text_sha256": text_sha256}
+        (self.folder / "run.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def _digits(value: float) -> str:
+    return repr(value)  # the shortest digits that give the same float again
+
+
+def free_folder(settings: Settings) -> Path:
+    """runs/MODEL-TEXT-N with the first N that is not taken: where a run goes without --out."""
+    stem = f"{settings.model}-{Path(settings.text).stem}"
+    number = 1
+    while (folder := Path("runs", f"{stem}-{number}")).exists():
+        number += 1
+    return folder

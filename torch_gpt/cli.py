@@ -1,0 +1,44 @@
+"""The command torch-gpt."""
+
+from functools import partial
+from typing import Any, get_args
+
+import click
+import torch
+
+from numpy_gpt.cli import Commands, pretrain_options, run_pretrain
+from torch_gpt.model import Attention
+from torch_gpt.train import DTYPES, TorchLearner, check_dtype, choose_device
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="numpy-gpt")
+def main() -> None:
+    """The reference of numpy-gpt: the same job in PyTorch, on the CPU or a GPU."""
+
+
+@main.command("pretrain", short_help="Train a GPT on a text, in PyTorch.")
+@pretrain_options
+@click.option(
+    "--device", default=None, metavar="NAME", help="cuda, mps or cpu.  [default: the first of them that is here]"
+)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="bfloat16 is autocast.")
+@click.option(
+    "--attention",
+    type=click.Choice(get_args(Attention)),
+    default="sdpa",
+    show_default=True,
+    help="Matrix products one by one, or scaled_dot_product_attention.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Through torch.compile (needs a C++ compiler on the CPU).")
+def pretrain_command(device: str | None, dtype: str, attention: Attention, compiled: bool, **flags: Any) -> None:
+    """Train a GPT on a text: `numpy-gpt pretrain` in PyTorch, on the same batches, printing the same lines.
+
+    With the same seed the weights and the order of the batches are the same too, and on the CPU with --attention plain
+    so are the dropout masks.
+    """
+    chosen = choose_device(device)
+    check_dtype(dtype, chosen)
+    learner = partial(TorchLearner, device=chosen, dtype=dtype, attention=attention, compiled=compiled)
+    options = f"{dtype} · attention {attention}" + (" · compiled" if compiled else "")
+    run_pretrain(learner, f"torch-gpt · PyTorch {torch.__version__} · {chosen} · {options}", flags)

@@ -1,0 +1,172 @@
+"""The reference as a learner: torch's AdamW, schedulers, loaders and random stream under numpy_gpt's training loop."""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from numpy_gpt.config import GPTConfig
+from numpy_gpt.errors import InputError
+from numpy_gpt.run import Settings
+from numpy_gpt.typing import Array, Params
+from torch_gpt.model import Attention, GPTModel, from_params, to_params
+
+DTYPES = ("float32", "float64", "bfloat16")
+"""Of the arithmetic; bfloat16 is autocast over float32 parameters."""
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device called name, or None: CUDA, else MPS, else the CPU. Raises InputError for one that is not here."""
+    here = ["cpu"]
+    if torch.backends.mps.is_available():
+        here.insert(0, "mps")
+    if torch.cuda.is_available():
+        here.insert(0, "cuda")
+    if name is None:
+        return torch.device(here[0])
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}: choose one of {', '.join(here)}") from error
+    if device.type not in here or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"device {name} is not on this machine: choose one of {', '.join(here)}")
+    return device
+
+
+def check_dtype(name: str, device: torch.device) -> None:
+    """Raises InputError if the device does not compute in this dtype."""
+    if name == "float64" and device.type == "mps":
+        raise InputError("MPS has no float64: choose --dtype float32 or --device cpu")
+    if name == "bfloat16" and not (
+        torch.amp.is_autocast_available(device.type) and (device.type != "cuda" or torch.cuda.is_bf16_supported())
+    ):
+        raise InputError(f"{device} has no bfloat16: choose --dtype float32")
+
+
+def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> list[float]:
+    """The rate of each step, by torch's schedulers: linear up to lr, then half a cosine down to a tenth of it."""
+    if not warmup_steps:
+        return [lr] * total_steps
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr)
+    warmup = torch.optim.lr_scheduler.LinearLR(sgd, 1 / (warmup_steps + 1), 1.0, warmup_steps)
+    steps_down = max(1, total_steps - 1 - warmup_steps)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, steps_down, eta_min=lr / 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # SequentialLR calls its parts in a way torch itself warns of
+        schedule = torch.optim.lr_scheduler.SequentialLR(sgd, [warmup, cosine], [warmup_steps])
+        rates = []
+        for _ in range(total_steps):
+            rates.append(float(sgd.param_groups[0]["lr"]))
+            sgd.step()
+            schedule.step()
+    return rates
+
+
+class TorchLearner:
+    """torch_gpt's model with torch.optim.AdamW. See numpy_gpt.train.Learner for the methods.
+
+    device: as torch names it; dtype: one of DTYPES; attention: "plain" or "sdpa"; compiled: through torch.compile.
+    Weights and orders of batches are drawn on the CPU, so they are those of numpy_gpt for the same seed; dropout masks
+    are too where the device is the CPU and the attention plain.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        settings: Settings,
+        total_steps: int,
+        params: Params | None = None,
+        *,
+        device: torch.device,
+        dtype: str = "float32",
+        attention: Attention = "sdpa",
+        compiled: bool = False,
+    ):
+        self._clip = settings.clip
+        self._device = device
+        self._autocast = dtype == "bfloat16"
+        precision = torch.float64 if dtype == "float64" else torch.float32
+        torch.manual_seed(settings.seed)
+        if params is None:
+            self.model = GPTModel(config, attention).to(device, precision)
+        else:
+            self.model = from_params(config, params, attention=attention, device=device, dtype=precision)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+        self._rates = learning_rates(settings.lr, settings.warmup_steps, total_steps)
+        self._loss: Callable[[Tensor, Tensor], Tensor] = torch.compile(self.model.loss) if compiled else self.model.loss
+
+    def train_step(self, x: Array, y: Array, step: int) -> tuple[float, float]:
+        lr = self._rates[step]
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.train()
+        self.optimizer.zero_grad()
+        loss = self._forward(x, y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        self.optimizer.step()
+        return loss.item(), lr
+
+    def loss(self, x: Array, y: Array) -> float:
+        self.model.eval()
+        with torch.no_grad():
+            return self._forward(x, y).item()
+
+    def greedy(self, ids: Array, max_new_tokens: int) -> Array:
+        """As the book's generate_text_simple: the whole window again for every token."""
+        self.model.eval()
+        tokens = torch.as_tensor(ids, device=self._device)
+        with torch.no_grad():
+            for _ in range(max_new_tokens):
+                logits = self.model(tokens[:, -self.model.config.context_length :])[:, -1]
+                tokens = torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)
+        return tokens.cpu().numpy()
+
+    def shuffled_order(self, windows: int) -> Array | None:
+        batch: Tensor = next(iter(DataLoader(range(windows), batch_size=windows, shuffle=True)))  # type: ignore[arg-type]
+        return batch.numpy()
+
+    def file_order(self, windows: int) -> Array | None:
+        iter(DataLoader(range(windows)))  # type: ignore[arg-type]  # draws its base seed
+        return None
+
+    def params(self) -> Params:
+        return to_params(self.model)
+
+    def state(self) -> Params:
+        moments = {"m": "exp_avg", "v": "exp_avg_sq"}
+        state: Params = {"rng": torch.get_rng_state().numpy(), "optimizer.t": np.array([0])}
+        if self._device.type == "cuda":
+            state["rng.cuda"] = torch.cuda.get_rng_state(self._device).numpy()
+        for name, p in self.model.named_parameters():
+            own = self.optimizer.state[p]
+            for short, long in moments.items():
+                moment = own[long] if own else torch.zeros_like(p)  # there is none before the first step
+                state[f"optimizer.{short}.{name}"] = moment.cpu().numpy().copy()
+            state["optimizer.t"] = np.array([int(own["step"]) if own else 0])
+        return state
+
+    def restore(self, state: Params) -> None:
+        try:
+            for name, p in self.model.named_parameters():
+                m, v = (torch.from_numpy(state[f"optimizer.{each}.{name}"]).to(p) for each in "mv")
+                t = torch.tensor(float(state["optimizer.t"][0]))
+                if m.shape != p.shape or v.shape != p.shape:
+                    raise InputError(f"the optimiser's state of {name} has another shape: is it another model's?")
+                self.optimizer.state[p] = {"step": t, "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
+            torch.set_rng_state(torch.from_numpy(state["rng"]))
+            if self._device.type == "cuda" and "rng.cuda" in state:
+                torch.cuda.set_rng_state(torch.from_numpy(state["rng.cuda"]), self._device)
+        except KeyError as error:
+            raise InputError(
+                f"the checkpoint has no training state {error}: start from it with --init instead"
+            ) from error
+
+    def _forward(self, x: Array, y: Array) -> Tensor:
+        tokens, targets = (torch.as_tensor(each, device=self._device) for each in (x, y))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            return self._loss(tokens, targets)
