@@ -159,11 +159,10 @@ def evaluate(checkpoint: Path, text: str | None, batch_size: int) -> None:
     if whole < len(ids) - 1:
         batches.append((ids[None, whole:-1], ids[None, whole + 1 :]))
     total = 0.0
-    with click.progressbar(batches, label="evaluating", file=click.get_text_stream("stderr")) as bar:
-        for x, y in bar:
-            total += float(model.loss(x, y)) * y.size
-    loss = total / (len(ids) - 1)
     report = Report()
+    for x, y in report.track(batches, "evaluating"):
+        total += float(model.loss(x, y)) * y.size
+    loss = total / (len(ids) - 1)
     report.line(f"text        {name}")
     report.line(f"tokens      {len(ids) - 1:,} ({encoding.name})")
     report.line(f"loss        {loss:.4f} nats/token")

@@ -1,14 +1,17 @@
 """What a run shows: lines that read the same in a terminal and in a log, and on a terminal a live progress line."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from numpy_gpt.train import Step
+
+T = TypeVar("T")
 
 
 def printable(text: str) -> str:
@@ -30,6 +33,10 @@ class Report:
     def line(self, text: str = "") -> None:
         """One line, not wrapped and not interpreted."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def track(self, items: Sequence[T], description: str) -> Iterable[T]:
+        """The items, with a progress line that goes away at the end, if the output is a terminal."""
+        return track(items, description, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     @contextmanager
     def training(self, total_steps: int, first_step: int, first_tokens: int) -> Iterator[None]:

@@ -21,8 +21,9 @@ def keep_top_k(logits: Array, k: int) -> Array:
 
 def softmax(logits: Array) -> Array:
     """Probabilities (B, V) of logits (B, V); −inf becomes 0."""
-    e: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probs: Array = e / e.sum(axis=-1, keepdims=True)
+    return probs
 
 
 def keep_top_p(probs: Array, p: float) -> Array:
@@ -43,7 +44,8 @@ def choose(
 ) -> npt.NDArray[np.int64]:
     """One next id per row (B,) of logits (B, V): top-k, then temperature, then top-p, as the book orders them."""
     if temperature == 0 or rng is None:
-        return logits.argmax(axis=-1).astype(np.int64)
+        ids: npt.NDArray[np.int64] = logits.argmax(axis=-1)
+        return ids
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     probs = softmax(logits / temperature)

@@ -40,7 +40,7 @@ class NumpyLearner:
         return self.rng.loader_order(windows)
 
     def file_order(self, windows: int) -> Array | None:
-        self.rng.skip_loader_seed()
+        self.rng.start_loader()
         return None
 
     def params(self) -> Params:

@@ -15,7 +15,7 @@ from numpy_gpt.console import Report, one_line
 from numpy_gpt.data import CORPORA
 from numpy_gpt.errors import InputError
 from numpy_gpt.run import TINY, Batches, MakeLearner, Run, Settings, for_tiny, free_folder
-from numpy_gpt.tokenizer import decode, encode
+from numpy_gpt.tokenizer import decode, encode, get_encoding
 from numpy_gpt.train import Learner, Position, train
 from numpy_gpt.typing import Params
 from numpy_gpt.weights.checkpoint import Header, load_params, read_header
@@ -68,13 +68,13 @@ def pretrain(
     elif init is not None:
         header = read_header(init)
         settings = _settings_for(header, flags)
-        batches = Batches(settings)
         config = replace(header.config, drop_rate=settings.drop_rate)
-        if batches.encoding.n_vocab != config.vocab_size:
+        if (words := get_encoding(settings.encoding).n_vocab) != config.vocab_size:
             raise InputError(
-                f"{init} has a vocabulary of {config.vocab_size}, the encoding {settings.encoding} one of "
-                f"{batches.encoding.n_vocab}: choose its own --encoding"
+                f"{init} has a vocabulary of {config.vocab_size}, the encoding {settings.encoding} one of {words}: "
+                "choose its own --encoding"
             )
+        batches = Batches(settings)
         params = load_params(init, np.float32)[1]
     else:
         settings = replace(defaults_for(flags.get("model", "tiny")), **flags)

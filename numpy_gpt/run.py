@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.data import Loader, load_text, sliding_windows, split_text
@@ -236,7 +236,14 @@ class Run:
         axes.grid(alpha=0.3)
         axes.legend()
         tokens_per_epoch = rows[0]["tokens_seen"] / epochs[0] if rows else 1.0
-        upper = axes.secondary_xaxis("top", functions=(lambda e: e * tokens_per_epoch, lambda t: t / tokens_per_epoch))
+
+        def to_tokens(epoch: Any) -> Any:
+            return epoch * tokens_per_epoch
+
+        def to_epochs(tokens: Any) -> Any:
+            return tokens / tokens_per_epoch
+
+        upper = axes.secondary_xaxis("top", functions=(to_tokens, to_epochs))
         upper.set_xlabel("tokens seen")
         path = self.folder / "losses.png"
         figure.savefig(path, dpi=150)

@@ -1,0 +1,176 @@
+"""Text -> sliding windows of token ids -> batches, as the book's data loaders make them."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from numpy_gpt.errors import InputError
+from numpy_gpt.files import data_folder_file, find
+from numpy_gpt.typing import Array
+
+CORPORA = ("python-manual", "the-verdict")
+"""The texts that load_text knows by name."""
+
+VERDICT_SHA256 = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
+VERDICT_URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt"
+
+
+def load_text(name_or_path: str) -> str:
+    """A corpus by its name, or else the UTF-8 file at that path (newlines as Python reads them: all become "\\n").
+
+    "python-manual": the language reference inside every Python, so its length goes with the version (465,048
+    characters in 3.11). "the-verdict": the book's story (20,479 characters), from $NUMPY_GPT_DATA, else the user's
+    cache, else downloaded into it once. To read a file that has a corpus's name, write ./ before it.
+
+    Raises InputError for what is no file or holds no text, and for a story that is nowhere to be had.
+    """
+    if name_or_path == "python-manual":
+        from pydoc_data.topics import topics
+
+        return "\n".join(topics[topic] for topic in sorted(topics))
+    if name_or_path == "the-verdict":
+        return _the_verdict()
+    try:
+        with open(name_or_path, encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name_or_path} is not UTF-8 text (byte {error.object[error.start]:#04x} at offset {error.start}): "
+            "save it as UTF-8, or give another file"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(_unreadable(name_or_path, error)) from error
+    if "\0" in text:
+        raise InputError(f"{name_or_path} is a binary file (it contains NUL bytes): give a file of plain UTF-8 text")
+    if not text:
+        raise InputError(f"{name_or_path} is empty: give a file with text in it")
+    return text
+
+
+def split_text(text: str, ratio: float = 0.9) -> tuple[str, str]:
+    """(training text, validation text): the first int(ratio * characters), and the rest.
+
+    Raises InputError unless ratio is from 0 to 1.
+    """
+    if not 0 <= ratio <= 1:
+        raise InputError(f"the training share of the text is from 0 to 1, not {ratio!r}")
+    split = int(ratio * len(text))
+    return text[:split], text[split:]
+
+
+def sliding_windows(ids: Array, max_length: int, stride: int) -> tuple[Array, Array]:
+    """Windows of max_length (T) tokens that begin every `stride` tokens, and the same windows one token later.
+
+    ids (n,) -> inputs (N, T), targets (N, T) int64, where inputs[k] = ids[k*stride :][:T], targets[k] is that plus one,
+    and N = ceil((n - T) / stride): as in the book's GPTDatasetV1, a window needs its last target too. Both are
+    read-only views of ids, for with stride 1 copies would take 2 T times its memory.
+
+    Raises InputError if max_length or stride is below 1, or ids are too few for one window.
+    """
+    for name, value in (("max_length", max_length), ("stride", stride)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+    ids = np.asarray(ids, dtype=np.int64)
+    if len(ids) <= max_length:
+        raise InputError(
+            f"the text is too short: it has {len(ids)} tokens, and one window takes {max_length + 1} "
+            f"(a context of {max_length}, and the token after it): choose a shorter --context-length or a longer text"
+        )
+    windows = np.lib.stride_tricks.sliding_window_view(ids, max_length + 1)[::stride]  # (N, T + 1)
+    return windows[:, :-1], windows[:, 1:]
+
+
+def file_order(windows: int) -> None:
+    """The begin_epoch of a Loader that does not shuffle."""
+
+
+class Loader:
+    """Batches of windows, epoch after epoch, as torch's DataLoader gives them to the book.
+
+    inputs, targets (N, T). drop_last leaves out a last batch with fewer than batch_size (B) windows. begin_epoch is
+    called with N as an iteration begins, and returns the order of the windows, (N,) ints, or None for the order of
+    the file. The randomness comes from there alone, so any generator can drive it.
+
+    len(loader) is the number of batches in an epoch, loader.tokens that of the tokens they hold.
+
+    Raises InputError if batch_size is below 1, or an epoch would have no batch.
+    """
+
+    def __init__(
+        self,
+        inputs: Array,
+        targets: Array,
+        batch_size: int,
+        drop_last: bool,
+        begin_epoch: Callable[[int], Array | None] = file_order,
+    ) -> None:
+        if inputs.shape != targets.shape:
+            raise ValueError(f"Loader: inputs are {inputs.shape}, targets {targets.shape}; the two must be alike")
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        windows, T = inputs.shape
+        self.inputs = inputs
+        self.targets = targets
+        self.batch_size = batch_size
+        self.begin_epoch = begin_epoch
+        used: int = windows - windows % batch_size if drop_last else windows
+        if used == 0:
+            raise InputError(
+                f"the text gives no batch: it has {windows} windows, and a batch takes {batch_size}: "
+                "choose a smaller --batch-size, a shorter --context-length or a longer text"
+            )
+        self.tokens = used * T
+        self._used = used
+
+    def __len__(self) -> int:
+        return -(-self._used // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Array, Array]]:
+        """One epoch of (x (B, T), y (B, T)), int64, the caller's to keep. begin_epoch is called at once."""
+        return self.batches(self.begin_epoch(len(self.inputs)))
+
+    def batches(self, order: Array | None, start: int = 0) -> Iterator[tuple[Array, Array]]:
+        """The epoch with this order (None: that of the file), from batch number `start` on.
+
+        A run that saves the order and the number of batches it has used can go on from there.
+        Raises InputError if the order is not one of this many windows, or the epoch has no batch number `start`.
+        """
+        windows = len(self.inputs)
+        order = np.arange(windows) if order is None else np.asarray(order)
+        if order.shape != (windows,) or not 0 <= start <= len(self):
+            raise InputError(
+                f"batch {start} of an order of {order.size} windows is not one of this text's, which has {windows} "
+                f"windows in {len(self)} batches: go on with the text, context and batch size the run began with"
+            )
+        chosen = (
+            order[i : min(i + self.batch_size, self._used)] for i in range(0, self._used, self.batch_size)[start:]
+        )
+        return ((self.inputs[rows], self.targets[rows]) for rows in chosen)
+
+
+def _the_verdict() -> str:
+    import pooch  # type: ignore[import-untyped]  # here, so that `import numpy_gpt` stays light
+
+    cached = Path(pooch.os_cache("numpy-gpt"), "the-verdict.txt")
+    content = find(
+        "the-verdict.txt",
+        VERDICT_SHA256,
+        [data_folder_file("the-verdict.txt"), cached],
+        VERDICT_URL,
+        cached,
+        "connect to the network once, put the file into $NUMPY_GPT_DATA, or choose the text python-manual",
+    )
+    return content.decode("utf-8")
+
+
+def _unreadable(name_or_path: str, error: OSError | ValueError) -> str:
+    if os.path.isdir(name_or_path):  # Windows calls that a PermissionError
+        return f"{name_or_path} is a folder: give one file of UTF-8 text"
+    if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
+        return (
+            f"{name_or_path!r} is neither a known text nor a file: "
+            f"choose {' or '.join(CORPORA)}, or give the path of a file of UTF-8 text"
+        )
+    return f"{name_or_path} cannot be read ({error.strerror}): give a file of UTF-8 text that you may read"

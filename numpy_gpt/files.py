@@ -1,0 +1,80 @@
+"""Files that do not travel with the package: known by their SHA-256, looked for where they may lie, else downloaded."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from numpy_gpt.errors import InputError
+
+TIMEOUT = 10.0
+"""Seconds to wait for a connection, and then for each next piece of a download."""
+
+
+def data_folder_file(name: str) -> Path | str:
+    """Where the relative path `name` would lie in $NUMPY_GPT_DATA, or the words that there is no such folder."""
+    folder = os.environ.get("NUMPY_GPT_DATA")
+    return Path(folder, name) if folder else "$NUMPY_GPT_DATA is not set"
+
+
+def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: Path | None, mend: str) -> bytes:
+    """The bytes of the first file among `places` with this SHA-256, else of the download from `url`, kept as `store`.
+
+    A place is a path, or the words that say why there is none. A file with another hash is passed over, and only a
+    download replaces it; nothing but a whole and verified file ever takes the name `store`. None keeps nothing.
+
+    Raises InputError, which says what was wrong with each place and ends with `mend`.
+    """
+    wrong: list[str] = []
+    for place in places:
+        if isinstance(place, str):
+            wrong.append(place)
+            continue
+        try:
+            content = place.read_bytes()
+        except FileNotFoundError:
+            wrong.append(f"{place} does not exist")
+        except OSError as error:
+            wrong.append(f"{place} cannot be read ({error.strerror})")
+        else:
+            # These very bytes are what the caller gets: a file changed after the check could not slip in.
+            if hashlib.sha256(content).hexdigest() == sha256:
+                return content
+            wrong.append(f"{place} is damaged or another file (its SHA-256 is not {sha256[:8]}…)")
+    try:
+        if store:
+            return _download(url, sha256, store)
+        with tempfile.TemporaryDirectory() as folder:
+            return _download(url, sha256, Path(folder, "download"))
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # requests' exceptions are OSErrors; pooch's for a wrong hash is a ValueError
+        wrong.append(f"{url} {_reason(error)}")
+        raise InputError(f"{what} was not found: {'; '.join(wrong)}: {mend}") from error
+
+
+def _download(url: str, sha256: str, store: Path) -> bytes:
+    import pooch  # type: ignore[import-untyped]  # here, since it takes longer to import than all of numpy_gpt
+
+    # pooch writes under another name, verifies, and only then renames. The files are small: taken whole rather than
+    # streamed, for then requests closes a connection that breaks off.
+    fetch = pooch.HTTPDownloader(timeout=TIMEOUT, stream=False)
+    path = Path(pooch.retrieve(url, f"sha256:{sha256}", fname=store.name, path=store.parent, downloader=fetch))
+    # pooch makes files only their owner can read, and tiktoken fails on such a file in the cache that users share.
+    path.chmod(0o644)
+    return path.read_bytes()
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong with a download, in the words of the user rather than of urllib3."""
+    if isinstance(error, ValueError) and "hash" in str(error):
+        return "holds another file than the one known (its SHA-256 differs)"
+    if (response := getattr(error, "response", None)) is not None:
+        return f"answered {response.status_code} {response.reason}"
+    if "timed out" in str(error):
+        return f"did not answer within {TIMEOUT:g} seconds"
+    if isinstance(error, OSError) and error.filename:
+        return f"could not be kept as {error.filename} ({error.strerror})"
+    return f"could not be reached ({type(error).__name__})"

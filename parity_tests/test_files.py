@@ -1,0 +1,148 @@
+"""numpy_gpt.files: a file is found in the first place that holds it, and nothing unverified is used or kept."""
+
+import hashlib
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from numpy_gpt import files
+from numpy_gpt.errors import InputError
+from parity_tests.web import HANG, Web
+
+URL = "https://example.org/folder/thing.bin"
+CONTENT = b"the thing itself" * 500
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def web(monkeypatch):
+    with Web(monkeypatch) as web:
+        yield web
+
+
+def find(places, store):
+    return files.find("the thing", SHA256, places, URL, store, "do this")
+
+
+def place(path, content=CONTENT):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_the_first_good_place_wins_and_nothing_is_asked_or_written(tmp_path, web, monkeypatch):
+    read = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    places = [tmp_path / "missing", "there is no second place", place(tmp_path / "good"), place(tmp_path / "spare")]
+    assert find(places, tmp_path / "store") == CONTENT
+    assert read == ["missing", "good"]
+    assert web.asked == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "spare"]
+
+
+@pytest.mark.parametrize("bad", [CONTENT[:-1], b"", CONTENT[:-1] + b"\0"], ids=["cut", "empty", "one byte"])
+def test_a_damaged_file_is_passed_over_and_left_alone(tmp_path, bad):
+    damaged = place(tmp_path / "damaged", bad)
+    assert find([damaged, place(tmp_path / "good")], None) == CONTENT
+    assert damaged.read_bytes() == bad
+
+
+def test_a_download_is_kept_for_everyone_and_found_the_next_time(tmp_path, web):
+    web.pages[URL] = CONTENT
+    store = tmp_path / "made" / "for" / "it"
+    assert find([store], store) == CONTENT
+    assert store.read_bytes() == CONTENT
+    if sys.platform != "win32":
+        assert stat.S_IMODE(store.stat().st_mode) == 0o644
+    assert find([store], store) == CONTENT
+    assert web.asked == [URL]
+    assert list(store.parent.iterdir()) == [store]
+
+
+def test_a_download_replaces_a_damaged_file(tmp_path, web):
+    web.pages[URL] = CONTENT
+    store = place(tmp_path / "store", b"damaged")
+    assert find([store], store) == CONTENT
+    assert store.read_bytes() == CONTENT
+
+
+def test_a_download_without_a_store_is_not_kept(web, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    web.pages[URL] = CONTENT
+    assert find([], None) == CONTENT
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_PAGES = {
+    "other content": (CONTENT[::-1], "holds another file than the one known (its SHA-256 differs)"),
+    "cut short": ((CONTENT[:-1], len(CONTENT)), "could not be reached"),
+    "cut short, unnoticed": (CONTENT[:-1], "holds another file than the one known (its SHA-256 differs)"),
+    "no such page": (404, "answered 404 Not Found"),
+    "no answer": (HANG, "did not answer within 0.2 seconds"),
+    "half an answer": ((CONTENT[:5000], None), "did not answer within 0.2 seconds"),
+    "no network": (None, "could not be reached (ConnectionError)"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PAGES)
+@pytest.mark.parametrize("before", [None, b"an older, damaged file"], ids=["nothing before", "damaged before"])
+def test_a_bad_download_is_told_and_leaves_the_store_as_it_was(tmp_path, web, monkeypatch, kind, before):
+    monkeypatch.setattr(files, "TIMEOUT", 0.2)
+    page, reason = BAD_PAGES[kind]
+    if page is not None:
+        web.pages[URL] = page
+    store = tmp_path / "store"
+    if before:
+        place(store, before)
+    begun = time.monotonic()
+    with pytest.raises(InputError) as error:
+        find([store], store)
+    assert time.monotonic() - begun < 2  # the time-out's 0.2 seconds, and some for a busy machine
+    assert f"{URL} {reason}" in str(error.value)
+    assert web.asked == [URL]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([before] if before else [])
+
+
+def test_the_error_says_what_was_wrong_with_each_place(tmp_path, monkeypatch, web):
+    read_bytes = Path.read_bytes
+
+    def locked(path):  # the tests may run as root, whom no permission stops
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", locked)
+    (tmp_path / "folder").mkdir()
+    damaged = place(tmp_path / "damaged", b"x")
+    with pytest.raises(InputError) as error:
+        find([tmp_path / "missing", "no such place", damaged, tmp_path / "locked"], tmp_path / "store")
+    assert str(error.value) == (
+        f"the thing was not found: {tmp_path / 'missing'} does not exist; no such place; "
+        f"{damaged} is damaged or another file (its SHA-256 is not {SHA256[:8]}…); "
+        f"{tmp_path / 'locked'} cannot be read (Permission denied); "
+        f"{URL} could not be reached (ConnectionError): do this"
+    )
+
+
+def test_a_store_that_cannot_be_made_is_told(tmp_path, web):
+    web.pages[URL] = CONTENT
+    in_the_way = place(tmp_path / "file")
+    with pytest.raises(InputError, match=f"{URL} could not be kept as .*file"):
+        find([], in_the_way / "store")
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_data_folder_there_are_words(monkeypatch, value):
+    monkeypatch.delenv("NUMPY_GPT_DATA", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NUMPY_GPT_DATA", value)
+    assert files.data_folder_file("a/b") == "$NUMPY_GPT_DATA is not set"
+
+
+def test_the_data_folder_is_the_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMPY_GPT_DATA", str(tmp_path))
+    assert files.data_folder_file("a/b") == tmp_path / "a" / "b"
