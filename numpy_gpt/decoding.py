@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import GPT, KVCache
+from numpy_gpt.model import GPT
 from numpy_gpt.random import Generator
 from numpy_gpt.typing import Array
 

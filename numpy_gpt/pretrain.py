@@ -20,9 +20,6 @@ from numpy_gpt.train import Learner, Position, train
 from numpy_gpt.typing import Params
 from numpy_gpt.weights.checkpoint import Header, load_params, read_header
 
-SAMPLE_TOKENS = 50
-"""Length of the greedy sample after each epoch, as in the book."""
-
 
 def defaults_for(model: str) -> Settings:
     """The settings a run of this model has where no flag says otherwise."""
@@ -98,7 +95,7 @@ def pretrain(
         report.line(f"resumed   after step {position.step - 1}, {max(0, total_steps - position.step)} to go")
 
     def sample() -> str:
-        return one_line(decode(batches.encoding, learner.greedy(prompt, SAMPLE_TOKENS)[0]))
+        return one_line(decode(batches.encoding, learner.greedy(prompt, settings.sample_tokens)[0]))
 
     report.line()
     if position.step == 0:

@@ -49,6 +49,7 @@ class Settings:
     eval_freq: int = 5
     eval_iter: int = 5
     prompt: str = "Every effort moves you"
+    sample_tokens: int = 50
 
     def config(self, vocab_size: int) -> GPTConfig:
         """The model these settings describe. Raises InputError for an unknown size."""
@@ -67,16 +68,17 @@ class Settings:
 for_tiny = Settings(
     model="tiny",
     encoding="bytes",
-    context_length=128,
-    epochs=3,
-    batch_size=16,
-    lr=2e-3,
-    warmup_steps=50,
+    context_length=64,
+    epochs=2,
+    max_steps=1001,
+    batch_size=8,
+    lr=4e-3,
+    warmup_steps=100,
     clip=1.0,
     drop_rate=0.0,
-    eval_freq=50,
-    eval_iter=5,
+    eval_freq=100,
     prompt="The statement",
+    sample_tokens=160,
 )
 
 MAY_CHANGE = {"epochs", "max_steps", "eval_freq", "eval_iter", "prompt"}
