@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import GPT
+from numpy_gpt.model import GPT, checked_ids
 from numpy_gpt.random import Generator
 from numpy_gpt.typing import Array
 
@@ -34,7 +34,8 @@ def keep_top_p(probs: Array, p: float) -> Array:
     """
     order = np.argsort(-probs, axis=-1, kind="stable")
     sorted_probs = np.take_along_axis(probs, order, axis=-1)
-    before = np.cumsum(sorted_probs, axis=-1) - sorted_probs  # what the likelier tokens already hold
+    # what the likelier tokens already hold; in float32 a running sum of 50,257 terms would reach p too early or late
+    before = np.cumsum(sorted_probs, axis=-1, dtype=np.float64) - sorted_probs
     kept = np.zeros_like(probs)
     np.put_along_axis(kept, order, np.where(before < p, sorted_probs, 0), axis=-1)
     return kept
@@ -50,7 +51,7 @@ def choose(
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     probs = softmax(logits / temperature)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:  # at 1 everything stays, whatever the rounding of a sum
         probs = keep_top_p(probs, top_p)
         probs /= probs.sum(axis=-1, keepdims=True)
     return rng.multinomial(probs)
@@ -68,7 +69,7 @@ def stream(
 ) -> Iterator[npt.NDArray[np.int64]]:
     """generate's new ids as they are made: at most max_new_tokens arrays (B,)."""
     context = model.config.context_length
-    ids = np.asarray(tokens)
+    ids = checked_ids("tokens", tokens, model.config.vocab_size)
     _check_sampling(max_new_tokens, temperature, top_k, top_p, rng)
     ended = np.zeros(len(ids), bool)
     past = KVCache(model.config, len(ids), model.dtype)

@@ -52,6 +52,23 @@ def initial_parameters(config: GPTConfig, rng: Generator, dtype: Float = np.floa
     return params
 
 
+def checked_ids(what: str, tokens: npt.ArrayLike, vocab_size: int) -> Array:
+    """tokens as a (B, T) int64 array of ids below vocab_size; InputError, naming what they are, if they are not."""
+    try:
+        ids = np.asarray(tokens)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"{what} must be a (B, T) array of whole numbers: its rows have different lengths") from error
+    if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise InputError(f"{what} must be a non-empty (B, T) array of whole numbers, not {ids.dtype} {ids.shape}")
+    outside = (ids < 0) | (ids >= vocab_size)
+    if outside.any():
+        raise InputError(
+            f"{what}: id {ids[outside][0]} is outside the vocabulary of {vocab_size}: "
+            "use the encoding the model was made for"
+        )
+    return ids.astype(np.int64, copy=False)
+
+
 class GPT:
     """A GPT-2 whose parameters are the arrays of `params` and nothing else.
 
@@ -168,23 +185,15 @@ class GPT:
         return grads
 
     def _checked(self, what: str, tokens: npt.ArrayLike, room: int | None = None) -> Array:
-        """tokens as a (B, T) int64 array, or InputError naming what is wrong with them."""
-        ids = np.asarray(tokens)
-        if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
-            raise InputError(f"{what} must be a non-empty (B, T) array of whole numbers, not {ids.dtype} {ids.shape}")
+        """tokens as checked_ids returns them, and no more than room (None: context_length) a row."""
+        ids = checked_ids(what, tokens, self.config.vocab_size)
         room = self.config.context_length if room is None else room
         if ids.shape[1] > room:
             raise InputError(
                 f"{what}: T = {ids.shape[1]} is over the {room} positions left of context_length "
                 f"{self.config.context_length}: shorten the input"
             )
-        outside = (ids < 0) | (ids >= self.config.vocab_size)
-        if outside.any():
-            raise InputError(
-                f"{what}: id {ids[outside][0]} is outside the vocabulary of {self.config.vocab_size}: "
-                "use the encoding the model was made for"
-            )
-        return ids.astype(np.int64, copy=False)
+        return ids
 
     def _checked_pair(self, tokens: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Array, Array]:
         ids, want = self._checked("tokens", tokens), self._checked("targets", targets)

@@ -1,0 +1,203 @@
+"""The judge: budgets and their scales, written down once and independently of numpy_gpt. No torch in here.
+
+A budget is a number of eps (of the dtype under test) times a scale. For one operation the scale S is the operation's
+own formula on absolute values with every subtraction turned into a sum: what rounding can see, cancellation or not.
+DESIGN asks for max|numpy − torch| <= 64 · eps · S over a tensor. Every S below is taken elementwise, which is the
+stricter reading: an element that ought to be small may not hide behind a large one. Two factors keep that fair, and no
+more:
+
+* exp(a) turns an error of a into a relative error of exp(a), so a softmax probability carries (1 + |exponent|) · eps.
+  For attention DESIGN states it: (1 + max|score|), for the whole tensor. For cross-entropy, where DESIGN states no
+  factor, it is p · (1 + |log p|) per element, which is never above 1, and the result is cut at the plain max S: so the
+  elementwise budget lies inside DESIGN's everywhere.
+* below the smallest normal number rounding is absolute: eps of that number is the spacing there. So it is added to every
+  scale that is not 0, and to what can underflow on the way to a product, probabilities and their gradients.
+
+A scale of 0 means that numbers are moved or multiplied once, so equality is exact.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+LAYERNORM_EPS = 1e-5  # GPT-2's
+
+
+class Budget(NamedTuple):
+    """A heading of the summary, and how many eps · scale are allowed under it."""
+
+    title: str
+    factor: float
+
+
+OPERATION = Budget("one operation", 64)
+MODEL = Budget("whole model", 2**16)
+
+_largest: dict[str, dict[str, float]] = {}
+
+
+def kind(name):
+    """A tensor's kind: its name without the block index, so that all blocks share one line of the summary.
+
+    "a law: tensor" is of the law's kind: its tensors share a line.
+    """
+    return re.sub(r"trf_blocks\.\d+\.", "trf_blocks.*.", name).partition(":")[0]
+
+
+def record(title, name, value):
+    """Keep the largest value seen of this tensor kind, for the summary."""
+    table = _largest.setdefault(title, {})
+    table[kind(name)] = max(value, table.get(kind(name), 0.0))
+
+
+def summary():
+    """The lines of the terminal summary: per heading, every tensor kind and its largest value, largest first."""
+    for title in sorted(_largest):
+        yield ""
+        yield title
+        for name, value in sorted(_largest[title].items(), key=lambda item: -item[1]):
+            yield f"  {value:10.3g}  {name}"
+
+
+def check(name, got, want, scale, budget=OPERATION):
+    """Fail unless |got − want| <= budget.factor · eps · scale everywhere; return the largest share of the budget used.
+
+    got and want are arrays (or scalars) of one shape and one dtype, whose eps counts; scale (>= 0) broadcasts to them.
+    A NaN on either side, or in the scale, fails. The message names the tensor, the index, both values and the share.
+    """
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"{name}: shape {got.shape}, should be {want.shape}"
+    assert got.dtype == want.dtype, f"{name}: dtype {got.dtype}, should be {want.dtype}"
+    if not got.size:
+        return 0.0
+    scale, limits = np.asarray(scale, np.float64), np.finfo(got.dtype)
+    allowed = budget.factor * float(limits.eps) * np.where(scale > 0, scale + float(limits.tiny), scale)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        error = np.abs(got.astype(np.float64) - want.astype(np.float64))
+        share = np.where(error == 0, 0 * allowed, error / allowed)  # 0 · NaN is NaN: a broken scale cannot pass
+    at = np.unravel_index(share.argmax(), share.shape)  # argmax takes the first NaN, if there is one
+    used = float(share[at])
+    index = [int(i) for i in at]
+    assert used <= 1, f"{name}{index}: {got[at]:.9e} vs {want[at]:.9e}, {used:.3g}x the budget"
+    record(f"{budget.title}, {got.dtype}: largest share of {budget.factor:g} eps S used", name, used)
+    return used
+
+
+def check_exact(name, got, want):
+    """Fail unless both have one shape, one dtype and the same bytes: stricter than ==, which takes −0 for 0."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.shape == want.shape, f"{name}: shape {got.shape}, should be {want.shape}"
+    assert got.dtype == want.dtype, f"{name}: dtype {got.dtype}, should be {want.dtype}"
+    if got.tobytes() != want.tobytes():
+        bits = f"u{got.dtype.itemsize}"
+        other = np.ascontiguousarray(got).view(bits) != np.ascontiguousarray(want).view(bits)
+        at = np.unravel_index(other.argmax(), other.shape)
+        index = [int(i) for i in at]
+        raise AssertionError(f"{name}{index}: {got[at]!r} vs {want[at]!r}, {int(other.sum())} of {got.size} differ")
+
+
+# The scales. Arguments are an operation's inputs and its upstream gradient; the answer is tensor name -> S, float64.
+
+
+def _absolute(*arrays):
+    return [None if a is None else np.abs(np.asarray(a, np.float64)) for a in arrays]
+
+
+def linear_scales(x, w, b, dy):
+    """y = x wᵀ + b;  dx = dy w,  dw = dyᵀ x,  db = Σ dy."""
+    x, w, b, dy = _absolute(x, w, b, dy)
+    rows = dy.reshape(-1, w.shape[0])
+    scales = {"y": x @ w.T, "dx": dy @ w, "dw": rows.T @ x.reshape(-1, w.shape[1])}
+    if b is not None:
+        scales |= {"y": scales["y"] + b, "db": rows.sum(axis=0)}
+    return scales
+
+
+def layernorm_scales(x, scale, shift, dy):
+    """y = x̂ scale + shift with x̂ = (x − mean) rstd;  dx = rstd (g − mean(g) − x̂ mean(g x̂)) with g = dy scale.
+
+    rstd itself is a positive number that subtracts nothing, so it stays as it is; |x̂| becomes (|x| + mean|x|) rstd.
+    """
+    rstd = 1 / np.sqrt(np.asarray(x, np.float64).var(axis=-1, keepdims=True) + LAYERNORM_EPS)
+    x, scale, shift, dy = _absolute(x, scale, shift, dy)
+    x_hat = (x + x.mean(axis=-1, keepdims=True)) * rstd
+    g = dy * scale
+    rows = tuple(range(dy.ndim - 1))
+    return {
+        "y": x_hat * scale + shift,
+        "dx": rstd * (g + g.mean(axis=-1, keepdims=True) + x_hat * (g * x_hat).mean(axis=-1, keepdims=True)),
+        "dscale": (dy * x_hat).sum(axis=rows),
+        "dshift": dy.sum(axis=rows),
+    }
+
+
+def gelu_scales(x, dy):
+    """y = ½ x (1 + t),  t = tanh u;  dx = dy (½ (1 + t) + ½ x (1 − t²) du/dx)."""
+    x, dy = _absolute(x, dy)
+    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+    return {"y": 0.5 * x * (1 + t), "dx": dy * (0.5 * (1 + t) + 0.5 * x * (1 + t**2) * slope)}
+
+
+def attention_scales(q, k, v, mask, dy):
+    """y = (p mask) v,  p = softmax(s);  ds = p (dp − Σ dp p);  dq = ds k / √HS, dk = dsᵀ q / √HS, dv = (p mask)ᵀ dy.
+
+    All times (1 + max|s|), s the true scores and not q's and k's absolute ones: again the stricter reading.
+    """
+    tiny = float(np.finfo(q.dtype).tiny)
+    q, k = np.asarray(q, np.float64), np.asarray(k, np.float64)
+    T, S, root = q.shape[-2], k.shape[-2], math.sqrt(q.shape[-1])
+    s = q @ k.swapaxes(-1, -2) / root
+    seen = np.arange(S) <= np.arange(T)[:, None] + S - T
+    exponent = 1 + np.abs(np.where(seen, s, 0)).max()
+    s = np.where(seen, s, -np.inf)
+    p = np.exp(s - s.max(axis=-1, keepdims=True))
+    p = np.where(seen, p / p.sum(axis=-1, keepdims=True) + tiny, 0)
+    q, k, v, dy = _absolute(q, k, v, dy)
+    mask = np.ones_like(p) if mask is None else np.asarray(mask, np.float64)
+    dp = mask * (dy @ v.swapaxes(-1, -2))
+    ds = np.where(seen, p * (dp + (dp * p).sum(axis=-1, keepdims=True)) + tiny, 0)
+    scales = {
+        "y": (p * mask) @ v,
+        "dq": ds @ k / root,
+        "dk": ds.swapaxes(-1, -2) @ q / root,
+        "dv": (p * mask).swapaxes(-1, -2) @ dy,
+    }
+    return {name: exponent * scale for name, scale in scales.items()}
+
+
+def embedding_scales(ids, w, dy):
+    """y = w[ids] moves numbers;  dw_v = Σ dy where ids == v."""
+    dw = np.zeros(w.shape)
+    for n, row in zip(ids.reshape(-1), np.abs(dy).reshape(-1, w.shape[1]), strict=True):
+        dw[n] += row
+    return {"y": 0.0, "dw": dw}
+
+
+def position_embedding_scales(x, w, start, dy):
+    """y = x + w[start : start + T];  dx = dy moves numbers;  dw = Σ_b dy."""
+    x, w, dy = _absolute(x, w, dy)
+    dw = np.zeros(w.shape)
+    dw[start : start + x.shape[1]] = dy.sum(axis=0)
+    return {"y": x + w[start : start + x.shape[1]], "dx": 0.0, "dw": dw}
+
+
+def cross_entropy_scales(logits, targets, dloss):
+    """loss = mean(max z + log Σ exp(z − max z) − z_target);  dz = (p − onehot) dloss / N, with the module's factor."""
+    z = np.asarray(logits, np.float64).reshape(-1, logits.shape[-1])
+    N = len(z)
+    top = z.max(axis=-1, keepdims=True)
+    log_total = np.log(np.exp(z - top).sum(axis=-1, keepdims=True))
+    log_p = z - top - log_total
+    p = np.exp(log_p)
+    onehot = np.zeros_like(z)
+    onehot[np.arange(N), targets.reshape(-1)] = 1
+    at_target = np.abs(z[np.arange(N), targets.reshape(-1)])
+    tiny = float(np.finfo(logits.dtype).tiny)
+    dz = np.minimum(p * (1 + np.abs(log_p)) + tiny + onehot, (p + onehot).max())
+    return {
+        "loss": (np.abs(top[:, 0]) + log_total[:, 0] + at_target).mean(),
+        "dlogits": dz.reshape(logits.shape) * abs(float(dloss)) / N,
+    }

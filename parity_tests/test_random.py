@@ -1,0 +1,464 @@
+"""numpy_gpt.random against torch's CPU generator: the same bits from every draw, and the same state after it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from numpy_gpt import random
+from numpy_gpt.errors import InputError
+from numpy_gpt.random import Generator
+
+BLOCK = random._BLOCK
+EDGES = [0, 1, 2, 7, 14, 15, 16, 17, 31, 32, 33, 623, 624, 625]  # of the normals' sixteens and the engine's words
+SOME_STATE = Generator(5).get_state().view(random._STATE)  # (1,), with names for its fields
+MOST = 20_000  # elements a draw, where a test says nothing else
+
+
+def assert_same_bits(got, want):
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    bits = f"u{got.itemsize}"
+    wrong = np.argwhere(got.view(bits) != want.view(bits))
+    assert not wrong.size, (
+        f"{len(wrong)} of {got.size} differ, first {wrong[0]}: {got[*wrong[0]]} and {want[*wrong[0]]}"
+    )
+
+
+def assert_same_state(rng):
+    wrong = np.flatnonzero(rng.get_state() != torch.get_rng_state().numpy())
+    assert not wrong.size, f"state: bytes {wrong[:10]} differ"
+
+
+def start(seed):
+    torch.manual_seed(seed)
+    return Generator(seed)
+
+
+def rows(V, B, dtype, seed, zeros):
+    """p (B, V) for multinomial: weights from 1e-6 to 1e6, so no row sums to 1; a share of them 0, never all."""
+    rng = np.random.default_rng(seed)
+    p = 10 ** rng.uniform(-6, 6, (B, V))
+    p[rng.random((B, V)) < zeros] = 0
+    p[:, rng.integers(V)] += 1e-3
+    return p.astype(dtype)
+
+
+CALLS = {  # name: the call on a Generator, and on torch's global one (as an array)
+    "uniform": (lambda rng, n, *ab: rng.uniform((n,), *ab), lambda n, *ab: torch.empty(n).uniform_(*ab).numpy()),
+    "normal": (lambda rng, n, *ms: rng.normal((n,), *ms), lambda n, *ms: torch.empty(n).normal_(*ms).numpy()),
+    "bernoulli": (
+        lambda rng, n, p: rng.bernoulli((n,), p),
+        lambda n, p: torch.empty(n, dtype=torch.bool).bernoulli_(p).numpy(),
+    ),
+    "permutation": (lambda rng, n: rng.permutation(n), lambda n: torch.randperm(n).numpy()),
+    "multinomial": (
+        lambda rng, *args: rng.multinomial(rows(*args)),
+        lambda *args: torch.multinomial(torch.from_numpy(rows(*args)), 1)[:, 0].numpy(),
+    ),
+    "random_": (
+        lambda rng, n: np.array([rng.random_() for _ in range(n)], np.int64),
+        lambda n: torch.empty(n, dtype=torch.int64).random_().numpy(),
+    ),
+    "random_uint32": (  # torch shows r32 as r32 mod (2^24 + 1), which has part in every bit
+        lambda rng, n: (rng.random_uint32(n) % (2**24 + 1)).astype(np.float32),
+        lambda n: torch.empty(n).random_().numpy(),
+    ),
+    "random_uint64": (
+        lambda rng, n: rng.random_uint64(n),
+        lambda n: torch.empty(n, dtype=torch.int64).random_(-(2**63), None).numpy().view(np.uint64),
+    ),
+}
+
+seeds = st.one_of(
+    st.integers(0, 1000),
+    st.integers(-(2**63), 2**64 - 1),
+    st.sampled_from([-(2**63), -1, 2**31, 2**32 - 1, 2**32, 2**32 + 123, 2**63, 2**64 - 1]),
+)
+probabilities = st.one_of(
+    st.floats(0, 1),
+    st.sampled_from([0.0, 1.0, 1 - 0.1, 1 - 0.9, 2**-53, 1 - 2**-53, 1.5 * 2**-52, 5e-324]),
+)
+bounds = st.floats(-1e3, 1e3, width=32)
+
+
+def sizes(most):
+    """0 to most, as often near 20 as near 2,000; and where an algorithm changes its mind."""
+    spread = st.floats(0, math.log(most + 1)).map(lambda x: min(most, int(math.exp(x)) - 1))
+    return st.one_of(spread, st.sampled_from(EDGES).filter(lambda n: n <= most))
+
+
+def arguments(name, most):
+    """Arguments for CALLS[name]: tuples, the number of elements first."""
+    n = sizes(most)
+    match name:
+        case "uniform":
+            symmetric = st.floats(0, 10).map(lambda b: (-b, b))  # as nn.Linear draws
+            return st.tuples(n, st.one_of(symmetric, st.tuples(bounds, bounds).map(sorted))).map(
+                lambda a: (a[0], *a[1])
+            )
+        case "normal":
+            few_or_many = st.one_of(n, st.integers(0, 20))
+            of_unit = st.just((0.0, 1.0))
+            return st.tuples(few_or_many, st.one_of(of_unit, st.tuples(st.floats(-10, 10), st.floats(0, 10)))).map(
+                lambda a: (a[0], *a[1])
+            )
+        case "bernoulli":
+            return st.tuples(n, probabilities)
+        case "multinomial":
+            dtypes, zeros = st.sampled_from(["float32", "float64"]), st.sampled_from([0, 0.5, 1])
+            return st.tuples(n.map(lambda n: n + 1), st.integers(1, 4), dtypes, st.integers(0, 2**32), zeros)
+        case "random_":
+            return st.tuples(sizes(min(most, 1000)))
+        case _:
+            return st.tuples(n)
+
+
+def draws(most):
+    """(name, arguments) of any call."""
+    return st.sampled_from(list(CALLS)).flatmap(lambda name: st.tuples(st.just(name), arguments(name, most)))
+
+
+def assert_same_draw(rng, name, args):
+    ours, theirs = CALLS[name]
+    assert_same_bits(ours(rng, *args), theirs(*args))
+    assert_same_state(rng)
+
+
+# --- every draw, alone and among others
+
+
+@pytest.mark.parametrize("name", CALLS)
+@given(seed=seeds, data=st.data())
+def test_draw(name, seed, data):
+    assert_same_draw(start(seed), name, data.draw(arguments(name, MOST)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CALLS)
+@given(seed=seeds, data=st.data())
+@settings(max_examples=1500)
+def test_draw_at_length(name, seed, data):
+    assert_same_draw(start(seed), name, data.draw(arguments(name, 200_000)))
+
+
+@given(seed=seeds, calls=st.lists(draws(1000), max_size=10), handover=st.integers(0, 10))
+@example(seed=1, calls=[("normal", (1, 0.0, 1.0)), ("normal", (16, 0.0, 1.0)), ("normal", (1, 0.0, 1.0))], handover=1)
+def test_sequences_of_draws(seed, calls, handover):
+    """Whatever was drawn before; and at `handover` either side goes on from the other's state."""
+    rng = start(seed)
+    assert_same_state(rng)
+    for i, (name, args) in enumerate(calls):
+        if i == handover:
+            theirs = torch.get_rng_state().numpy()
+            torch.manual_seed(0)
+            torch.set_rng_state(torch.from_numpy(rng.get_state()))
+            rng = Generator(0)
+            rng.set_state(theirs)
+        assert_same_draw(rng, name, args)
+
+
+@pytest.mark.slow
+@given(seed=seeds, calls=st.lists(draws(20_000), max_size=30), handover=st.integers(0, 30))
+@settings(max_examples=1000)
+def test_long_sequences_of_draws(seed, calls, handover):
+    test_sequences_of_draws.hypothesis.inner_test(seed, calls, handover)
+
+
+@pytest.mark.parametrize("n", [BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 15, BLOCK + 16, BLOCK + 17, 2 * BLOCK + 5])
+def test_draws_longer_than_a_block(n):
+    rng = start(n)
+    for name, args in (("uniform", (-0.02, 0.03)), ("normal", (0.1, 0.02)), ("normal", ()), ("bernoulli", (0.9,))):
+        assert_same_draw(rng, name, (n, *args))
+
+
+def test_shapes_and_order():
+    rng = start(123)
+    assert_same_bits(rng.uniform((3, 4, 5), -1, 1), torch.empty(3, 4, 5).uniform_(-1, 1).numpy())
+    assert_same_bits(rng.normal((6, 7)), torch.empty(6, 7).normal_().numpy())
+    assert_same_bits(rng.normal((2, 3)), torch.empty(2, 3).normal_().numpy())
+    assert_same_bits(rng.bernoulli((2, 3, 4), 0.5), torch.empty(2, 3, 4, dtype=torch.bool).bernoulli_(0.5).numpy())
+    assert_same_bits(rng.normal(()), torch.empty(()).normal_().numpy())
+    assert_same_state(rng)
+
+
+@given(seed=seeds, n=st.integers(0, 2000))
+def test_two_words_make_a_long_one(seed, n):
+    first, second = Generator(seed).random_uint32(2 * n).astype(np.uint64).reshape(n, 2).T
+    assert_same_bits(Generator(seed).random_uint64(n), first << 32 | second)
+
+
+@given(seed=seeds, p_drop=st.floats(0, 1, exclude_min=True, exclude_max=True), n=st.integers(1, 5000))
+@example(seed=123, p_drop=0.1, n=1_572_864)
+def test_bernoulli_is_dropouts_mask(seed, p_drop, n):
+    rng = start(seed)
+    dropped = torch.nn.functional.dropout(torch.ones(n), p_drop)
+    assert_same_bits(rng.bernoulli((n,), 1 - p_drop), (dropped != 0).numpy())
+    assert_same_state(rng)
+
+
+# --- roundings that chance would not meet
+
+
+def untempered(words):
+    """The engine's words that come out as these r32: mt19937's tempering backwards, a few bits a turn."""
+    words = words ^ words >> 18
+    words ^= words << 15 & 0xEFC60000
+    y = words
+    for _ in range(4):
+        y = words ^ y << 7 & 0x9D2C5680
+    words = y
+    for _ in range(2):
+        y = words ^ y >> 11
+    return y
+
+
+def state_before(words):
+    """The state of a generator about to give these r32, at most 608 (they must fit into its 624): uint8 (5056,)."""
+    state = SOME_STATE.copy()
+    state["left"], state["next"] = 624, 1
+    state["words"][0, 1 : 1 + len(words)] = untempered(words)
+    return state.view(np.uint8)
+
+
+def start_before(words):
+    state = state_before(np.asarray(words, np.uint32))
+    torch.set_rng_state(torch.from_numpy(state))
+    rng = Generator(0)
+    rng.set_state(state)
+    return rng
+
+
+def words_of(long):
+    """r64 as the pairs of r32 they are made of."""
+    return np.stack([np.array(long, np.uint64) >> 32, np.array(long, np.uint64) & 0xFFFFFFFF], axis=1).ravel()
+
+
+@pytest.mark.parametrize("step", [6007, pytest.param(1, marks=pytest.mark.slow)])
+def test_ln_cos_and_sin_for_every_u24(step):
+    """Both uniforms of a normal take all 2^24 values (a sample of them and of the octants' edges, if not slow)."""
+    octants = np.arange(9).repeat(101) * 2**21 + np.tile(np.arange(-50, 51), 9)
+    u1 = np.concatenate([np.arange(0, 2**24, step), octants % 2**24])
+    u1 = np.resize(u1, len(u1) + -len(u1) % 304).astype(np.uint32)
+    u2 = np.concatenate([u1[len(u1) // 3 :], u1[: len(u1) // 3]])  # other partners
+    words = np.stack([u1.reshape(-1, 8), u2.reshape(-1, 8)], axis=1).ravel()
+    rng, want = Generator(0), np.empty(words.size, np.float32)
+    blocks = iter(np.split(words, range(BLOCK, words.size, BLOCK)))
+    rng.random_uint32 = lambda n: next(blocks)
+    for i in range(0, words.size, 608):
+        torch.set_rng_state(torch.from_numpy(state_before(words[i : i + 608])))
+        torch.from_numpy(want[i : i + 608]).normal_()
+    assert_same_bits(rng.normal(want.shape), want)
+
+
+@pytest.mark.parametrize("low", [2.0**-60, -(2.0**-60), 0.0])
+def test_uniform_rounds_once(low):
+    """5/16 * (1 + 2^-22) is a tie between two float32; a `low` beyond float64's reach decides it."""
+    assert_same_draw(start_before([5 << 20]), "uniform", (1, low, 1 + 2.0**-22))
+
+
+@pytest.mark.parametrize("p", [1 - 0.1, 1 - 0.9, 0.5, 2**-53, 1.5 * 2**-53, 0.3 + 2**-54, 1e-300, 1 - 2**-53, 0.0, 1.0])
+def test_bernoulli_at_its_threshold(p):
+    """u53 one step to either side of p, under all sorts of upper bits, which must not count."""
+    near = {min(max(math.floor(p * 2**53) + d, 0), 2**53 - 1) for d in (-1, 0, 1)}
+    long = [upper << 53 | u for u in near for upper in (0, 1, 1024, 2047)]
+    assert_same_draw(start_before(words_of(long)), "bernoulli", (len(long), p))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_multinomial_of_near_and_real_ties(dtype):
+    """The first of equals wins, and what is equal depends on the dtype; u53 = 0 divides by 0, in torch too."""
+    half = 1 << 52
+    for long, p in [
+        ([half + 1, half], [1, 1]),  # the second ratio is greater, but not in float32
+        ([half] * 300, [1] * 300),
+        ([half] * 300, [0] * 200 + [1] * 100),
+        ([half, 0, half, 0], [1, 1, 1, 1]),
+        ([half, half, 0, half], [1, 1, 0, 1]),
+        ([1, half], [1e38, 1e38]),  # overflows in float32
+    ]:
+        rng = start_before(words_of(long))
+        p = np.array([p], dtype)
+        assert_same_bits(rng.multinomial(p), torch.multinomial(torch.from_numpy(p), 1)[:, 0].numpy())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_normal_rounds_once(sign):
+    """z * std just above, or below, half an ulp of a mean whose last bit draws the tie the other way."""
+    n = 20_000
+    z = Generator(0).normal((n,)).astype(np.float64)
+    std = (2.0**-24 / z.clip(1e-3)).astype(np.float32)
+    beyond = sign * (z * std - 2.0**-24)
+    cases = np.flatnonzero((beyond > 0) & (beyond < 2.0**-54))
+    assert len(cases) > 10
+    for i in cases[:10]:
+        args = (1.0 if sign > 0 else 1 + 2.0**-23, float(std[i]))
+        rng = start(0)
+        got = rng.normal((n,), *args)
+        assert_same_bits(got, torch.empty(n).normal_(*args).numpy())
+        assert got[i] == np.float32(1 + 2.0**-23)  # and neither 1 nor 1 + 2^-22: the tie was none
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scalar_normal_rounds_once(seed):
+    z = torch.empty(1, dtype=torch.float64)
+    torch.manual_seed(seed)
+    mean = -float(z.normal_(0, 0.3))  # what is left is the product's rounding error
+    rng = start(seed)
+    got = rng.normal((1,), mean, 0.3)
+    assert 0 < abs(got[0]) < 1e-15
+    assert_same_bits(got, torch.empty(1).normal_(mean, 0.3).numpy())
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (1.0, 1 + 2**-23),
+        (0.0, 0.0),
+        (-0.0, 0.0),
+        (3.0, 3.0),
+        (-1e-45, 1e-45),
+        (1e8, 1e8 + 8),
+        (-3e38, 0.0),
+        (0.0, 3e38),
+    ],
+)
+def test_uniform_never_gives_its_upper_end(low, high):
+    rng = start(3)
+    got = rng.uniform((1000,), low, high)
+    assert_same_bits(got, torch.empty(1000).uniform_(low, high).numpy())
+    assert low == high or got.max() < np.float32(high)
+
+
+# --- loaders
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@given(seed=seeds, n=st.integers(1, 60), batch=st.integers(1, 8), drop_last=st.booleans(), epochs=st.integers(1, 4))
+def test_loader_order(shuffle, seed, n, batch, drop_last, epochs):
+    data = torch.utils.data.TensorDataset(torch.arange(n))
+    loader = torch.utils.data.DataLoader(data, batch_size=min(batch, n), shuffle=shuffle, drop_last=drop_last)
+    rng = start(seed)
+    for _ in range(epochs):
+        seen = torch.cat([ids for (ids,) in loader]).numpy()
+        if shuffle:
+            assert_same_bits(rng.loader_order(n)[: len(seen)], seen)
+        else:
+            rng.start_loader()
+        assert_same_state(rng)
+        assert_same_draw(rng, "bernoulli", (10, 0.5))
+
+
+# --- the state
+
+
+@given(seed=seeds, words=st.integers(0, 1300))
+@example(seed=1, words=623)
+@example(seed=1, words=624)
+@example(seed=1, words=625)
+def test_state_after_any_number_of_words(seed, words):
+    rng = start(seed)
+    assert_same_draw(rng, "random_uint32", (words,))
+    other = Generator(7)
+    other.set_state(torch.get_rng_state().numpy())
+    assert_same_state(other)
+    assert_same_draw(other, "random_uint32", (5,))
+
+
+@given(seed=seeds, n=st.integers(0, 15))
+def test_state_with_half_a_pair_of_normals(seed, n):
+    rng = start(seed)
+    assert_same_draw(rng, "normal", (n,))
+    other = Generator(7)
+    other.set_state(rng.get_state())
+    assert_same_draw(other, "normal", (1,))
+    torch.set_rng_state(torch.from_numpy(rng.get_state()))
+    assert_same_draw(rng, "normal", (1,))
+    assert_same_draw(start(seed), "normal", (1,))  # a new seed forgets the other half
+
+
+def test_state_is_a_copy():
+    rng = Generator(1)
+    state = rng.get_state()
+    state[:] = 0
+    assert rng.random_() == Generator(1).random_()
+
+
+def broken_states():
+    def change(field, value, index=None):
+        state = SOME_STATE.copy()
+        if index is None:
+            state[field] = value
+        else:
+            state[field][0, index] = value
+        return state.view(np.uint8)
+
+    good = Generator(5).get_state()
+    yield from (good[:-1], np.append(good, good[:1]), good.reshape(1, -1), good.view(np.int8), bytes(good), None)
+    yield from (np.zeros_like(good), np.full_like(good, 255), change("words", 0), change("words", 2**32, 3))
+    yield from (change("left", left) for left in (0, -1, 2, 624, 625))
+    yield from (change("next", position) for position in (1, 623, 625, 2**32, 2**64 - 1))
+    yield from (change("seeded", 0), change("float_normal_is_valid", 1))
+    yield from (change("normal_is_valid", 2), change("normal_y", math.nan), change("normal_y", -math.inf))
+
+
+@pytest.mark.parametrize("state", list(broken_states()))
+def test_impossible_states_are_refused(state):
+    rng = start(11)
+    with pytest.raises(InputError, match="state"):
+        rng.set_state(state)
+    assert_same_state(rng)
+
+
+# --- what is refused, and then draws nothing
+
+
+@pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64, 1.5, "7", None])
+def test_seeds_that_are_none(seed):
+    with pytest.raises(InputError, match="seed"):
+        Generator(seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("uniform", ((20,), 1.0, 0.5)),
+        ("uniform", ((20,), -3e38, 3e38)),
+        ("uniform", ((20,), 0.0, math.inf)),
+        ("uniform", ((20,), math.nan, 1.0)),
+        ("normal", ((20,), 0.0, -1.0)),
+        ("normal", ((20,), 0.0, math.inf)),
+        ("normal", ((2,), math.nan, 1.0)),
+        ("bernoulli", ((20,), -0.1)),
+        ("bernoulli", ((20,), 1.1)),
+        ("bernoulli", ((20,), math.nan)),
+        ("permutation", (-1,)),
+        ("multinomial", (np.ones(3, np.float32),)),
+        ("multinomial", (np.ones((3, 0), np.float32),)),
+        ("multinomial", (np.ones((3, 2), np.int64),)),
+    ],
+)
+def test_arguments_that_are_refused(name, args):
+    rng = start(11)
+    with pytest.raises(ValueError, match=name):
+        getattr(rng, name)(*args)
+    assert_same_state(rng)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("bad", [-1.0, -1e-30, math.nan, math.inf, -math.inf, 0.0])
+def test_multinomial_names_the_row_it_cannot_use(bad, dtype):
+    p = np.ones((4, 3), dtype)
+    p[2] = 0 if bad == 0 else [1, bad, 1]
+    rng = start(11)
+    with pytest.raises(RuntimeError):
+        torch.multinomial(torch.from_numpy(p), 1)
+    with pytest.raises(ValueError, match="row 2"):
+        rng.multinomial(p)
+    assert_same_state(rng)
+
+
+def test_multinomial_of_no_rows():
+    assert_same_bits(Generator(1).multinomial(np.ones((0, 4), np.float32)), np.empty(0, np.int64))
