@@ -78,7 +78,9 @@ SETTINGS = (
 
 FILES = (
     click.option("--out", type=FOLDER, default=None, metavar="DIR", help="The run's new folder.  [default: runs/…]"),
-    click.option("--resume", type=FOLDER, default=None, metavar="DIR", help="Go on with the run in this folder."),
+    click.option(
+        "--resume", type=FOLDER, default=None, metavar="DIR", help="Go on with the run in this folder, by its settings."
+    ),
     click.option(
         "--init",
         type=FOLDER,

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.console import Report, one_line
@@ -124,7 +125,9 @@ def _train(
 ) -> bool:
     """The loop with its reports and saves; True if a signal ended it early."""
     loaders = batches.loaders(learner)
-    with _signals() as received, report.training(total_steps, position.step, position.tokens_seen):
+    # In small products the BLAS threads wait for one another longer than they work, and on a busy machine much longer
+    threads = threadpool_limits(1 if config.emb_dim < 256 else None, user_api="blas")
+    with threads, _signals() as received, report.training(total_steps, position.step, position.tokens_seen):
         for step in train(learner, *loaders, total_steps, settings.eval_freq, settings.eval_iter, position):
             if step.evaluation is not None:
                 run.append(step, report.seconds)

@@ -247,6 +247,7 @@ class Run:
 
         upper = axes.secondary_xaxis("top", functions=(to_tokens, to_epochs))
         upper.set_xlabel("tokens seen")
+        upper.xaxis.set_major_formatter("{x:,.0f}")
         path = self.folder / "losses.png"
         figure.savefig(path, dpi=150)
         return path

@@ -10,8 +10,8 @@ more:
   For attention DESIGN states it: (1 + max|score|), for the whole tensor. For cross-entropy, where DESIGN states no
   factor, it is p · (1 + |log p|) per element, which is never above 1, and the result is cut at the plain max S: so the
   elementwise budget lies inside DESIGN's everywhere.
-* below the smallest normal number rounding is absolute: eps of that number is the spacing there. So it is added to every
-  scale that is not 0, and to what can underflow on the way to a product, probabilities and their gradients.
+* below the smallest normal number rounding is absolute: eps of that number is the spacing there. So it is added to
+  every scale that is not 0, and to what can underflow on the way to a product: probabilities and their gradients.
 
 A scale of 0 means that numbers are moved or multiplied once, so equality is exact.
 """

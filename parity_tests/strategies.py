@@ -1,0 +1,229 @@
+"""What the tests are tried on: Hypothesis strategies named for a relation. Shapes first, then data from a drawn seed.
+
+A case is a small frozen description (shapes, scale, a seed), so a failure prints in one line and is rebuilt exactly by
+pasting it into @example. Its arrays come from the seed, in NumPy: nothing here needs torch.
+
+What is drawn is what published suites left out: weights from 1e-2 to 3, repeated ids, T = 1, B = 1, V = 2, constant
+rows, huge values, arrays that are not contiguous or cannot be written to; upstream gradients are normal, never ones.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from numpy_gpt.config import GPTConfig
+from numpy_gpt.model import GPT, parameter_shapes
+
+LAYOUTS = ("C", "transposed", "gaps", "reversed", "read-only")
+FILLS = ("normal", "constant rows", "huge", "zeros")
+
+SEEDS = st.integers(0, 2**32 - 1)
+SCALES = st.integers(0, 100).map(lambda i: 1e-2 * 300 ** (i / 100))
+"""1e-2 … 3, log-uniform."""
+
+
+def arrange(a, layout):
+    """The same numbers in another memory layout; "read-only" raises at any write."""
+    if layout == "transposed":
+        return np.asfortranarray(a)
+    if layout == "gaps":
+        wide = np.full((*a.shape[:-1], 2 * a.shape[-1]), np.nan, a.dtype)  # a NaN shows if the gaps are read
+        wide[..., ::2] = a
+        return wide[..., ::2]
+    if layout == "reversed":
+        return a[..., ::-1].copy()[..., ::-1]
+    a = a.copy()
+    a.setflags(write=layout != "read-only")
+    return a
+
+
+@dataclass(frozen=True)
+class OperationCase:
+    """One operation's input: shapes by name, how x is filled, and how every array lies in memory."""
+
+    shape: dict[str, int]
+    fill: str = "normal"
+    scale: float = 1.0
+    layout: str = "C"
+    seed: int = 0
+    dtype: str = "float64"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def source(self):
+        """A fresh Source: the same case always yields the same arrays, asked for in the same order."""
+        return Source(self)
+
+
+class Source:
+    """The arrays of one case, one after the other."""
+
+    def __init__(self, case):
+        self._case, self._rng = case, np.random.default_rng(case.seed)
+
+    def x(self, *shape):
+        """The main input, filled as the case says: huge means ±1e4, constant rows have all features equal.
+
+        Zeros as queries make every score exactly 0, which is not the 0 of a masked position.
+        """
+        a = self._rng.standard_normal(shape) * self._case.scale
+        if self._case.fill == "constant rows":
+            a = np.broadcast_to(a[..., :1], shape)
+        elif self._case.fill == "huge":
+            a = a + 1e4 * np.sign(self._rng.standard_normal(shape))
+        elif self._case.fill == "zeros":
+            a = 0 * a
+        return self._finish(a)
+
+    def normal(self, *shape):
+        """A weight: normal, of the case's scale."""
+        return self._finish(self._rng.standard_normal(shape) * self._case.scale)
+
+    def upstream(self, *shape):
+        """The gradient from above: normal, of a size of its own between 1e-3 and 1e3 (a loss divides by N)."""
+        return self._finish(self._rng.standard_normal(shape) * 10 ** self._rng.uniform(-3, 3))
+
+    def ids(self, high, *shape):
+        """Token ids in [0, high), of a drawn few only, so that they repeat."""
+        return repeated_ids(self._rng, high, shape)
+
+    def factors(self, rate, *shape):
+        """Dropout's factors: 0 or 1 / (1 − rate)."""
+        return self._finish((self._rng.random(shape) >= rate) / (1 - rate))
+
+    def _finish(self, a):
+        return arrange(np.asarray(a).astype(self._case.dtype), self._case.layout)
+
+
+def repeated_ids(rng, high, shape):
+    """int64 ids in [0, high), of a few distinct values: some repeat, and most of the table is not read."""
+    few = rng.choice(high, size=rng.integers(1, min(high, 8) + 1), replace=False)
+    return rng.choice(few, size=shape).astype(np.int64)
+
+
+@st.composite
+def _cases(draw, dtype, shape, fills=("normal",), **options):
+    return OperationCase(
+        shape=draw(st.fixed_dictionaries(shape)),
+        fill=draw(st.sampled_from(fills)),
+        scale=draw(SCALES),
+        layout=draw(st.sampled_from(LAYOUTS)),
+        seed=draw(SEEDS),
+        dtype=dtype,
+        options=draw(st.fixed_dictionaries(options)),
+    )
+
+
+def size(high):
+    """1 … high."""
+    return st.integers(1, high)
+
+
+def linear_cases(dtype="float64"):
+    """x (B, T, I) and w (O, I) share I; b (O,) or None."""
+    return _cases(dtype, {"B": size(4), "T": size(9), "I": size(40), "O": size(40)}, FILLS, bias=st.booleans())
+
+
+def layernorm_cases(dtype="float64"):
+    """x (B, T, C), scale and shift (C,); C = 1 makes every row constant."""
+    return _cases(dtype, {"B": size(4), "T": size(9), "C": size(64)}, FILLS)
+
+
+def gelu_cases(dtype="float64"):
+    """x (B, T, C)."""
+    return _cases(dtype, {"B": size(4), "T": size(9), "C": size(40)}, FILLS)
+
+
+def dropout_cases(dtype="float64"):
+    """x (B, T, C) and a rate, both ends included."""
+    rates = st.sampled_from((0.0, 0.1, 0.5, 0.9, 1.0)) | st.floats(0.01, 0.99)
+    return _cases(dtype, {"B": size(4), "T": size(9), "C": size(40)}, rate=rates)
+
+
+def embedding_cases(dtype="float64"):
+    """ids (B, T) are rows of w (V, C)."""
+    return _cases(dtype, {"B": size(4), "T": size(9), "V": size(40), "C": size(16)})
+
+
+def position_embedding_cases(dtype="float64"):
+    """x (B, T, C) begins at row `start` of w (start + T + rest, C)."""
+    shape = {"B": size(4), "T": size(9), "C": size(16), "start": st.integers(0, 5), "rest": st.integers(0, 5)}
+    return _cases(dtype, shape, FILLS)
+
+
+def attention_cases(dtype="float64"):
+    """q (B, NH, T, HS) are the last T of the S = past + T positions of k and v; rate None: no dropout."""
+    shape = {"B": size(3), "NH": size(4), "T": size(12), "past": st.integers(0, 6), "HS": size(24)}
+    return _cases(dtype, shape, FILLS, rate=st.none() | st.sampled_from((0.1, 0.5, 0.9)))
+
+
+def cross_entropy_cases(dtype="float64"):
+    """logits (B, T, V), targets (B, T)."""
+    return _cases(dtype, {"B": size(4), "T": size(9), "V": st.just(2) | size(60)}, FILLS)
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A model and a batch: a configuration, B and T <= context_length, and parameters of one scale from a seed."""
+
+    config: GPTConfig
+    B: int = 2
+    T: int = 5
+    scale: float = 0.5
+    seed: int = 0
+    dtype: str = "float64"
+
+    def params(self):
+        """Parameters under their names. LayerNorm's scales lie around 1, all else around 0: normal · scale."""
+        rng = np.random.default_rng([self.seed, 0])
+        params = {}
+        for name, shape in parameter_shapes(self.config).items():
+            centre = 1 if "norm" in name and name.endswith("scale") else 0
+            params[name] = (centre + self.scale * rng.standard_normal(shape)).astype(self.dtype)
+        return params
+
+    def model(self):
+        """The model under test, over fresh arrays."""
+        return GPT.from_params(self.config, self.params())
+
+    def batch(self):
+        """tokens and targets (B, T)."""
+        rng = np.random.default_rng([self.seed, 1])
+        V = self.config.vocab_size
+        return repeated_ids(rng, V, (self.B, self.T)), repeated_ids(rng, V, (self.B, self.T))
+
+
+@st.composite
+def configs(draw, drop_rates=(0.0,), **fixed):
+    """Small configurations with n_heads a divisor of emb_dim; fixed keys are taken as they are.
+
+    emb_dim is at least 4. LayerNorm leaves nothing of one number, and of two only which is the larger: the gradients
+    under it are what rounding left, and say nothing.
+    """
+    n_heads = draw(st.integers(1, 4))
+    head_size = draw(st.integers(-(-4 // n_heads), 8))
+    keys = {
+        "vocab_size": draw(st.just(2) | st.integers(2, 40)),
+        "context_length": draw(st.integers(1, 12)),
+        "emb_dim": n_heads * head_size,
+        "n_heads": n_heads,
+        "n_layers": draw(st.integers(1, 3)),
+        "drop_rate": draw(st.sampled_from(drop_rates)),
+        "qkv_bias": draw(st.booleans()),
+        "tie_weights": draw(st.booleans()),
+    }
+    return GPTConfig(**keys | fixed)
+
+
+@st.composite
+def model_cases(draw, scales=SCALES, **keys):
+    """A configuration, a batch that fits it (T = 1 and B = 1 among them), a scale and a seed."""
+    config = draw(configs(**keys))
+    return ModelCase(
+        config=config,
+        B=draw(st.integers(1, 4)),
+        T=draw(st.integers(1, config.context_length)),
+        scale=draw(scales),
+        seed=draw(SEEDS),
+    )

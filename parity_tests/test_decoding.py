@@ -1,0 +1,347 @@
+"""Generation against a plain loop without a cache, written here over model(tokens), and against torch's own draws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from numpy_gpt import GPT, Generator, GPTConfig, generate
+from numpy_gpt.decoding import stream
+from numpy_gpt.errors import InputError
+from numpy_gpt.model import parameter_shapes
+from parity_tests import compare, strategies
+from parity_tests.compare import check, check_exact
+from parity_tests.strategies import ModelCase
+from torch_gpt.model import from_params
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+CONFIG = GPTConfig(vocab_size=23, context_length=7, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.4, qkv_bias=True)
+GREEDY = {"temperature": 0.0, "top_k": None, "top_p": None}
+
+
+class Draws:
+    """Stands in for a Generator: keeps the probabilities it is asked to draw from, and draws from a NumPy stream."""
+
+    def __init__(self, seed=0):
+        self._rng, self.seen = np.random.default_rng(seed), []
+
+    def multinomial(self, p):
+        self.seen.append(p.copy())
+        return np.array([pick(row, u) for row, u in zip(p, self._rng.random(len(p)), strict=True)])
+
+
+def pick(probs, u):
+    """The first id at which the probabilities add up to more than u of their sum."""
+    mass = 0.0
+    for i, p in enumerate(probs):
+        mass += float(p)
+        if mass > u:
+            return i
+    return int(np.flatnonzero(probs)[-1])
+
+
+def probabilities(logits, temperature, top_k, top_p):
+    """One row's distribution by the words of generate's docstring, one id at a time."""
+    row = [float(z) for z in logits]
+    likeliest_first = sorted(range(len(row)), key=lambda v: (-row[v], v))[:top_k]
+    weights = {v: math.exp((row[v] - row[likeliest_first[0]]) / temperature) for v in likeliest_first}
+    probs = {v: weight / sum(weights.values()) for v, weight in weights.items()}
+    if top_p is not None and top_p < 1:
+        nucleus, mass = {}, 0.0
+        for v in likeliest_first:
+            if mass >= top_p:
+                break
+            nucleus[v], mass = probs[v], mass + probs[v]
+        probs = {v: p / mass for v, p in nucleus.items()}
+    return np.array([probs.get(v, 0.0) for v in range(len(row))])
+
+
+def naive(model, tokens, max_new_tokens, rng, temperature, top_k, top_p):
+    """The book's loop: crop, run the whole model over again, take the last position's logits, append."""
+    ids, seen = np.asarray(tokens), []
+    for _ in range(max_new_tokens):
+        logits = model(ids[:, -model.config.context_length :])[:, -1]
+        if temperature == 0:
+            chosen = logits.argmax(axis=-1)
+        else:
+            seen.append((logits, np.stack([probabilities(row, temperature, top_k, top_p) for row in logits])))
+            chosen = rng.multinomial(seen[-1][1])
+        ids = np.concatenate([ids, chosen[:, None]], axis=1)
+    return ids, seen
+
+
+def check_generate(case, max_new_tokens, sampling):
+    """generate, with its cache, token for token; and the distributions it draws from, within the model's budget."""
+    model, (tokens, _) = case.model(), case.batch()
+    kept, rng = tokens.copy(), Draws(case.seed)
+    got = generate(model, tokens, max_new_tokens, **sampling, rng=rng)
+    want, distributions = naive(model, tokens, max_new_tokens, Draws(case.seed), **sampling)
+    assert got.dtype == np.int64
+    assert got.tolist() == want.tolist(), f"generated ids: {got.tolist()}, without a cache {want.tolist()}"
+    check_exact("tokens, after generate", tokens, kept)
+    assert len(rng.seen) == len(distributions)
+    for p, (logits, answer) in zip(rng.seen, distributions, strict=True):
+        scale = 1 + np.abs(logits).max() / sampling["temperature"]  # the exponent's rounding, as everywhere
+        check("generate: probabilities", p, answer.astype(p.dtype), scale, compare.MODEL)
+
+
+SAMPLINGS = [
+    GREEDY,
+    {"temperature": 1.0, "top_k": None, "top_p": None},
+    {"temperature": 1.5, "top_k": 3, "top_p": None},
+    {"temperature": 0.7, "top_k": None, "top_p": 0.8},
+    {"temperature": 1.2, "top_k": 5, "top_p": 0.6},
+    {"temperature": 0.3, "top_k": 1, "top_p": 1.0},
+]
+
+
+@settings(max_examples=80)
+@given(
+    case=strategies.model_cases(drop_rates=(0.0, 0.5), scales=st.sampled_from((0.1, 0.3, 1.0))),
+    max_new_tokens=st.integers(0, 16),
+    sampling=st.sampled_from(SAMPLINGS),
+)
+@example(case=ModelCase(CONFIG, B=3, T=5), max_new_tokens=12, sampling=GREEDY)
+@example(case=ModelCase(CONFIG, B=3, T=11), max_new_tokens=3, sampling=SAMPLINGS[2])  # a prompt over the context
+@example(case=ModelCase(CONFIG, B=1, T=7), max_new_tokens=1, sampling=SAMPLINGS[1])  # exactly full
+def test_the_cache_changes_no_token(case, max_new_tokens, sampling):
+    check_generate(case, max_new_tokens, sampling)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLINGS[4]])
+def test_the_cache_changes_no_token_of_a_longer_text(sampling):
+    """A cache of more rows than whatever is worked off at a time, and then past its end."""
+    config = GPTConfig(101, 140, 32, 4, 2, 0.0, tie_weights=True)
+    check_generate(ModelCase(config, B=2, T=60, scale=0.3), 90, sampling)
+
+
+def torch_generate(reference, tokens, max_new_tokens, temperature=0.0, top_k=None):
+    """The book's generate in torch: crop, top-k by comparison, softmax of logits / temperature, torch.multinomial."""
+    ids, context = torch.from_numpy(tokens), reference.config.context_length
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            logits = reference.eval()(ids[:, -context:])[:, -1]
+        if top_k is not None:
+            logits = logits.masked_fill(logits < torch.topk(logits, top_k).values[:, -1:], -torch.inf)
+        if temperature > 0:
+            chosen = torch.multinomial(torch.softmax(logits / temperature, dim=-1), num_samples=1)
+        else:
+            chosen = logits.argmax(dim=-1, keepdim=True)
+        ids = torch.cat([ids, chosen], dim=1)
+    return ids.numpy()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("B", [1, 4])
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1.0, None), (1.4, 5), (0.5, 2)])
+def test_generated_text_is_torchs(temperature, top_k, B, dtype):
+    """Seed for seed: the same ids as torch.manual_seed and torch.multinomial give, past the context length too."""
+    for seed in range(5):
+        case = ModelCase(CONFIG, B=B, T=4, seed=seed, dtype=dtype)
+        tokens = case.batch()[0]
+        torch.manual_seed(seed)
+        want = torch_generate(from_params(CONFIG, case.params()), tokens, 15, temperature, top_k)
+        got = generate(case.model(), tokens, 15, temperature=temperature, top_k=top_k, rng=Generator(seed))
+        assert got.tolist() == want.tolist()
+
+
+# Distributions of our choosing
+
+
+def fixed_logits_model(logits, dtype="float64"):
+    """A model whose logits are these after any token, exactly: its last LayerNorm gives (1, 0, 0, 0)."""
+    config = GPTConfig(len(logits), 5, 4, 2, 1, 0.0)
+    params = {name: np.zeros(shape, dtype) for name, shape in parameter_shapes(config).items()}
+    params["final_norm.shift"][0] = 1
+    params["out_head.weight"][:, 0] = logits
+    return GPT.from_params(config, params)
+
+
+def drawn_from(logits, dtype="float64", **sampling):
+    """The probabilities (B, V) that generate draws from."""
+    rng = Draws()
+    generate(fixed_logits_model(logits, dtype), np.zeros((3, 2), int), 1, rng=rng, **{"temperature": 1.0} | sampling)
+    (p,) = rng.seen
+    assert p.shape == (3, len(logits))
+    assert p.dtype == dtype
+    assert (p == p[0]).all(), "equal rows have equal distributions"
+    return p[0]
+
+
+def kept(p):
+    return np.flatnonzero(p).tolist()
+
+
+TIES = [1.0, 3.0, 3.0, -2.0, 3.0, 1.0, 3.0, 1.0]
+
+
+def check_ties():
+    """Exactly k of B rows each stay, and among equals the lower ids."""
+    for k, want in enumerate([[1], [1, 2], [1, 2, 4], [1, 2, 4, 6], [0, 1, 2, 4, 6], [0, 1, 2, 4, 5, 6]], start=1):
+        got = kept(drawn_from(TIES, top_k=k))
+        assert got == want, f"top_k {k} keeps ids {got}, should keep {want}"
+    assert kept(drawn_from(TIES, top_k=8)) == kept(drawn_from(TIES, top_k=100)) == list(range(8))
+
+
+def test_top_k_keeps_exactly_k_among_ties():
+    check_ties()
+
+
+@settings(max_examples=50)
+@given(
+    logits=st.lists(st.floats(-20, 20), min_size=2, max_size=12),
+    temperature=st.sampled_from((0.2, 1.0, 3.0)),
+    top_k=st.none() | st.integers(1, 12),
+)
+@example(logits=[1e4, -1e4, 0.0], temperature=0.01, top_k=None)
+def test_probabilities_are_softmax_of_logits_over_temperature(logits, temperature, top_k):
+    p = drawn_from(logits, temperature=temperature, top_k=top_k)
+    want = probabilities(logits, temperature, top_k, None)
+    exponents = np.abs(np.array(logits) - max(logits)) / temperature
+    check("temperature: probabilities", p, want, want * (1 + exponents) + np.finfo(np.float64).tiny)
+
+
+@settings(max_examples=100)
+@given(
+    logits=st.lists(st.floats(-8, 8), min_size=2, max_size=12, unique=True),
+    top_p=st.floats(1e-6, 1),
+    dtype=st.sampled_from(("float32", "float64")),
+)
+def test_top_p_keeps_the_smallest_nucleus_that_holds_p(logits, top_p, dtype):
+    """Likelier than all that is left out; enough; and not enough without its last one. Ratios inside stay."""
+    full, p = drawn_from(logits, dtype), drawn_from(logits, dtype, top_p=top_p)
+    inside = p > 0
+    slack = 64 * np.finfo(dtype).eps
+    assert inside[full.argmax()], "the likeliest stays"
+    assert full[inside].min() >= full[~inside].max(initial=0), "the nucleus is the likeliest part"
+    assert full[inside].sum(dtype=np.float64) >= top_p - slack, "it holds p"
+    assert full[inside].sum(dtype=np.float64) - full[inside].min() < top_p + slack, "and no token more"
+    check("top_p: what is kept is rescaled", p[inside], full[inside] / full[inside].sum(), p[inside])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_top_p_of_1_leaves_the_distribution_as_it_is(dtype):
+    """A running sum of many rounded probabilities reaches 1 before its end: it must not be what decides here."""
+    for seed in range(8):
+        logits = 2 * np.random.default_rng(seed).standard_normal(50257)
+        p, full = drawn_from(logits, dtype, top_p=1.0), drawn_from(logits, dtype)
+        dropped = int(((p == 0) & (full > 0)).sum())
+        assert not dropped, f"top_p 1 drops {dropped} tokens that hold {full[p == 0].sum():.3g}"
+        check("top_p of 1", p, full, full)
+
+
+def test_top_p_is_taken_after_temperature_and_top_k():
+    logits = np.log([0.4, 0.3, 0.2, 0.1])
+    assert kept(drawn_from(logits, top_p=0.65)) == [0, 1]
+    assert kept(drawn_from(logits, top_p=0.65, temperature=100.0)) == [0, 1, 2]  # nearly uniform
+    assert kept(drawn_from(logits, top_p=0.65, top_k=2)) == [0, 1]  # 4/7, then 1
+    assert kept(drawn_from(logits, top_p=0.55, top_k=2)) == [0]
+
+
+def test_greedy_takes_the_lowest_id_among_equals_and_needs_no_rng():
+    assert generate(fixed_logits_model(TIES), [[0], [5]], 3).tolist() == [[0, 1, 1, 1], [5, 1, 1, 1]]
+
+
+# Where a text ends
+
+
+def chain_model(following):
+    """A model that follows token v with token following[v], whatever came before."""
+    V = len(following)
+    config = GPTConfig(V, 3, V, 1, 1, 0.0)
+    params = {name: np.zeros(shape) for name, shape in parameter_shapes(config).items()}
+    params["tok_emb.weight"][:] = np.eye(V)
+    params["final_norm.scale"][:] = 1
+    for v, after in enumerate(following):
+        params["out_head.weight"][after, v] = 1
+    return GPT.from_params(config, params)
+
+
+CHAIN = [1, 2, 3, 4, 5, 0]
+
+
+def check_eos():
+    """Each row ends for itself, is filled up, and the token that ends the last one is not appended."""
+    model = chain_model(CHAIN)
+    for tokens, max_new_tokens, want in [
+        ([[0]], 10, [[0, 1, 2]]),
+        ([[2]], 10, [[2]]),
+        ([[0], [2]], 10, [[0, 1, 2], [2, 3, 3]]),
+        ([[1], [0], [2]], 10, [[1, 2, 3], [0, 1, 2], [2, 3, 3]]),
+        ([[2], [2]], 10, [[2], [2]]),
+        ([[3, 0], [3, 3]], 3, [[3, 0, 1, 2, 3], [3, 3, 4, 5, 0]]),  # one in the prompt ends nothing
+    ]:
+        got = generate(model, tokens, max_new_tokens, eos_id=3).tolist()
+        assert got == want, f"eos: {tokens} became {got}, should become {want}"
+
+
+def test_rows_end_at_eos_each_for_itself():
+    check_eos()
+
+
+def test_without_eos_id_a_text_goes_on_past_the_context():
+    assert generate(chain_model(CHAIN), [[3]], 7).tolist() == [[3, 4, 5, 0, 1, 2, 3, 4]]
+    assert generate(chain_model(CHAIN), [[3]], 7, eos_id=99).tolist() == [[3, 4, 5, 0, 1, 2, 3, 4]]
+
+
+def test_no_new_tokens_leave_the_tokens():
+    got = generate(chain_model(CHAIN), [[3, 4]], 0)
+    assert got.tolist() == [[3, 4]]
+    assert got.dtype == np.int64
+
+
+def test_stream_gives_the_tokens_one_by_one_as_generate_appends_them():
+    case = ModelCase(CONFIG, B=2, T=3)
+    tokens = case.batch()[0]
+    columns = list(stream(case.model(), tokens, 9, temperature=1.0, rng=Generator(3)))
+    whole = generate(case.model(), tokens, 9, temperature=1.0, rng=Generator(3))
+    assert [column.tolist() for column in columns] == whole[:, 3:].T.tolist()
+    first = next(stream(case.model(), tokens, 10**9))  # nothing is made before it is asked for
+    assert first.tolist() == generate(case.model(), tokens, 1)[:, -1].tolist()
+
+
+def test_the_same_seed_gives_the_same_text_and_another_another():
+    model, tokens = ModelCase(CONFIG).model(), [[1, 2, 3]]
+    texts = [generate(model, tokens, 20, temperature=2.0, rng=Generator(seed)).tolist() for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, not -1"),
+        ({"temperature": -0.5}, r"temperature must be 0 .* not -0\.5"),
+        ({"temperature": math.nan}, "temperature must be .* not nan"),
+        ({"temperature": math.inf}, "temperature must be .* not inf"),
+        ({"temperature": 1.0}, r"temperature 1\.0 draws at random: give rng"),
+        ({"temperature": 1.0, "top_k": 0, "rng": Draws()}, "top_k must be at least 1, not 0"),
+        ({"temperature": 1.0, "top_p": 0.0, "rng": Draws()}, r"top_p .* not 0\.0"),
+        ({"temperature": 1.0, "top_p": 1.1, "rng": Draws()}, r"top_p .* not 1\.1"),
+        ({"temperature": 1.0, "top_p": math.nan, "rng": Draws()}, "top_p .* not nan"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_by_name(settings_, message):
+    with pytest.raises(InputError, match=message):
+        generate(ModelCase(CONFIG).model(), [[1]], **{"max_new_tokens": 3} | settings_)
+
+
+@pytest.mark.parametrize("max_new_tokens", [0, 1])
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[0, 23]], "id 23 is outside the vocabulary of 23"),
+        ([[-1]], "id -1 is outside the vocabulary of 23"),
+        ([[23, 0, 0, 0, 0, 0, 0, 0]], "id 23 is outside the vocabulary"),  # though the crop hides it from the model
+        ([0, 1], "tokens must be a non-empty"),
+        ([[0.5]], "tokens must be a non-empty .* whole numbers"),
+        (np.zeros((1, 0), int), "tokens must be a non-empty"),
+        (np.zeros((0, 1), int), "tokens must be a non-empty"),
+    ],
+)
+def test_tokens_that_cannot_be_used_are_refused_however_few_are_asked_for(tokens, message, max_new_tokens):
+    with pytest.raises(InputError, match=message):
+        generate(ModelCase(CONFIG).model(), tokens, max_new_tokens)

@@ -1,0 +1,428 @@
+"""Laws that hold of the mathematics itself, so nothing is compared with torch: this module runs without it.
+
+A law checks one number against another of ours, within the budgets of compare.py; where both are exactly the same
+calculation, bit for bit.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numpy_gpt import GPT, GPTConfig
+from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
+from parity_tests import compare, strategies
+from parity_tests.compare import check, check_exact
+from parity_tests.strategies import ModelCase, OperationCase
+
+CONFIG = GPTConfig(vocab_size=17, context_length=8, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True)
+EPS = float(np.finfo(np.float64).eps)
+OPERATION = compare.OPERATION._replace(title="laws of one operation")
+MODEL = compare.MODEL._replace(title="laws of the whole model")
+
+
+def largest(grads):
+    """G."""
+    return max(float(np.abs(g).max()) for g in grads.values())
+
+
+class GivenMasks:
+    """Stands in for a Generator that draws the same masks at every pass."""
+
+    def __init__(self, seed):
+        self._seed = seed
+        self.restart()
+
+    def restart(self):
+        self._rng = np.random.default_rng(self._seed)
+        return self
+
+    def bernoulli(self, shape, p):
+        return self._rng.random(shape) < p
+
+
+# Causality
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_token_does_not_change_the_logits_before_it(dtype, data):
+    case = replace(data.draw(strategies.model_cases()), dtype=dtype)
+    t = data.draw(st.integers(0, case.T - 1))
+    model, (tokens, _) = case.model(), case.batch()
+    other = tokens.copy()
+    other[:, t:] = (other[:, t:] + 1) % case.config.vocab_size
+    before, after = model(tokens), model(other)
+    check_exact("logits before the change", after[:, :t], before[:, :t])
+    assert (after[:, t] != before[:, t]).any(), "nothing depends on the token"
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_a_target_does_not_change_the_gradient_after_it(data):
+    """Row s of the position table feeds the losses at s and later, so a target at t reaches rows up to t only."""
+    case = data.draw(strategies.model_cases(scales=st.sampled_from((0.1, 0.5, 1.0))))
+    t = data.draw(st.integers(0, case.T - 1))
+    model, (tokens, targets) = case.model(), case.batch()
+    other = targets.copy()
+    other[:, t] = (other[:, t] + 1) % case.config.vocab_size
+    before = model.loss_and_grads(tokens, targets)[1]["pos_emb.weight"].copy()
+    after = model.loss_and_grads(tokens, other)[1]["pos_emb.weight"]
+    check_exact("d pos_emb.weight after the target", after[t + 1 :], before[t + 1 :])
+    assert (after[t] != before[t]).any(), "nothing depends on the target"
+    check_exact("d pos_emb.weight beyond T", after[case.T :], np.zeros_like(after[case.T :]))
+
+
+@settings(max_examples=50)
+@given(case=strategies.attention_cases(), data=st.data())
+def test_attention_sends_no_gradient_into_the_future(case, data):
+    s, n = case.source(), case.shape
+    B, NH, T, HS = n["B"], n["NH"], n["T"], n["HS"]
+    S = n["past"] + T
+    q, k, v = s.x(B, NH, T, HS), s.normal(B, NH, S, HS), s.normal(B, NH, S, HS)
+    t = data.draw(st.integers(0, T - 1))
+    dy = np.zeros((B, NH, T, HS))
+    dy[:, :, t] = s.upstream(B, NH, HS)
+    dq, dk, dv = attention.attention_backward(dy, attention.attention_forward(q, k, v)[1])
+    last = t + n["past"]  # the last key that query t sees
+    for name, grad, seen in (("dq", dq, slice(t, t + 1)), ("dk", dk, slice(last + 1)), ("dv", dv, slice(last + 1))):
+        unseen = np.ones(grad.shape[2], bool)
+        unseen[seen] = False
+        assert not grad[:, :, unseen].any(), f"{name} is not 0 outside positions {seen}"
+    assert dv[:, :, : last + 1].any()
+
+
+# Laws of one operation
+
+
+@settings(max_examples=100)
+@given(case=strategies.cross_entropy_cases(), shift=st.sampled_from((-1e4, -3.0, 0.7, 1e4)))
+def test_the_loss_does_not_see_a_shift_of_all_logits(case, shift):
+    s, n = case.source(), case.shape
+    z, targets = s.x(n["B"], n["T"], n["V"]), s.ids(n["V"], n["B"], n["T"])
+    (a, cache_a), (b, cache_b) = (cross_entropy.cross_entropy_forward(each, targets) for each in (z, z + shift))
+    scales = [compare.cross_entropy_scales(each, targets, 1.0) for each in (z, z + shift)]
+    moved = np.abs(z + shift).max()  # z + shift is rounded to eps of its own size, and p has that as relative error
+    check("shifted logits: loss", b, a, scales[0]["loss"] + scales[1]["loss"], OPERATION)
+    got, want = (cross_entropy.cross_entropy_backward(1.0, cache) for cache in (cache_b, cache_a))
+    check("shifted logits: dlogits", got, want, scales[0]["dlogits"] * (1 + moved), OPERATION)
+
+
+@settings(max_examples=100)
+@given(case=strategies.cross_entropy_cases())
+def test_rows_of_dlogits_sum_to_zero(case):
+    s, n = case.source(), case.shape
+    z, targets = s.x(n["B"], n["T"], n["V"]), s.ids(n["V"], n["B"], n["T"])
+    dz = cross_entropy.cross_entropy_backward(-2.5, cross_entropy.cross_entropy_forward(z, targets)[1])
+    scale = compare.cross_entropy_scales(z, targets, -2.5)["dlogits"].sum(axis=-1)
+    check("rows of dlogits sum to 0", dz.sum(axis=-1), np.zeros(dz.shape[:-1]), scale, OPERATION)
+    wrong = np.arange(z.shape[-1]) != targets[..., None]
+    assert (dz[wrong] <= 0).all(), "a negative upstream gradient raises every logit but the target's"
+    assert (dz[~wrong] >= 0).all()
+
+
+@settings(max_examples=100)
+@given(case=strategies.layernorm_cases())
+def test_layernorms_dx_stands_across_1_and_x_hat(case):
+    """Σ dx = 0, and Σ dx x̂ is only what eps leaves: rstd Σ g x̂ · eps / (var + eps), as mean(x̂²) = var / (var + eps)."""
+    s, n = case.source(), case.shape
+    shape = (n["B"], n["T"], n["C"])
+    x, scale, shift, dy = s.x(*shape), s.normal(n["C"]), s.normal(n["C"]), s.upstream(*shape)
+    dx = layernorm.layernorm_backward(dy, layernorm.layernorm_forward(x, scale, shift)[1])[0]
+    rstd = 1 / np.sqrt(x.var(axis=-1) + compare.LAYERNORM_EPS)
+    x_hat, g = (x - x.mean(axis=-1, keepdims=True)) * rstd[..., None], dy * scale
+    S = compare.layernorm_scales(x, scale, shift, dy)["dx"]
+    S_hat = (np.abs(x) + np.abs(x).mean(axis=-1, keepdims=True)) * rstd[..., None]
+    check("layernorm: Σ dx", dx.sum(axis=-1), np.zeros(shape[:2]), S.sum(axis=-1), OPERATION)
+    want = rstd * (g * x_hat).sum(axis=-1) * compare.LAYERNORM_EPS * rstd**2
+    check("layernorm: Σ dx x̂", (dx * x_hat).sum(axis=-1), want, (S * S_hat).sum(axis=-1), OPERATION)
+
+
+@settings(max_examples=50)
+@given(case=strategies.layernorm_cases())
+def test_layernorm_normalises(case):
+    """With scale 1 and shift 0 a row's mean is 0 and its mean square var / (var + eps), var having the divisor C."""
+    s, n = case.source(), case.shape
+    x = s.x(n["B"], n["T"], n["C"])
+    y, _ = layernorm.layernorm_forward(x, np.ones(n["C"]), np.zeros(n["C"]))
+    var = x.var(axis=-1)
+    S = (np.abs(x) + np.abs(x).mean(axis=-1, keepdims=True)) / np.sqrt(var + compare.LAYERNORM_EPS)[..., None]
+    check("normalised rows: mean", y.mean(axis=-1), np.zeros(var.shape), S.mean(axis=-1), OPERATION)
+    want = var / (var + compare.LAYERNORM_EPS)
+    check("normalised rows: mean square", (y * y).mean(axis=-1), want, (S * S).mean(axis=-1), OPERATION)
+
+
+def check_first_query(score):
+    """The first query sees one key, so its answer is that key's value, exactly, whatever the score."""
+    v = np.random.default_rng(0).standard_normal((2, 3, 5, 4))
+    size = np.full_like(v, math.sqrt(abs(score) / 2))  # q · k / √4 is ± the score
+    y, _ = attention.attention_forward(size, size * math.copysign(1, score), v)
+    check_exact(f"y of the first query at scores of {score:g}", y[:, :, 0], v[:, :, 0])
+
+
+@pytest.mark.parametrize("score", [0.0, 1.0, -1.0, 1e4, -1e4, 1e12, -1e12])
+def test_the_first_query_sees_one_key_only(score):
+    check_first_query(score)
+
+
+def test_attention_over_equal_keys_is_the_mean_of_the_values_seen():
+    rng = np.random.default_rng(0)
+    q, v = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((2, 3, 5, 4))
+    k = np.broadcast_to(rng.standard_normal((2, 3, 1, 4)), v.shape)
+    y, _ = attention.attention_forward(q, k, v)
+    want = np.cumsum(v, axis=2) / np.arange(1, 6)[:, None]
+    check("attention over equal keys: y", y, want, compare.attention_scales(q, k, v, None, y)["y"], OPERATION)
+
+
+def test_dropout_keeps_the_mean():
+    """Factors are 0 or 1 / (1 − rate): a keep share of 1 − rate has mean factor 1, whatever the rate."""
+    for rate in (0.1, 0.25, 0.5, 0.9):
+        keep = np.arange(1000) >= round(1000 * rate)
+        mask = dropout.dropout_mask(keep, rate, np.float64)
+        check("dropout keeps the mean", mask.mean(), np.float64(1), 1.0, OPERATION)
+        check_exact("dropped factors", mask[~keep], np.zeros(int((~keep).sum())))
+
+
+# Finite differences
+
+
+def check_slope(name, f, slope, terms):
+    """slope, the claimed d f(h) / dh at h = 0, against central differences.
+
+    Two of them, with h and h / 2, give Richardson's (4 D(h/2) − D(h)) / 3. Its error is of order h⁴, and safely under
+    the difference of the two, of order h². Rounding adds 64 eps · terms / h, terms being the sum of the absolute values
+    that f adds up. h is the one that leaves least allowance, which must be small beside terms, or nothing is tested.
+    """
+    best = None
+    for h in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4):
+        d1, d2 = ((f(e) - f(-e)) / (2 * e) for e in (h, h / 2))
+        allowance = abs(d1 - d2) + 64 * EPS * terms / h
+        if best is None or allowance < best[0]:
+            best = (allowance, (4 * d2 - d1) / 3)
+    allowance, want = best
+    assert allowance <= 1e-6 * terms, f"{name}: no step is small enough, allowance {allowance:.2g} of {terms:.2g}"
+    assert abs(slope - want) <= allowance, f"{name}: {slope:.12e}, differences give {want:.12e} ± {allowance:.1e}"
+
+
+def check_operation_slopes(operation, forward, backward, inputs, rng):
+    """d <dy, forward(inputs)> along a random direction in each input, against <gradient, direction>."""
+    y, cache = forward(*inputs.values())
+    dy = rng.standard_normal(np.shape(y))
+    grads = backward(dy if np.ndim(y) else float(dy), cache)
+    grads = grads if isinstance(grads, tuple) else (grads,)
+    assert len(grads) == len(inputs)
+    for (name, value), grad in zip(inputs.items(), grads, strict=True):
+        direction = rng.standard_normal(value.shape)
+
+        def moved(h, name=name, value=value, direction=direction):
+            return float((dy * forward(*(inputs | {name: value + h * direction}).values())[0]).sum())
+
+        terms = float(np.abs(dy * y).sum() + np.abs(grad * direction).sum())
+        check_slope(f"{operation} d{name}", moved, float((grad * direction).sum()), terms)
+
+
+def operation_slopes(seed):
+    """Every operation with its differentiable inputs: (name, forward, backward, inputs)."""
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal
+    ids, targets = strategies.repeated_ids(rng, 6, (2, 5)), strategies.repeated_ids(rng, 6, (2, 5))
+    keep = rng.random((2, 3, 4, 6)) < 0.7
+    mask = dropout.dropout_mask(keep, 0.3, np.float64)
+    yield (
+        "linear",
+        linear.linear_forward,
+        linear.linear_backward,
+        {
+            "x": normal((2, 3, 4)),
+            "w": normal((5, 4)),
+            "b": normal(5),
+        },
+    )
+    yield (
+        "layernorm",
+        layernorm.layernorm_forward,
+        layernorm.layernorm_backward,
+        {
+            "x": normal((2, 3, 8)),
+            "scale": normal(8),
+            "shift": normal(8),
+        },
+    )
+    yield "gelu", gelu.gelu_forward, gelu.gelu_backward, {"x": 2 * normal((4, 5))}
+    factors = mask[0, 0]
+    yield "dropout", lambda x: dropout.dropout_forward(x, factors), dropout.dropout_backward, {"x": normal((4, 6))}
+    yield (
+        "embedding",
+        lambda w: embedding.embedding_forward(ids, w),
+        embedding.embedding_backward,
+        {"w": normal((6, 3))},
+    )
+    yield (
+        "position_embedding",
+        lambda x, w: embedding.position_embedding_forward(x, w, 2),
+        embedding.position_embedding_backward,
+        {"x": normal((2, 4, 3)), "w": normal((7, 3))},
+    )
+    for name, factors in (("attention", None), ("attention with dropout", mask)):
+        yield (
+            name,
+            lambda q, k, v, factors=factors: attention.attention_forward(q, k, v, factors),
+            attention.attention_backward,
+            {
+                "q": normal((2, 3, 4, 5)),
+                "k": normal((2, 3, 6, 5)),
+                "v": normal((2, 3, 6, 5)),
+            },
+        )
+    yield (
+        "cross_entropy",
+        lambda z: cross_entropy.cross_entropy_forward(z, targets),
+        cross_entropy.cross_entropy_backward,
+        {"logits": normal((2, 5, 6))},
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gradients_of_operations_are_the_slopes(seed):
+    for operation, forward, backward, inputs in operation_slopes(seed):
+        check_operation_slopes(operation, forward, backward, inputs, np.random.default_rng([seed, 1]))
+
+
+def check_model_slopes(case):
+    """Every parameter moved along a random direction, dropout's masks held fast."""
+    tokens, targets = case.batch()
+    params, masks = case.params(), GivenMasks(case.seed)
+    loss, grads = GPT.from_params(case.config, params).loss_and_grads(tokens, targets, masks)
+    rng = np.random.default_rng([case.seed, 2])
+    for name, grad in grads.items():
+        direction = rng.standard_normal(grad.shape)
+        direction /= np.sqrt((direction**2).sum())
+
+        def moved(h, name=name, direction=direction):
+            model = GPT.from_params(case.config, params | {name: params[name] + h * direction})
+            return float(model.loss_and_grads(tokens, targets, masks.restart())[0])
+
+        check_slope(f"d {name}", moved, float((grad * direction).sum()), abs(float(loss)) + 1.0)
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.3])
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_of_the_model_are_the_slopes(tied, drop_rate):
+    config = replace(CONFIG, tie_weights=tied, drop_rate=drop_rate)
+    check_model_slopes(ModelCase(config, B=2, T=8, scale=0.5, seed=3))
+
+
+# Laws of the whole model
+
+
+def check_tied_is_the_sum(case):
+    """A tied model's token gradient is the sum of the two of the untied model with the same weights."""
+    tied = replace(case.config, tie_weights=True)
+    params = replace(case, config=tied).params()
+    tokens, targets = case.batch()
+    loss, grads = GPT.from_params(tied, params).loss_and_grads(tokens, targets)
+    untied = replace(tied, tie_weights=False)
+    apart = params | {"out_head.weight": params["tok_emb.weight"].copy()}
+    want_loss, want = GPT.from_params(untied, apart).loss_and_grads(tokens, targets)
+    G = largest(want)
+    check("tied is the sum: loss", loss, want_loss, 1.0, MODEL)
+    both = want["tok_emb.weight"] + want.pop("out_head.weight")
+    for name, grad in (want | {"tok_emb.weight": both}).items():
+        check(f"tied is the sum: d {name}", grads[name], grad, G, MODEL)
+
+
+@settings(max_examples=40)
+@given(case=strategies.model_cases())
+def test_a_tied_gradient_is_the_sum_of_the_untied_two(case):
+    check_tied_is_the_sum(case)
+
+
+def check_batch_is_the_mean(case):
+    """A batch's loss and gradients are the means of its rows'."""
+    model, (tokens, targets) = case.model(), case.batch()
+    total, sums, G = 0.0, {}, 0.0
+    for b in range(case.B):
+        loss, grads = model.loss_and_grads(tokens[b : b + 1], targets[b : b + 1])
+        total += float(loss) / case.B
+        sums = {name: sums.get(name, 0) + g / case.B for name, g in grads.items()}
+        G = max(G, largest(grads))  # of the rows: their mean may cancel
+    loss, grads = model.loss_and_grads(tokens, targets)
+    check("batch is the mean: loss", loss, np.float64(total), max(total, 1.0), MODEL)
+    for name, grad in grads.items():
+        check(f"batch is the mean: d {name}", grad, sums[name], G, MODEL)
+
+
+@settings(max_examples=40)
+@given(case=strategies.model_cases())
+def test_a_batchs_gradient_is_the_mean_of_its_rows(case):
+    check_batch_is_the_mean(case)
+
+
+def permuted_heads(params, config, order):
+    """The model whose heads stand in another order: rows of W_query, W_key, W_value; columns of out_proj."""
+    index = np.arange(config.emb_dim).reshape(config.n_heads, -1)[order].reshape(-1)
+    out = dict(params)
+    for name, a in params.items():
+        if ".att.W_" in name:
+            out[name] = a[index]
+        elif name.endswith("att.out_proj.weight"):
+            out[name] = a[:, index]
+    return out
+
+
+@settings(max_examples=40)
+@given(case=strategies.model_cases(), data=st.data())
+def test_permuting_the_heads_permutes_the_gradients(case, data):
+    config, params, (tokens, targets) = case.config, case.params(), case.batch()
+    order = data.draw(st.permutations(range(config.n_heads)))
+    loss, grads = GPT.from_params(config, params).loss_and_grads(tokens, targets)
+    other = GPT.from_params(config, permuted_heads(params, config, order))
+    got_loss, got = other.loss_and_grads(tokens, targets)
+    check("permuted heads: loss", got_loss, loss, max(float(loss), 1.0), MODEL)
+    G = largest(grads)
+    for name, want in permuted_heads(grads, config, order).items():
+        check(f"permuted heads: d {name}", got[name], want, G, MODEL)
+
+
+@settings(max_examples=40)
+@given(case=strategies.model_cases(), data=st.data())
+def test_permuting_the_batch_changes_nothing(case, data):
+    model, (tokens, targets) = case.model(), case.batch()
+    order = data.draw(st.permutations(range(case.B)))
+    logits = model(tokens)
+    check("permuted batch: logits", model(tokens[order]), logits[order], np.abs(logits).max(), MODEL)
+    grads = {name: g.copy() for name, g in model.loss_and_grads(tokens, targets)[1].items()}
+    G = max(largest(model.loss_and_grads(tokens[b : b + 1], targets[b : b + 1])[1]) for b in range(case.B))
+    for name, g in model.loss_and_grads(tokens[order], targets[order])[1].items():
+        check(f"permuted batch: d {name}", g, grads[name], G, MODEL)
+
+
+def test_unread_rows_of_the_tables_have_gradient_zero():
+    case = ModelCase(CONFIG, B=2, T=5)
+    tokens, targets = case.batch()
+    grads = case.model().loss_and_grads(tokens, targets)[1]
+    unread = np.setdiff1d(np.arange(CONFIG.vocab_size), tokens)
+    assert unread.size
+    assert not grads["tok_emb.weight"][unread].any()
+    assert grads["tok_emb.weight"][np.unique(tokens)].any(axis=1).all()
+    assert not grads["pos_emb.weight"][5:].any()
+    assert grads["pos_emb.weight"][:5].any(axis=1).all()
+
+
+def test_a_model_of_equal_logits_has_the_loss_log_v():
+    case = ModelCase(CONFIG)
+    params = case.params() | {"out_head.weight": np.zeros((CONFIG.vocab_size, CONFIG.emb_dim))}
+    model = GPT.from_params(CONFIG, params)
+    want = np.float64(math.log(CONFIG.vocab_size))
+    check("equal logits: loss", model.loss(*case.batch()), want, want, MODEL)
+
+
+def test_operation_cases_are_rebuilt_from_their_seed():
+    """What a failure prints must be what failed."""
+    case = OperationCase({"B": 2}, seed=9)
+    check_exact("x", case.source().x(2, 3), case.source().x(2, 3))
+    check_exact("parameter", ModelCase(CONFIG).params()["tok_emb.weight"], ModelCase(CONFIG).params()["tok_emb.weight"])

@@ -1,0 +1,306 @@
+"""AdamW, clipping and the schedule against torch's: step by step on random gradients, and over whole training runs."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from numpy_gpt import GPTConfig, optim
+from parity_tests import compare
+from parity_tests.compare import check, check_exact
+from parity_tests.strategies import LAYOUTS, SEEDS, ModelCase, arrange
+from parity_tests.test_model import RecordedMasks, check_gradients, dropout_factors
+from torch_gpt.model import from_params, loss_and_grads, to_params
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+STEPS = 12
+RUN = 24
+TRAJECTORY = compare.Budget("training run, parameters after every step", 1)
+SHAPES = {"table": (7, 5), "weight": (4, 6), "bias": (6,), "one": (1,)}
+
+
+def draw_params(seed, dtype, layout="C"):
+    rng = np.random.default_rng(seed)
+    params = {name: np.asarray(rng.standard_normal(shape), dtype) for name, shape in SHAPES.items()}
+    if layout not in ("C", "read-only"):
+        params = {name: arrange(p, layout) for name, p in params.items()}
+    return params
+
+
+def draw_grads(rng, params):
+    """Gradients of every size, each with a part that is exactly zero, as unread rows of a table have."""
+    grads = {}
+    for name, p in params.items():
+        g = rng.standard_normal(p.shape) * 10 ** rng.uniform(-4, 2)
+        g[..., :1] *= rng.random() < 0.5
+        grads[name] = np.asarray(g, p.dtype)
+    return grads
+
+
+class AdamWScales:
+    """S of the parameters after t steps: the update's formula on absolute values, subtractions turned into sums.
+
+    θ ← θ (1 + lr λ) + lr / (1 − β₁ᵗ) · M / (√v / √(1 − β₂ᵗ) + eps), M ← β₁ M + (1 − β₁) |g|; v subtracts nothing.
+    """
+
+    def __init__(self, params):
+        self.S = {name: np.abs(p.astype(np.float64)) for name, p in params.items()}
+        self.M = {name: np.zeros(p.shape) for name, p in params.items()}
+        self.v = {name: np.zeros(p.shape) for name, p in params.items()}
+        self.t = 0
+
+    def step(self, grads, lr, betas, eps, weight_decay):
+        self.t += 1
+        (b1, b2), t = betas, self.t
+        for name, g in grads.items():
+            g = np.abs(g.astype(np.float64))
+            self.M[name] = b1 * self.M[name] + (1 - b1) * g
+            self.v[name] = b2 * self.v[name] + (1 - b2) * g * g
+            root = np.sqrt(self.v[name] / (1 - b2**t)) + eps
+            self.S[name] = self.S[name] * (1 + lr * weight_decay) + lr / (1 - b1**t) * self.M[name] / root
+
+
+def check_adamw(seed=0, dtype="float64", layout="C", weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8, steps=STEPS):
+    """Parameters after every step against torch.optim.AdamW in the same dtype, with lr changing between the steps."""
+    rng = np.random.default_rng([seed, 1])
+    params = draw_params(seed, dtype, layout)
+    scales = AdamWScales(params)
+    leaves = {name: torch.from_numpy(np.array(p)).requires_grad_() for name, p in params.items()}
+    arrays = dict(params)
+    settings_ = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+    ours, torchs = optim.AdamW(params, lr=0.1, **settings_), torch.optim.AdamW(leaves.values(), lr=0.1, **settings_)
+    for _ in range(steps):
+        lr = 10 ** rng.uniform(-4, -0.5)
+        ours.lr = torchs.param_groups[0]["lr"] = lr
+        grads = draw_grads(rng, params)
+        for name, leaf in leaves.items():
+            leaf.grad = torch.from_numpy(np.array(grads[name]))
+        kept = {name: g.copy() for name, g in grads.items()}
+        ours.step(grads)
+        torchs.step()
+        scales.step(grads, lr, **settings_)
+        for name, leaf in leaves.items():
+            check(f"AdamW {name}", params[name], leaf.detach().numpy(), scales.S[name])
+            check_exact(f"AdamW's argument, the gradient of {name},", grads[name], kept[name])
+            assert params[name] is arrays[name], f"AdamW put another array in the place of {name}"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_adamw_matches_torch(dtype):
+    @settings(max_examples=40)
+    @given(
+        seed=SEEDS,
+        layout=st.sampled_from(LAYOUTS),
+        weight_decay=st.sampled_from((0.0, 0.01, 0.1, 1.0)),
+        betas=st.sampled_from(((0.9, 0.999), (0.9, 0.95), (0.0, 0.9), (0.5, 0.5))),
+        eps=st.sampled_from((1e-8, 1e-3)),
+    )
+    @example(seed=0, layout="gaps", weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8)
+    def holds(**case):
+        check_adamw(dtype=dtype, **case)
+
+    holds()
+
+
+def test_adamw_has_torchs_defaults():
+    ours, torchs = optim.AdamW({}), torch.optim.AdamW([torch.zeros(1)]).defaults
+    for key in ("lr", "betas", "eps", "weight_decay"):
+        assert getattr(ours, key) == torchs[key]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_adamw_matches_torch_on_a_parameter_of_many_blocks(dtype):
+    """Longer than whatever is updated at a time, and not a multiple of it."""
+    rng = np.random.default_rng(0)
+    params = {"w": rng.standard_normal((611, 1021)).astype(dtype)}
+    leaf, scales = torch.from_numpy(params["w"].copy()).requires_grad_(), AdamWScales(params)
+    ours, torchs = optim.AdamW(params), torch.optim.AdamW([leaf])
+    for _ in range(3):
+        g = rng.standard_normal(params["w"].shape).astype(dtype)
+        leaf.grad = torch.from_numpy(g.copy())
+        ours.step({"w": g})
+        torchs.step()
+        scales.step({"w": g}, 1e-3, (0.9, 0.999), 1e-8, 0.01)
+        check("AdamW many blocks", params["w"], leaf.detach().numpy(), scales.S["w"])
+
+
+@pytest.mark.parametrize("layout", ["C", "transposed", "gaps"])
+def test_adamw_takes_gradients_in_any_layout(layout):
+    params, same = draw_params(0, "float64"), draw_params(0, "float64")
+    grads = draw_grads(np.random.default_rng(1), params)
+    ours, other = optim.AdamW(params), optim.AdamW(same)
+    for _ in range(3):
+        ours.step({name: arrange(g, layout) for name, g in grads.items()})
+        other.step(grads)
+    for name, p in params.items():
+        check_exact(name, p, same[name])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda grads: grads.pop("one"), r"one has shape \(1,\), its gradient: no gradient"),
+        (lambda grads: grads.update(bias=np.zeros(5)), r"bias has shape \(6,\), its gradient: \(5,\)"),
+        (lambda grads: grads.update(weight=np.zeros((6, 4))), r"weight has shape \(4, 6\), its gradient: \(6, 4\)"),
+    ],
+)
+def test_a_gradient_that_is_missing_or_misshapen_leaves_everything_as_it_was(spoil, message):
+    params, same = draw_params(0, "float64"), draw_params(0, "float64")
+    rng = np.random.default_rng(1)
+    ours, other = optim.AdamW(params), optim.AdamW(same)
+    for _ in range(3):
+        grads = draw_grads(rng, params)
+        bad = dict(grads)
+        spoil(bad)
+        before = {name: p.copy() for name, p in params.items()}
+        with pytest.raises(ValueError, match=message):
+            ours.step(bad)
+        for name, p in params.items():
+            check_exact(name, p, before[name])
+        ours.step(grads)  # its moments and its count are as if the bad call had never been
+        other.step(grads)
+        for name, p in params.items():
+            check_exact(name, p, same[name])
+
+
+def check_clipping(seed=0, dtype="float64", share=0.5, layout="C"):
+    """One factor for all tensors, torch's; max_norm is this share of the true norm."""
+    rng = np.random.default_rng(seed)
+    grads = {name: arrange(g, layout) for name, g in draw_grads(rng, draw_params(seed, dtype)).items()}
+    leaves = {name: torch.zeros(g.shape, dtype=getattr(torch, dtype)) for name, g in grads.items()}
+    for name, leaf in leaves.items():
+        leaf.grad = torch.from_numpy(np.array(grads[name]))
+    norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in grads.values()))
+    arrays, before = dict(grads), {name: g.copy() for name, g in grads.items()}
+    got = optim.clip_grad_norm(grads, share * norm)
+    want = clip_grad_norm_(leaves.values(), share * norm).numpy()
+    check("clip_grad_norm norm", np.asarray(got, dtype), want, norm)
+    for name, g in grads.items():
+        check(f"clip_grad_norm {name}", g, leaves[name].grad.numpy(), np.abs(before[name]))
+        assert g is arrays[name], f"clip_grad_norm put another array in the place of {name}"
+        if share > 1.01:
+            check_exact(f"clip_grad_norm {name}, under the limit", g, before[name])
+
+
+@settings(max_examples=50)
+@given(
+    seed=SEEDS,
+    dtype=st.sampled_from(("float64", "float32")),
+    share=st.sampled_from((0.0, 1e-3, 0.5, 0.99, 1.0, 1.02, 50.0)),
+    layout=st.sampled_from(("C", "transposed", "gaps")),
+)
+def test_clipping_matches_torch(seed, dtype, share, layout):
+    check_clipping(seed, dtype, share, layout)
+
+
+def test_gradients_of_zero_are_clipped_to_zero():
+    grads = {"w": np.zeros((2, 3))}
+    assert optim.clip_grad_norm(grads, 1.0) == 0
+    check_exact("w", grads["w"], np.zeros((2, 3)))
+
+
+def torch_schedule(optimizer, warmup_steps, total_steps):
+    """warmup_cosine out of torch's schedulers: 1 / (W + 1), 2 / (W + 1) … 1 at step W; then a cosine to a tenth.
+
+    LinearLR's factor is start + (1 − start) · step / W, with start = 1 / (W + 1): (step + 1) / (W + 1).
+    """
+    floor, rest = optimizer.param_groups[0]["lr"] / 10, total_steps - 1 - warmup_steps
+    if not warmup_steps:
+        return CosineAnnealingLR(optimizer, T_max=rest, eta_min=floor)
+    linear = LinearLR(optimizer, 1 / (warmup_steps + 1), 1.0, warmup_steps)
+    cosine = CosineAnnealingLR(optimizer, T_max=rest, eta_min=floor)
+    return SequentialLR(optimizer, [linear, cosine], milestones=[warmup_steps])
+
+
+def check_schedule(peak, warmup_steps, total_steps):
+    """Every step's learning rate, against torch's; each of torch's is made from the one before."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+    scheduler = torch_schedule(optimizer, warmup_steps, total_steps)
+    for step in range(total_steps):
+        got, want = optim.warmup_cosine(step, peak, warmup_steps, total_steps), optimizer.param_groups[0]["lr"]
+        check("warmup_cosine", np.float64(got), np.float64(want), peak)
+        optimizer.step()
+        scheduler.step()
+
+
+@settings(max_examples=40)
+@given(
+    peak=st.floats(1e-5, 1), warmup_steps=st.integers(0, 30), rest=st.integers(2, 60)
+)  # over 1: or no cosine in torch
+@example(peak=4e-4, warmup_steps=0, rest=2)
+def test_schedule_is_torchs_linear_then_cosine(peak, warmup_steps, rest):
+    check_schedule(peak, warmup_steps, warmup_steps + rest)
+
+
+def test_schedule_at_its_corners():
+    assert optim.warmup_cosine(0, 1.0, 4, 20) == 0.2
+    assert optim.warmup_cosine(4, 1.0, 4, 20) == 1.0
+    assert optim.warmup_cosine(19, 1.0, 4, 20) == pytest.approx(0.1, rel=1e-15)
+    assert optim.warmup_cosine(500, 1.0, 4, 20) == pytest.approx(0.1, rel=1e-15), "a longer run stays at the floor"
+    assert optim.warmup_cosine(0, 1.0, 0, 1) == 1.0
+    assert optim.warmup_cosine(4, 1.0, 4, 5) == 1.0, "nothing is left for the cosine"
+
+
+def check_trajectory(tied=False, bias=True, seed=0):
+    """A whole run in float64: dropout, clipping and the schedule on, parameters compared after every step.
+
+    The budget, derived. At every step the two runs' gradients are checked to agree within δ = 2^16 eps G; so do m̂, a
+    weighted mean of gradients, and √v̂, a weighted norm of them. With r = |m̂| / (√v̂ + eps), the quotient of the update
+    is then off by at most (1 + r) δ / (√v̂ + eps), δ the largest so far, and the parameter by lr times that, for every
+    step so far (decay only shrinks it). Rounding of the update itself adds 64 eps (|θ| + lr r) a step. √v̂ and r are
+    torch's.
+    """
+    config = GPTConfig(13, 7, 12, 3, 2, drop_rate=0.2, qkv_bias=bias, tie_weights=tied)
+    case = ModelCase(config, B=3, T=7, scale=0.3, seed=seed)
+    peak, warmup_steps, weight_decay, eps = 0.005, 3, 0.1, 1e-8
+    model, reference = case.model(), from_params(config, case.params(), attention="plain")
+    ours = optim.AdamW(model.params, lr=peak, weight_decay=weight_decay)
+    torchs = torch.optim.AdamW(reference.parameters(), lr=peak, weight_decay=weight_decay)
+    scheduler = torch_schedule(torchs, warmup_steps, RUN)
+    machine, delta, clipped = float(np.finfo(np.float64).eps), 0.0, 0
+    budget = {name: np.zeros(p.shape) for name, p in model.params.items()}
+    for step in range(RUN):
+        tokens, targets = ModelCase(config, B=3, T=7, seed=seed + step).batch()
+        rng = RecordedMasks([seed, step])
+        loss, grads = model.loss_and_grads(tokens, targets, rng)
+        want, want_grads = loss_and_grads(reference, tokens, targets, dropout_factors(case, rng.drawn))
+        check("loss of a training run", loss, np.float64(want), max(want, 1.0), compare.MODEL)
+        check_gradients(grads, want_grads)
+
+        max_norm = 0.5 if step % 3 else 50.0  # every third step stays under it
+        norm, want = optim.clip_grad_norm(grads, max_norm), clip_grad_norm_(reference.parameters(), max_norm).item()
+        check("norm in a training run", np.float64(norm), np.float64(want), want, compare.MODEL)
+        clipped += want > max_norm
+        ours.lr = optim.warmup_cosine(step, peak, warmup_steps, RUN)
+        lr = torchs.param_groups[0]["lr"]
+        ours.step(grads)
+        torchs.step()
+        scheduler.step()
+
+        delta = max(delta, 2**16 * machine * max(float(p.grad.abs().max()) for p in reference.parameters()))
+        theta = to_params(reference)
+        for name, p in reference.named_parameters():
+            state = torchs.state[p]
+            root = np.sqrt(state["exp_avg_sq"].numpy() / (1 - 0.999 ** (step + 1))) + eps
+            r = np.abs(state["exp_avg"].numpy()) / (1 - 0.9 ** (step + 1)) / root
+            budget[name] += lr * (1 + r) * delta / root + 64 * machine * (np.abs(theta[name]) + lr * r)
+            check(f"trained {name}", model.params[name], theta[name], budget[name] / machine, TRAJECTORY)
+    assert 0 < clipped < RUN, f"clipped in {clipped} steps of {RUN}: both kinds are wanted"
+
+
+@pytest.mark.parametrize(("tied", "bias"), [(True, True), (False, True), (False, False)])
+def test_training_runs_match_torch(tied, bias):
+    check_trajectory(tied, bias)
+
+
+@pytest.mark.slow
+@settings(max_examples=50)
+@given(tied=st.booleans(), bias=st.booleans(), seed=SEEDS)
+def test_training_runs_match_torch_over_many_seeds(tied, bias, seed):
+    check_trajectory(tied, bias, seed)
