@@ -66,7 +66,7 @@ def test_a_run_leaves_its_folder(tmp_path, text):
     for row in table:
         line = rf"Ep {row['epoch']} \(Step {int(row['step']):06d}\): Train loss {float(row['train_loss']):.3f}, "
         assert re.search(line + rf"Val loss {float(row['val_loss']):.3f} .* tokens/s, \d:\d\d:\d\d left", output)
-    assert output.count("The statement") == 3  # untrained, and after each epoch
+    assert output.count("The statement") == 4  # untrained, after each epoch, and drawn
     assert load(out).config.context_length == 16
 
 

@@ -85,7 +85,7 @@ class TorchLearner:
         attention: Attention = "sdpa",
         compiled: bool = False,
     ):
-        self._clip = settings.clip
+        self._clip, self._seed = settings.clip, settings.seed
         self._device = device
         self._autocast = dtype == "bfloat16"
         precision = torch.float64 if dtype == "float64" else torch.float32
@@ -116,14 +116,20 @@ class TorchLearner:
         with torch.no_grad():
             return self._forward(x, y).item()
 
-    def greedy(self, ids: Array, max_new_tokens: int) -> Array:
-        """As the book's generate_text_simple: the whole window again for every token."""
+    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0) -> Array:
+        """As the book's generate: the whole window again for every token."""
         self.model.eval()
+        generator = torch.Generator().manual_seed(self._seed)
         tokens = torch.as_tensor(ids, device=self._device)
         with torch.no_grad():
             for _ in range(max_new_tokens):
                 logits = self.model(tokens[:, -self.model.config.context_length :])[:, -1]
-                tokens = torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)
+                if temperature == 0:
+                    chosen = logits.argmax(dim=-1, keepdim=True)
+                else:  # on the CPU, so that every device draws the same numbers
+                    probs = torch.softmax(logits.cpu() / temperature, dim=-1)
+                    chosen = torch.multinomial(probs, 1, generator=generator).to(self._device)
+                tokens = torch.cat([tokens, chosen], dim=1)
         return tokens.cpu().numpy()
 
     def shuffled_order(self, windows: int) -> Array | None:
