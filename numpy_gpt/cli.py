@@ -269,6 +269,6 @@ def chapter5(text: str) -> None:
         report.line(f"    NumPy    {printable(figure.found)}")
         report.line(f"    {'agrees' if figure.agrees else 'OFF'}" + (f" ({figure.note})" if figure.note else ""))
     report.line()
-    report.line("every figure agrees" if not off else f"{off} figures are off")
+    report.line("every figure agrees" if not off else "1 figure is off" if off == 1 else f"{off} figures are off")
     if off:
         raise SystemExit(1)

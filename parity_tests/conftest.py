@@ -3,7 +3,9 @@
 import os
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 from parity_tests import compare
 
@@ -26,15 +28,21 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-@pytest.fixture(scope="module")
-def one_torch_thread():
-    """torch on one thread, for modules of many tiny tensors: two threads spend their time waiting for each other."""
-    import torch
-
-    before = torch.get_num_threads()
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """torch and BLAS on one thread: with many tiny tensors, two threads spend their time waiting for each other."""
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+@pytest.fixture
+def all_threads():
+    """Every core, for a test at GPT-2's size."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    with threadpool_limits(os.cpu_count(), user_api="blas"):
+        yield
+    torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -17,8 +17,6 @@ from parity_tests.compare import check, check_exact
 from parity_tests.strategies import ModelCase
 from torch_gpt.model import from_params
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
 CONFIG = GPTConfig(vocab_size=23, context_length=7, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.4, qkv_bias=True)
 GREEDY = {"temperature": 0.0, "top_k": None, "top_p": None}
 

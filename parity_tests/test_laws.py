@@ -69,7 +69,7 @@ def test_a_target_does_not_change_the_gradient_after_it(data):
     t = data.draw(st.integers(0, case.T - 1))
     model, (tokens, targets) = case.model(), case.batch()
     other = targets.copy()
-    other[:, t] = (other[:, t] + 1) % case.config.vocab_size
+    other[0, t] = (other[0, t] + 1) % case.config.vocab_size  # of one row: two rows might trade theirs
     before = model.loss_and_grads(tokens, targets)[1]["pos_emb.weight"].copy()
     after = model.loss_and_grads(tokens, other)[1]["pos_emb.weight"]
     check_exact("d pos_emb.weight after the target", after[t + 1 :], before[t + 1 :])

@@ -19,8 +19,6 @@ from parity_tests.compare import check, check_exact
 from parity_tests.strategies import ModelCase
 from torch_gpt.model import GPTModel, from_params, loss_and_grads, to_params
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
 SMALL = GPTConfig(vocab_size=11, context_length=6, emb_dim=12, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True)
 VARIANTS = [(tied, bias) for tied in (False, True) for bias in (False, True)]
 DROP_RATES = (0.1, 0.5, 0.9, 1.0)

@@ -17,7 +17,6 @@ from parity_tests.strategies import ModelCase, OperationCase
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 LINEAR = OperationCase({"B": 2, "T": 3, "I": 4, "O": 5})
 ROWS = OperationCase({"B": 2, "T": 5, "C": 8})

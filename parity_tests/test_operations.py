@@ -20,8 +20,6 @@ from parity_tests import compare, strategies
 from parity_tests.compare import check, check_exact
 from parity_tests.strategies import OperationCase
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
 
 def leaf(a):
     """A float64 torch copy that collects a gradient."""

@@ -17,8 +17,6 @@ from parity_tests.strategies import LAYOUTS, SEEDS, ModelCase, arrange
 from parity_tests.test_model import RecordedMasks, check_gradients, dropout_factors
 from torch_gpt.model import from_params, loss_and_grads, to_params
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
 STEPS = 12
 RUN = 24
 TRAJECTORY = compare.Budget("training run, parameters after every step", 1)

@@ -375,6 +375,7 @@ def test_defaults_of_a_gpt2_size_are_the_books():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("all_threads")
 def test_gpt2_124m_on_the_story_agrees_with_torch(tmp_path):
     """One epoch of the book's run without dropout, from the same weights: every evaluation to four decimals."""
     if not os.environ.get("NUMPY_GPT_DATA"):
