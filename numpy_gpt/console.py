@@ -69,9 +69,8 @@ class Report:
             done, left = step.step + 1 - self._first, self._total - step.step - 1
             remaining = timedelta(seconds=round(self.seconds / done * left))
             pace = f"   {speed:,.0f} tokens/s, {remaining} left" if done > 1 else ""  # one step says too little
-            self.line(
-                f"Ep {step.epoch} (Step {step.step:06d}): Train loss {e.train_loss:.3f}, Val loss {e.val_loss:.3f}{pace}"
-            )
+            losses = f"Train loss {e.train_loss:.3f}, Val loss {e.val_loss:.3f}"
+            self.line(f"Ep {step.epoch} (Step {step.step:06d}): {losses}{pace}")
             self._losses = f"train {e.train_loss:.3f} val {e.val_loss:.3f} "
         description = f"loss {step.loss:.3f} {self._losses}{speed:,.0f} tokens/s"
         self._progress.update(self._task, completed=step.step + 1, description=description)
