@@ -1,9 +1,10 @@
 """The job of the pretrain commands, for any backend: settings -> learner -> training loop -> a run's folder."""
 
+import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.console import Report, one_line
 from numpy_gpt.data import CORPORA
 from numpy_gpt.errors import InputError
+from numpy_gpt.model import parameter_shapes
 from numpy_gpt.run import TINY, Batches, MakeLearner, Run, Settings, for_tiny, free_folder
 from numpy_gpt.tokenizer import decode, encode, get_encoding
 from numpy_gpt.train import Learner, Position, train
@@ -41,6 +43,53 @@ def encoding_of(header: Header) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run that can begin or go on: its settings, text and model; weights unless they are to be drawn."""
+
+    settings: Settings
+    batches: Batches
+    config: GPTConfig
+    params: Params | None
+    resumed: Run | None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run: its epochs, unless max_steps ends it before."""
+        steps = self.settings.epochs * self.batches.batches_per_epoch
+        return steps if self.settings.max_steps is None else min(steps, self.settings.max_steps)
+
+
+def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Job:
+    """The job that flags ask for, with the defaults of the model, of the checkpoint init, or of the run resume.
+
+    Writes nothing. Raises InputError for what cannot be used or does not fit together.
+    """
+    flags = flags | {"text": _whole_path(flags["text"])} if "text" in flags else flags
+    if resume is not None:
+        run = Run.open(resume)
+        settings = replace(run.settings, **flags)
+        config, params = load_params(resume)
+        job = Job(settings, Batches(settings), config, params, run)
+    elif init is not None:
+        header = read_header(init)
+        settings = _settings_for(header, flags)
+        config = replace(header.config, drop_rate=settings.drop_rate)
+        if (words := get_encoding(settings.encoding).n_vocab) != config.vocab_size:
+            raise InputError(
+                f"{init} has a vocabulary of {config.vocab_size}, the encoding {settings.encoding} one of {words}: "
+                "choose its own --encoding"
+            )
+        job = Job(settings, Batches(settings), config, load_params(init, np.float32)[1], None)
+    else:
+        settings = replace(defaults_for(flags.get("model", "tiny")), **flags)
+        config = settings.config(get_encoding(settings.encoding).n_vocab)
+        job = Job(settings, Batches(settings), config, None, None)
+    if not settings.prompt:
+        raise InputError("the --prompt is empty: give at least one character to go on from")
+    return job
+
+
 def pretrain(
     flags: dict[str, Any],
     make_learner: MakeLearner,
@@ -53,97 +102,73 @@ def pretrain(
 ) -> bool:
     """Run the job to its end (True), or to a first Ctrl-C (False); either way the run's folder is complete.
 
-    flags: the settings that were asked for by name; the rest follow the model, the checkpoint in init, or the run in
-    resume. backend: a line about what does the arithmetic. Raises InputError before anything is written.
+    flags: the settings that were asked for by name. backend: a line about what does the arithmetic.
+    Raises InputError before anything is written.
     """
     if resume is not None and (init is not None or out is not None):
         raise InputError("--resume goes on in the run's own folder and weights: leave out --init and --out")
-    flags = flags | {"text": _whole_path(flags["text"])} if "text" in flags else flags
-    params: Params | None = None
-    run: Run | None = None
-    if resume is not None:
-        run = Run.open(resume)
-        settings = replace(run.settings, **flags)
-        batches = Batches(settings)
-        config, params = load_params(resume)
-    elif init is not None:
-        header = read_header(init)
-        settings = _settings_for(header, flags)
-        config = replace(header.config, drop_rate=settings.drop_rate)
-        if (words := get_encoding(settings.encoding).n_vocab) != config.vocab_size:
-            raise InputError(
-                f"{init} has a vocabulary of {config.vocab_size}, the encoding {settings.encoding} one of {words}: "
-                "choose its own --encoding"
-            )
-        batches = Batches(settings)
-        params = load_params(init, np.float32)[1]
-    else:
-        settings = replace(defaults_for(flags.get("model", "tiny")), **flags)
-        batches = Batches(settings)
-        config = settings.config(batches.encoding.n_vocab)
-    prompt = encode(batches.encoding, settings.prompt)[None]
-    if not prompt.size:
-        raise InputError("the --prompt is empty: give at least one character to go on from")
+    job = prepare(flags, resume, init)
+    settings, batches = job.settings, job.batches
+    with _signals() as received:
+        state: Params | None
+        if job.resumed is None:
+            position, state = Position(), None
+            run = Run.create(out or free_folder(settings), settings, batches.text)
+        else:
+            run = job.resumed
+            position, state = run.resume(settings, batches.text)
+        report = Report()
+        _describe(report, backend, job, run)
+        learner = make_learner(job.config, settings, job.total_steps, job.params)
+        if state is not None:
+            learner.restore(state)
+            report.line(f"resumed   after {position.step} steps, {max(0, job.total_steps - position.step)} to go")
+        report.line()
 
-    total_steps = batches.total_steps(settings)
-    if run is None:
-        position, state = Position(), None
-        run = Run.create(out or free_folder(settings), settings, batches.text)
-    else:
-        position, state = run.resume(settings, batches.text)
-    report = Report()
-    _describe(report, backend, settings, config, batches, run, total_steps)
-    learner = make_learner(config, settings, total_steps, params)
-    if state is not None:
-        learner.restore(state)
-        report.line(f"resumed   after step {position.step - 1}, {max(0, total_steps - position.step)} to go")
+        def sample(temperature: float = 0.0) -> str:
+            prompt = encode(batches.encoding, settings.prompt)[None]
+            return one_line(decode(batches.encoding, learner.sample(prompt, settings.sample_tokens, temperature)[0]))
 
-    def sample(temperature: float = 0.0) -> str:
-        return one_line(decode(batches.encoding, learner.sample(prompt, settings.sample_tokens, temperature)[0]))
-
-    report.line()
-    if position.step == 0:
-        report.line(f"untrained: {sample()}")
-    interrupted = _train(report, learner, run, batches, config, settings, position, total_steps, save_freq, sample)
-    run.save(config, learner, position)
-    plot = run.plot(batches.batches_per_epoch)
-    if position.step:
-        report.line(f"drawn at temperature {TEMPERATURE}: {sample(TEMPERATURE)}")
-    report.line()
-    if interrupted:
-        report.line(f"Stopped after step {position.step - 1}; all of it is saved. Go on with: --resume {run.folder}")
-    report.line(f"Saved {run.folder}: checkpoint, losses.csv, {plot.name}")
-    return not interrupted
+        if position.step == 0:
+            report.line(f"untrained: {sample()}")
+        # In small products the BLAS threads wait for one another longer than they work, on a busy machine much longer
+        with threadpool_limits(1 if job.config.emb_dim < 256 else None, user_api="blas"):
+            _train(report, learner, run, job, position, save_freq, received, sample)
+        run.save(job.config, learner, position)
+        plot = run.plot(batches.batches_per_epoch)
+        if position.step:
+            report.line(f"drawn at temperature {TEMPERATURE}: {sample(TEMPERATURE)}")
+        report.line()
+        if position.step < job.total_steps:
+            report.line(f"Stopped after {position.step} steps; all of it is saved. Go on with: --resume {run.folder}")
+        report.line(f"Saved {run.folder}: checkpoint, losses.csv, {plot.name}")
+    return position.step >= job.total_steps
 
 
 def _train(
     report: Report,
     learner: Learner,
     run: Run,
-    batches: Batches,
-    config: GPTConfig,
-    settings: Settings,
+    job: Job,
     position: Position,
-    total_steps: int,
     save_freq: int | None,
-    sample: Any,
-) -> bool:
-    """The loop with its reports and saves; True if a signal ended it early."""
-    loaders = batches.loaders(learner)
-    # In small products the BLAS threads wait for one another longer than they work, and on a busy machine much longer
-    threads = threadpool_limits(1 if config.emb_dim < 256 else None, user_api="blas")
-    with threads, _signals() as received, report.training(total_steps, position.step, position.tokens_seen):
-        for step in train(learner, *loaders, total_steps, settings.eval_freq, settings.eval_iter, position):
+    received: list[int],
+    sample: Callable[[], str],
+) -> None:
+    """The loop with its reports and saves, until it is done or a signal has been received."""
+    s, total = job.settings, job.total_steps
+    loaders = job.batches.loaders(learner)
+    with report.training(total, position.step, position.tokens_seen):
+        for step in train(learner, *loaders, total, s.eval_freq, s.eval_iter, position):
             if step.evaluation is not None:
                 run.append(step, report.seconds)
             report.step(step)
-            if step.epoch_ended or position.step == total_steps:
+            if step.epoch_ended or position.step == total:
                 report.line(f"after epoch {step.epochs:.3g}: {sample()}")
             if received:
-                return True
-            if save_freq and position.step % save_freq == 0 and position.step < total_steps:
-                run.save(config, learner, position)
-    return False
+                return
+            if save_freq and position.step % save_freq == 0 and position.step < total:
+                run.save(job.config, learner, position)
 
 
 def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
@@ -172,12 +197,9 @@ def _whole_path(text: str) -> str:
     return text if text in CORPORA else str(Path(text).resolve())  # so that a run can be resumed from elsewhere
 
 
-def _describe(
-    report: Report, backend: str, s: Settings, config: GPTConfig, batches: Batches, run: Run, total_steps: int
-) -> None:
-    from numpy_gpt.model import parameter_shapes
-
-    parameters = sum(int(np.prod(shape)) for shape in parameter_shapes(config).values())
+def _describe(report: Report, backend: str, job: Job, run: Run) -> None:
+    s, config, batches = job.settings, job.config, job.batches
+    parameters = sum(math.prod(shape) for shape in parameter_shapes(config).values())
     report.line(backend)
     report.line(
         f"model     {s.model}: {parameters:,} parameters, {config.n_layers} layers × {config.emb_dim}, "
@@ -186,7 +208,7 @@ def _describe(
     report.line(f"text      {s.text}: {len(batches.text):,} characters, {batches.tokens:,} tokens ({s.encoding})")
     report.line(
         f"batches   {s.batch_size} × {s.context_length} tokens; {batches.train_tokens:,} tokens an epoch, "
-        f"{batches.val_tokens:,} for validation; {total_steps:,} steps"
+        f"{batches.val_tokens:,} for validation; {job.total_steps:,} steps"
     )
     report.line(f"run       {run.folder}")
 

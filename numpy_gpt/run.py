@@ -113,11 +113,6 @@ class Batches:
         val = Loader(*self._val, self._batch_size, drop_last=False, begin_epoch=learner.file_order)
         return train, val
 
-    def total_steps(self, settings: Settings) -> int:
-        """Steps of the whole run: its epochs, unless max_steps ends it before."""
-        steps = settings.epochs * self.batches_per_epoch
-        return steps if settings.max_steps is None else min(steps, settings.max_steps)
-
 
 class MakeLearner(Protocol):
     """How a backend makes its learner: new weights from settings.seed, or the given params."""
