@@ -99,7 +99,7 @@ def clip_grad_norm(grads: Params, max_norm: float) -> float:
     """
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
     factor = max_norm / (norm + 1e-6)
-    if factor < 1:
+    if not factor >= 1:  # a NaN norm must not pass for a small one
         for g in grads.values():
             g *= factor
     return norm

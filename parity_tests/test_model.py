@@ -435,10 +435,8 @@ def test_tokens_and_targets_of_two_shapes_are_refused():
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint64])
 def test_every_integer_type_of_tokens_means_the_same(dtype):
-    """Ids over 127 among them, which int8 cannot hold: a list of them is taken as it is."""
-    config = replace(SMALL, vocab_size=300)
-    case = ModelCase(config)
-    model, tokens = case.model(), np.array([[1, 100, 7], [0, 3, 100]])
+    """And a list of ids is taken as it is, whichever type could hold them."""
+    model, tokens = ModelCase(replace(SMALL, vocab_size=300)).model(), np.array([[1, 100, 7], [0, 3, 100]])
     check_exact("logits", model(tokens.astype(dtype)), model(tokens))
     check_exact("loss", model.loss(tokens.astype(dtype), tokens.astype(dtype)), model.loss(tokens, tokens))
     check_exact("logits of id 299", model([[299]]), model(np.array([[299]])))

@@ -203,6 +203,17 @@ def test_gradients_of_zero_are_clipped_to_zero():
     check_exact("w", grads["w"], np.zeros((2, 3)))
 
 
+def test_a_gradient_that_is_not_a_number_spoils_all_as_in_torch():
+    tensors = [torch.tensor([math.nan, 1.0], requires_grad=True), torch.tensor([2.0], requires_grad=True)]
+    for tensor in tensors:
+        tensor.grad = tensor.detach().clone()
+    clip_grad_norm_(tensors, 1.0)
+    grads = {"a": np.array([np.nan, 1.0]), "b": np.array([2.0])}
+    assert math.isnan(optim.clip_grad_norm(grads, 1.0))
+    for name, tensor in zip(grads, tensors, strict=True):
+        assert np.isnan(grads[name]).tolist() == torch.isnan(tensor.grad).tolist()
+
+
 def torch_schedule(optimizer, warmup_steps, total_steps):
     """warmup_cosine out of torch's schedulers: 1 / (W + 1), 2 / (W + 1) … 1 at step W; then a cosine to a tenth.
 
