@@ -20,8 +20,8 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """printable, with newlines as spaces: how the book shows its samples."""
-    return printable(text).replace("\n", " ")
+    """printable, with newlines and tabs as spaces: how the book shows its samples."""
+    return printable(text).replace("\n", " ").replace("\t", " ")
 
 
 class Report:

@@ -60,4 +60,4 @@ def describe(console: Console, config: GPTConfig, shapes: dict[str, tuple[int, .
 
 
 def _bytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

@@ -238,7 +238,7 @@ def test_control_characters_do_not_reach_the_terminal():
     from numpy_gpt.console import one_line, printable
 
     assert printable("a\x1b[31mb\x07\ufffd é\n\t") == "a·[31mb·· é\n\t"
-    assert one_line("a\nb\rc") == "a b·c"
+    assert one_line("a\nb\rc\td") == "a b·c d"
 
 
 def test_info_counts(tmp_path):
