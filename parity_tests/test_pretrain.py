@@ -365,6 +365,11 @@ def test_devices():
     refused(result, "device cuda:99 is not on this machine")
 
 
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    refused(invoke(torch_main, "pretrain", "--device", "cpu", "--compile"), "install g++")
+
+
 def test_defaults_of_a_gpt2_size_are_the_books():
     settings = Settings()
     config = settings.config(50257)

@@ -8,7 +8,7 @@ import torch
 
 from numpy_gpt.cli import Commands, pretrain_options, run_pretrain
 from torch_gpt.model import Attention
-from torch_gpt.train import DTYPES, TorchLearner, check_dtype, choose_device
+from torch_gpt.train import DTYPES, TorchLearner, check_compiler, check_dtype, choose_device
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -39,6 +39,8 @@ def pretrain_command(device: str | None, dtype: str, attention: Attention, compi
     """
     chosen = choose_device(device)
     check_dtype(dtype, chosen)
+    if compiled:
+        check_compiler(chosen)
     learner = partial(TorchLearner, device=chosen, dtype=dtype, attention=attention, compiled=compiled)
     options = f"{dtype} · attention {attention}" + (" · compiled" if compiled else "")
     run_pretrain(learner, f"torch-gpt · PyTorch {torch.__version__} · {chosen} · {options}", flags)

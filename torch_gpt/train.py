@@ -1,5 +1,7 @@
 """The reference as a learner: torch's AdamW, schedulers, loaders and random stream under numpy_gpt's training loop."""
 
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 
@@ -44,6 +46,14 @@ def check_dtype(name: str, device: torch.device) -> None:
         torch.amp.is_autocast_available(device.type) and (device.type != "cuda" or torch.cuda.is_bf16_supported())
     ):
         raise InputError(f"{device} has no bfloat16: choose --dtype float32")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises InputError if torch.compile has no C++ compiler to work with (it needs one on the CPU)."""
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))):
+        raise InputError(
+            "--compile needs a C++ compiler on the CPU, and there is none here: install g++, or leave it out"
+        )
 
 
 def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> list[float]:
