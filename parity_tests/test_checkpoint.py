@@ -26,7 +26,7 @@ configs = st.builds(
 )
 
 
-def same_bits(a, b):
+def check_same_bits(a, b):
     """Assert that two parameter dicts agree in names, their order, dtypes, shapes and every bit."""
     assert list(a) == list(b)
     for name in a:
@@ -43,7 +43,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory, config, dtype, where):
     save(model, path)
     again = load(path)
     assert again.config == config
-    same_bits(again.params, model.params)
+    check_same_bits(again.params, model.params)
     tokens = np.zeros((2, config.context_length), int)
     assert np.array_equal(again(tokens), model(tokens))
 
@@ -51,9 +51,9 @@ def test_what_is_saved_is_loaded(tmp_path_factory, config, dtype, where):
 def test_a_run_folder_loads_its_checkpoint_or_the_one_before_it(tmp_path):
     model = GPT(CONFIG)
     save(model, tmp_path / "checkpoint")
-    same_bits(load(tmp_path).params, model.params)
+    check_same_bits(load(tmp_path).params, model.params)
     (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.previous")  # a kill between the two renames of a save
-    same_bits(load(tmp_path).params, model.params)
+    check_same_bits(load(tmp_path).params, model.params)
 
 
 def test_dtype_is_the_files_unless_asked(tmp_path):
@@ -100,7 +100,7 @@ def test_a_model_with_its_optimiser_goes_on_as_if_never_saved(tmp_path):
     optimizer = AdamW(again.params, lr=0.01)
     optimizer.restore(load_training(tmp_path))
     steps(again, optimizer, batches[3:])
-    same_bits(again.params, model.params)
+    check_same_bits(again.params, model.params)
 
 
 def test_saving_without_an_optimiser_removes_the_old_ones(tmp_path):

@@ -297,7 +297,7 @@ def snapshot(place):
     return {p: p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
 
 
-def refused(result, message):
+def check_refused(result, message):
     assert result.exit_code == 2, result.output
     assert message in result.output
     last = result.output.strip().splitlines()[-1]
@@ -314,7 +314,7 @@ def test_pretrain_refuses(bad_place, text, monkeypatch, case, command):
     before = snapshot(bad_place)
     monkeypatch.chdir(bad_place)
     base = [] if {"--text", "--resume"} & set(args) else ["--text", text]
-    refused(invoke(command, "pretrain", *base, *SMALL, *args, "--max-steps", 1), message)
+    check_refused(invoke(command, "pretrain", *base, *SMALL, *args, "--max-steps", 1), message)
     assert snapshot(bad_place) == before
     assert {p.name for p in bad_place.iterdir()} == {"binary", "latin1", "short", "other", "run"}
 
@@ -336,7 +336,7 @@ def test_pretrain_refuses(bad_place, text, monkeypatch, case, command):
     ],
 )
 def test_other_commands_refuse(bad_place, args, message):
-    refused(invoke(numpy_main, *(a.replace("{tmp}", str(bad_place)) for a in args)), message)
+    check_refused(invoke(numpy_main, *(a.replace("{tmp}", str(bad_place)) for a in args)), message)
 
 
 def test_a_run_is_not_resumed_with_a_changed_text(tmp_path, text):
@@ -345,14 +345,14 @@ def test_a_run_is_not_resumed_with_a_changed_text(tmp_path, text):
     pretrain(numpy_main, copy, tmp_path / "run", "--max-steps", 1)
     copy.write_text(copy.read_text() + "more")
     before = snapshot(tmp_path)
-    refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "is not the text that")
+    check_refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "is not the text that")
     assert snapshot(tmp_path) == before
 
 
 def test_a_checkpoint_without_training_state_is_not_resumed(tmp_path, text):
     pretrain(numpy_main, text, tmp_path / "run", "--max-steps", 1)
     (tmp_path / "run" / "checkpoint" / "training.safetensors").unlink()
-    refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "no training state to go on from")
+    check_refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "no training state to go on from")
 
 
 def test_devices():
@@ -360,14 +360,14 @@ def test_devices():
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert choose_device().type == best
     result = invoke(torch_main, "pretrain", "--device", "toaster")
-    refused(result, "unknown device 'toaster'")
+    check_refused(result, "unknown device 'toaster'")
     result = invoke(torch_main, "pretrain", "--device", "cuda:99")
-    refused(result, "device cuda:99 is not on this machine")
+    check_refused(result, "device cuda:99 is not on this machine")
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    refused(invoke(torch_main, "pretrain", "--device", "cpu", "--compile"), "install g++")
+    check_refused(invoke(torch_main, "pretrain", "--device", "cpu", "--compile"), "install g++")
 
 
 def test_defaults_of_a_gpt2_size_are_the_books():

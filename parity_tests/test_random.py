@@ -18,7 +18,7 @@ SOME_STATE = Generator(5).get_state().view(random._STATE)  # (1,), with names fo
 MOST = 20_000  # elements a draw, where a test says nothing else
 
 
-def assert_same_bits(got, want):
+def check_same_bits(got, want):
     assert (got.dtype, got.shape) == (want.dtype, want.shape)
     bits = f"u{got.itemsize}"
     wrong = np.argwhere(got.view(bits) != want.view(bits))
@@ -27,7 +27,7 @@ def assert_same_bits(got, want):
     )
 
 
-def assert_same_state(rng):
+def check_same_state(rng):
     wrong = np.flatnonzero(rng.get_state() != torch.get_rng_state().numpy())
     assert not wrong.size, f"state: bytes {wrong[:10]} differ"
 
@@ -121,10 +121,10 @@ def draws(most):
     return st.sampled_from(list(CALLS)).flatmap(lambda name: st.tuples(st.just(name), arguments(name, most)))
 
 
-def assert_same_draw(rng, name, args):
+def check_same_draw(rng, name, args):
     ours, theirs = CALLS[name]
-    assert_same_bits(ours(rng, *args), theirs(*args))
-    assert_same_state(rng)
+    check_same_bits(ours(rng, *args), theirs(*args))
+    check_same_state(rng)
 
 
 # --- every draw, alone and among others
@@ -133,7 +133,7 @@ def assert_same_draw(rng, name, args):
 @pytest.mark.parametrize("name", CALLS)
 @given(seed=seeds, data=st.data())
 def test_draw(name, seed, data):
-    assert_same_draw(start(seed), name, data.draw(arguments(name, MOST)))
+    check_same_draw(start(seed), name, data.draw(arguments(name, MOST)))
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_draw(name, seed, data):
 @given(seed=seeds, data=st.data())
 @settings(max_examples=1500)
 def test_draw_at_length(name, seed, data):
-    assert_same_draw(start(seed), name, data.draw(arguments(name, 200_000)))
+    check_same_draw(start(seed), name, data.draw(arguments(name, 200_000)))
 
 
 @given(seed=seeds, calls=st.lists(draws(1000), max_size=10), handover=st.integers(0, 10))
@@ -149,7 +149,7 @@ def test_draw_at_length(name, seed, data):
 def test_sequences_of_draws(seed, calls, handover):
     """Whatever was drawn before; and at `handover` either side goes on from the other's state."""
     rng = start(seed)
-    assert_same_state(rng)
+    check_same_state(rng)
     for i, (name, args) in enumerate(calls):
         if i == handover:
             theirs = torch.get_rng_state().numpy()
@@ -157,7 +157,7 @@ def test_sequences_of_draws(seed, calls, handover):
             torch.set_rng_state(torch.from_numpy(rng.get_state()))
             rng = Generator(0)
             rng.set_state(theirs)
-        assert_same_draw(rng, name, args)
+        check_same_draw(rng, name, args)
 
 
 @pytest.mark.slow
@@ -171,23 +171,23 @@ def test_long_sequences_of_draws(seed, calls, handover):
 def test_draws_longer_than_a_block(n):
     rng = start(n)
     for name, args in (("uniform", (-0.02, 0.03)), ("normal", (0.1, 0.02)), ("normal", ()), ("bernoulli", (0.9,))):
-        assert_same_draw(rng, name, (n, *args))
+        check_same_draw(rng, name, (n, *args))
 
 
 def test_shapes_and_order():
     rng = start(123)
-    assert_same_bits(rng.uniform((3, 4, 5), -1, 1), torch.empty(3, 4, 5).uniform_(-1, 1).numpy())
-    assert_same_bits(rng.normal((6, 7)), torch.empty(6, 7).normal_().numpy())
-    assert_same_bits(rng.normal((2, 3)), torch.empty(2, 3).normal_().numpy())
-    assert_same_bits(rng.bernoulli((2, 3, 4), 0.5), torch.empty(2, 3, 4, dtype=torch.bool).bernoulli_(0.5).numpy())
-    assert_same_bits(rng.normal(()), torch.empty(()).normal_().numpy())
-    assert_same_state(rng)
+    check_same_bits(rng.uniform((3, 4, 5), -1, 1), torch.empty(3, 4, 5).uniform_(-1, 1).numpy())
+    check_same_bits(rng.normal((6, 7)), torch.empty(6, 7).normal_().numpy())
+    check_same_bits(rng.normal((2, 3)), torch.empty(2, 3).normal_().numpy())
+    check_same_bits(rng.bernoulli((2, 3, 4), 0.5), torch.empty(2, 3, 4, dtype=torch.bool).bernoulli_(0.5).numpy())
+    check_same_bits(rng.normal(()), torch.empty(()).normal_().numpy())
+    check_same_state(rng)
 
 
 @given(seed=seeds, n=st.integers(0, 2000))
 def test_two_words_make_a_long_one(seed, n):
     first, second = Generator(seed).random_uint32(2 * n).astype(np.uint64).reshape(n, 2).T
-    assert_same_bits(Generator(seed).random_uint64(n), first << 32 | second)
+    check_same_bits(Generator(seed).random_uint64(n), first << 32 | second)
 
 
 @given(seed=seeds, p_drop=st.floats(0, 1, exclude_min=True, exclude_max=True), n=st.integers(1, 5000))
@@ -195,8 +195,8 @@ def test_two_words_make_a_long_one(seed, n):
 def test_bernoulli_is_dropouts_mask(seed, p_drop, n):
     rng = start(seed)
     dropped = torch.nn.functional.dropout(torch.ones(n), p_drop)
-    assert_same_bits(rng.bernoulli((n,), 1 - p_drop), (dropped != 0).numpy())
-    assert_same_state(rng)
+    check_same_bits(rng.bernoulli((n,), 1 - p_drop), (dropped != 0).numpy())
+    check_same_state(rng)
 
 
 # --- roundings that chance would not meet
@@ -250,13 +250,13 @@ def test_ln_cos_and_sin_for_every_u24(step):
     for i in range(0, words.size, 608):
         torch.set_rng_state(torch.from_numpy(state_before(words[i : i + 608])))
         torch.from_numpy(want[i : i + 608]).normal_()
-    assert_same_bits(rng.normal(want.shape), want)
+    check_same_bits(rng.normal(want.shape), want)
 
 
 @pytest.mark.parametrize("low", [2.0**-60, -(2.0**-60), 0.0])
 def test_uniform_rounds_once(low):
     """5/16 * (1 + 2^-22) is a tie between two float32; a `low` beyond float64's reach decides it."""
-    assert_same_draw(start_before([5 << 20]), "uniform", (1, low, 1 + 2.0**-22))
+    check_same_draw(start_before([5 << 20]), "uniform", (1, low, 1 + 2.0**-22))
 
 
 @pytest.mark.parametrize("p", [1 - 0.1, 1 - 0.9, 0.5, 2**-53, 1.5 * 2**-53, 0.3 + 2**-54, 1e-300, 1 - 2**-53, 0.0, 1.0])
@@ -264,7 +264,7 @@ def test_bernoulli_at_its_threshold(p):
     """u53 one step to either side of p, under all sorts of upper bits, which must not count."""
     near = {min(max(math.floor(p * 2**53) + d, 0), 2**53 - 1) for d in (-1, 0, 1)}
     long = [upper << 53 | u for u in near for upper in (0, 1, 1024, 2047)]
-    assert_same_draw(start_before(words_of(long)), "bernoulli", (len(long), p))
+    check_same_draw(start_before(words_of(long)), "bernoulli", (len(long), p))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -281,7 +281,7 @@ def test_multinomial_of_near_and_real_ties(dtype):
     ]:
         rng = start_before(words_of(long))
         p = np.array([p], dtype)
-        assert_same_bits(rng.multinomial(p), torch.multinomial(torch.from_numpy(p), 1)[:, 0].numpy())
+        check_same_bits(rng.multinomial(p), torch.multinomial(torch.from_numpy(p), 1)[:, 0].numpy())
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -297,7 +297,7 @@ def test_normal_rounds_once(sign):
         args = (1.0 if sign > 0 else 1 + 2.0**-23, float(std[i]))
         rng = start(0)
         got = rng.normal((n,), *args)
-        assert_same_bits(got, torch.empty(n).normal_(*args).numpy())
+        check_same_bits(got, torch.empty(n).normal_(*args).numpy())
         assert got[i] == np.float32(1 + 2.0**-23)  # and neither 1 nor 1 + 2^-22: the tie was none
 
 
@@ -309,7 +309,7 @@ def test_scalar_normal_rounds_once(seed):
     rng = start(seed)
     got = rng.normal((1,), mean, 0.3)
     assert 0 < abs(got[0]) < 1e-15
-    assert_same_bits(got, torch.empty(1).normal_(mean, 0.3).numpy())
+    check_same_bits(got, torch.empty(1).normal_(mean, 0.3).numpy())
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_scalar_normal_rounds_once(seed):
 def test_uniform_never_gives_its_upper_end(low, high):
     rng = start(3)
     got = rng.uniform((1000,), low, high)
-    assert_same_bits(got, torch.empty(1000).uniform_(low, high).numpy())
+    check_same_bits(got, torch.empty(1000).uniform_(low, high).numpy())
     assert low == high or got.max() < np.float32(high)
 
 
@@ -344,11 +344,11 @@ def test_loader_order(shuffle, seed, n, batch, drop_last, epochs):
     for _ in range(epochs):
         seen = torch.cat([ids for (ids,) in loader]).numpy()
         if shuffle:
-            assert_same_bits(rng.loader_order(n)[: len(seen)], seen)
+            check_same_bits(rng.loader_order(n)[: len(seen)], seen)
         else:
             rng.start_loader()
-        assert_same_state(rng)
-        assert_same_draw(rng, "bernoulli", (10, 0.5))
+        check_same_state(rng)
+        check_same_draw(rng, "bernoulli", (10, 0.5))
 
 
 # --- the state
@@ -360,23 +360,23 @@ def test_loader_order(shuffle, seed, n, batch, drop_last, epochs):
 @example(seed=1, words=625)
 def test_state_after_any_number_of_words(seed, words):
     rng = start(seed)
-    assert_same_draw(rng, "random_uint32", (words,))
+    check_same_draw(rng, "random_uint32", (words,))
     other = Generator(7)
     other.set_state(torch.get_rng_state().numpy())
-    assert_same_state(other)
-    assert_same_draw(other, "random_uint32", (5,))
+    check_same_state(other)
+    check_same_draw(other, "random_uint32", (5,))
 
 
 @given(seed=seeds, n=st.integers(0, 15))
 def test_state_with_half_a_pair_of_normals(seed, n):
     rng = start(seed)
-    assert_same_draw(rng, "normal", (n,))
+    check_same_draw(rng, "normal", (n,))
     other = Generator(7)
     other.set_state(rng.get_state())
-    assert_same_draw(other, "normal", (1,))
+    check_same_draw(other, "normal", (1,))
     torch.set_rng_state(torch.from_numpy(rng.get_state()))
-    assert_same_draw(rng, "normal", (1,))
-    assert_same_draw(start(seed), "normal", (1,))  # a new seed forgets the other half
+    check_same_draw(rng, "normal", (1,))
+    check_same_draw(start(seed), "normal", (1,))  # a new seed forgets the other half
 
 
 def test_state_is_a_copy():
@@ -409,7 +409,7 @@ def test_impossible_states_are_refused(state):
     rng = start(11)
     with pytest.raises(InputError, match="state"):
         rng.set_state(state)
-    assert_same_state(rng)
+    check_same_state(rng)
 
 
 # --- what is refused, and then draws nothing
@@ -444,7 +444,7 @@ def test_arguments_that_are_refused(name, args):
     rng = start(11)
     with pytest.raises(ValueError, match=name):
         getattr(rng, name)(*args)
-    assert_same_state(rng)
+    check_same_state(rng)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -457,8 +457,8 @@ def test_multinomial_names_the_row_it_cannot_use(bad, dtype):
         torch.multinomial(torch.from_numpy(p), 1)
     with pytest.raises(ValueError, match="row 2"):
         rng.multinomial(p)
-    assert_same_state(rng)
+    check_same_state(rng)
 
 
 def test_multinomial_of_no_rows():
-    assert_same_bits(Generator(1).multinomial(np.ones((0, 4), np.float32)), np.empty(0, np.int64))
+    check_same_bits(Generator(1).multinomial(np.ones((0, 4), np.float32)), np.empty(0, np.int64))
