@@ -54,7 +54,7 @@ def choose(
     if top_p is not None and top_p < 1:  # at 1 everything stays, whatever the rounding of a sum
         probs = keep_top_p(probs, top_p)
         probs /= probs.sum(axis=-1, keepdims=True)
-    return rng.multinomial(probs)
+    return rng.multinomial(probs)[:, 0]
 
 
 def stream(

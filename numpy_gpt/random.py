@@ -1,35 +1,41 @@
-"""torch's CPU random stream, bit for bit: a GPT drawn here is the GPT that torch.manual_seed draws.
+"""torch's CPU random streams, bit for bit: a GPT drawn here is the GPT that torch.manual_seed draws.
 
-The stream is that of torch >= 2.7 on x86-64 (older ones draw dropout and multinomial elsewhere), after its sources in
-ATen: core/MT19937RNGEngine.h, core/TransformationHelper.h, native/cpu/DistributionTemplates.h, CPUGeneratorImpl.cpp.
+After torch's sources in ATen: core/MT19937RNGEngine.h, core/TransformationHelper.h, native/DistributionTemplates.h,
+native/cpu/DistributionTemplates.h, native/cpu/MultinomialKernel.cpp, native/Distributions.cpp, CPUGeneratorImpl.cpp.
 Below, r32 is a raw word of mt19937 and r64 two of them, first << 32 | second; u24 = (r32 mod 2^24) / 2^24 and
-u53 = (r64 mod 2^53) / 2^53 are uniform on [0, 1).
-
-The logarithm, sine and cosine behind `normal` are Cephes polynomials (S. Moshier) in the form that torch compiles,
-avx_mathfun.h: "AVX implementation of sin, cos, sincos, exp and log", Copyright (C) 2012 Giovanni Garberoglio, based on
-sse_mathfun.h by Julien Pommier, zlib licence. Formulas and constants are theirs, the code is not: an altered version.
+u53 = (r64 mod 2^53) / 2^53 are uniform on [0, 1). Draws are made element after element, in memory's order, whatever
+the number of threads. PLATFORMS says which torch draws the same.
 """
 
 import math
 import operator
 from collections.abc import Iterator
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from numpy_gpt.box_muller import Doubles, box_muller, box_muller64, fma, fma64
 from numpy_gpt.errors import InputError
-from numpy_gpt.typing import Array
+from numpy_gpt.typing import Array, Float
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+PLATFORMS = """\
+These draws are those of PyTorch 2.7 and later on the CPU of an x86-64 machine with AVX2, and NumPy makes them on any
+machine. PyTorch itself makes others:
+* up to 2.6 on x86-64 its dropout, exponential_ and multinomial come from another generator (MKL's MCG31);
+* on CUDA and MPS dropout and every draw made there come from the device's own generator; weights and shuffles, drawn
+  on the CPU, are the same;
+* without AVX2 (ARM and Apple processors, old x86) initial weights differ in their last bits, in 4 or 5 of 10 elements;
+  dropout, shuffles and multinomial are the same.
+Equal draws do not make equal sums: a loss differs from machine to machine, and from PyTorch, by some 1e-6."""
+"""Which torch draws these streams, for people."""
 
 _BLOCK = 1 << 16  # elements handled at a time, a multiple of 16: their scratch stays in the cache
 _WORDS = 624  # in mt19937's state
 _MASK53 = (1 << 53) - 1
-_FLOAT_MAX = float(np.finfo(np.float32).max)
+_LARGEST = {each: float(np.finfo(each).max) for each in (np.dtype(np.float32), np.dtype(np.float64))}
 _STATE = np.dtype(
     [
         ("seed", "<u8"),
@@ -78,57 +84,82 @@ class Generator:
         self._fresh &= n == 0
         return self._engine.randint(0, 1 << 64, n, dtype=np.uint64)
 
-    def random_(self) -> int:
-        """torch.empty((), dtype=torch.int64).random_(): r64 mod 2^63."""
-        return int(self.random_uint64(1)[0]) & ((1 << 63) - 1)
+    def random_(self, shape: tuple[int, ...] = ()) -> Ints:
+        """torch.empty(shape, dtype=torch.int64).random_(): int64 of that shape, r64 mod 2^63."""
+        words = self.random_uint64(math.prod(shape))
+        words &= (1 << 63) - 1
+        return words.view(np.int64).reshape(shape)
 
-    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Floats:
-        """torch.empty(shape).uniform_(low, high): float32 of that shape, one r32 an element.
+    def randint(self, shape: tuple[int, ...], low: int, high: int) -> Ints:
+        """torch.randint(low, high, shape): int64 of that shape, from low to high - 1.
 
-        fma(u24, high - low, low) in float32; what rounds up to `high` becomes `low` (so torch 2.13).
-        Raises ValueError unless low <= high and both, and high - low, are finite in float32.
+        low + r mod (high - low), where r is an r32 for a range below 2^28, else an r64 (torch >= 2.7).
+        Raises ValueError unless -2^63 <= low < high < 2^63.
         """
-        if not (-_FLOAT_MAX <= low <= high <= _FLOAT_MAX and high - low <= _FLOAT_MAX):
-            raise ValueError(f"uniform: from {low} to {high} is no range of float32 numbers")
-        a, b = np.float32(low), np.float32(high)
-        out = np.empty(math.prod(shape), np.float32)
+        if not -(1 << 63) <= low < high < 1 << 63:
+            raise ValueError(f"randint: from {low} to {high} (excluded) is no range of int64 numbers")
+        span, n = high - low, math.prod(shape)
+        words = self.random_uint64(n) if span >= 1 << 28 else self.random_uint32(n).astype(np.uint64)
+        words %= np.uint64(span)
+        return (words.view(np.int64) + low).reshape(shape)  # wraps where the sum of two uint64 would
+
+    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: Float = np.float32) -> Array:
+        """torch.empty(shape, dtype=dtype).uniform_(low, high): float32, one r32 an element, or float64, one r64.
+
+        fma(u, high - low, low) with u24 or u53, in dtype; what rounds up to `high` becomes `low` (so torch 2.13).
+        Raises ValueError unless low <= high and both, and high - low, are finite in dtype.
+        """
+        dtype, most = _dtype_and_largest("uniform", dtype)
+        if not (-most <= low <= high <= most and high - low <= most):
+            raise ValueError(f"uniform: from {low} to {high} is no range of {dtype} numbers")
+        out = np.empty(math.prod(shape), dtype)
+        a, b = dtype.type(low), dtype.type(high)
         wide = np.empty((4, min(out.size, _BLOCK)))
         for block in _blocks(out):
-            self._fill_u24(block)
-            if a == -b:  # as nn.Linear has it: u (2 b) - b = b (2 u - 1), and 2 u - 1 is exact
+            self._fill_uniform(block)
+            if dtype == np.float64:
+                block[:] = [fma64(u, high - low, low) for u in block.tolist()]
+            elif a == -b:  # as nn.Linear has it: u (2 b) - b = b (2 u - 1), and 2 u - 1 is exact
                 block *= 2
                 block -= 1
                 block *= b
             else:
-                _fma(block, b - a, a, wide)
+                fma(block, b - a, a, wide)
             block[block == b] = a
         return out.reshape(shape)
 
-    def normal(self, shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0) -> Floats:
-        """torch.empty(shape).normal_(mean, std): float32 of that shape, by Box and Muller's transform.
+    def normal(self, shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0, dtype: Float = np.float32) -> Array:
+        """torch.empty(shape, dtype=dtype).normal_(mean, std): float32 or float64, by Box and Muller's transform.
 
-        From 16 elements on: a u24 each, then in every 16 the first eight (radii) and the last eight (angles) become
-        eight cosine and eight sine values. If there is a remainder, 16 new u24 redo the last 16 elements.
+        From 16 elements on: a u24 each (float64: a u53), then in every 16 the first eight (radii) and the last eight
+        (angles) become eight cosine and eight sine values. If there is a remainder, 16 new ones redo the last 16
+        elements. Each value is then fma(z, std, mean).
         Below 16: two u53 for each pair of values, in float64; an odd one leaves its partner for the next such call.
-        Raises ValueError unless mean and std are finite in float32 and std >= 0.
+        Raises ValueError unless mean and std are finite in dtype and std >= 0.
         """
-        if not (abs(mean) <= _FLOAT_MAX and 0 <= std <= _FLOAT_MAX):
+        dtype, most = _dtype_and_largest("normal", dtype)
+        if not (abs(mean) <= most and 0 <= std <= most):
             raise ValueError(f"normal: mean {mean} and std {std} must be finite, and std not negative")
         n = math.prod(shape)
         if n < 16:
-            return np.array([self._scalar_normal(mean, std) for _ in range(n)], np.float32).reshape(shape)
-        out = np.empty(n, np.float32)
+            return np.array([self._scalar_normal(mean, std) for _ in range(n)], dtype).reshape(shape)
+        out = np.empty(n, dtype)
         rows, wide = np.empty((6, min(n, _BLOCK) // 2), np.float32), np.empty((4, min(n, _BLOCK)))
+
+        def transform(u: Array) -> None:
+            if dtype == np.float32:
+                box_muller(u, rows, wide)
+                fma(u, np.float32(std), np.float32(mean), wide)
+            else:
+                box_muller64(u)
+                u[:] = [fma64(z, std, mean) for z in u.tolist()]
+
         for block in _blocks(out):
-            self._fill_u24(block)
-            whole = block[: block.size & -16]
-            _box_muller(whole, rows, wide)
-            _fma(whole, np.float32(std), np.float32(mean), wide)
+            self._fill_uniform(block)
+            transform(block[: block.size & -16])
         if n % 16:
-            tail = out[-16:]
-            self._fill_u24(tail)
-            _box_muller(tail, rows, wide)
-            _fma(tail, np.float32(std), np.float32(mean), wide)
+            self._fill_uniform(out[-16:])
+            transform(out[-16:])
         return out.reshape(shape)
 
     def permutation(self, n: int) -> Ints:
@@ -151,7 +182,7 @@ class Generator:
         Takes two r64, the base seed and the sampler's seed; the latter's own generator draws the permutation.
         """
         self.start_loader()
-        return Generator(self.random_()).permutation(n)
+        return Generator(int(self.random_())).permutation(n)
 
     def bernoulli(self, shape: tuple[int, ...], p: float) -> npt.NDArray[np.bool_]:
         """torch.empty(shape).bernoulli_(p): bool of that shape, True where u53 < p; one r64 an element, in order.
@@ -170,25 +201,47 @@ class Generator:
             np.less(draws, threshold, out=block)
         return out.reshape(shape)
 
-    def multinomial(self, p: Array) -> Ints:
-        """torch.multinomial(p, 1)[:, 0]: p (B, V), float32 or float64 -> one index a row, int64 (B,).
+    def exponential(self, shape: tuple[int, ...], lambd: float = 1.0, dtype: Float = np.float32) -> Array:
+        """torch.empty(shape, dtype=dtype).exponential_(lambd): float32 or float64, one r64 an element.
 
-        One r64 an entry, row after row: q = -ln(1 - u53) in p's dtype, and the id is the first of the greatest p / q.
-        np.log1p may miss the C library's by a float64's last bit; that moves an id only where two p / q agree so far.
-        Raises ValueError, naming the row, where an entry is negative, infinite or nan, or none is above 0.
+        (-1 / lambd) ln(1 - u53) in float64, rounded to dtype. For float64 the logarithm is the C library's; before
+        the rounding to float32 NumPy's does as well (checked on 20 million draws).
+        Raises ValueError unless lambd > 0.
         """
-        if p.ndim != 2 or p.shape[1] == 0 or p.dtype not in (np.float32, np.float64):
-            raise ValueError(f"multinomial: p must be float32 or float64 (B, V), not {p.dtype} {p.shape}")
-        top = p.max(axis=1)
-        bad = ~((top > 0) & (top < np.inf) & (p.min(axis=1) >= 0))  # nan fails every comparison
+        dtype, _ = _dtype_and_largest("exponential", dtype)
+        if not lambd > 0:
+            raise ValueError(f"exponential: lambd is {lambd}, and must be above 0")
+        u = -self._u53(math.prod(shape))
+        logs = np.log1p(u) if dtype == np.float32 else np.array([math.log1p(each) for each in u.tolist()])
+        logs *= -1 / lambd
+        return logs.astype(dtype).reshape(shape)
+
+    def multinomial(self, p: Array, num_samples: int = 1, replacement: bool = False) -> Ints:
+        """torch.multinomial(p, num_samples, replacement): p (V,) or (B, V), float32 or float64 -> int64 (k,) or (B, k).
+
+        k is num_samples; p need not sum to 1. Without replacement, and for one sample: q = exponential, one an entry,
+        row after row, and the indices are those of the k greatest p / q in falling order (the race of V exponential
+        clocks). Of equal p / q the first comes first; torch leaves them as its sort does, and for float32 and k in the
+        thousands there are some.
+        With replacement: the running sum of the row in p's dtype, divided by its last, which becomes 1; each sample is
+        the first index whose sum reaches a u53.
+        Raises ValueError, naming the row, where an entry is negative, infinite or nan, or too few are above 0.
+        """
+        if p.ndim not in (1, 2) or p.shape[-1] == 0 or p.dtype not in _LARGEST:
+            raise ValueError(f"multinomial: p must be float32 or float64, (V,) or (B, V), not {p.dtype} {p.shape}")
+        if num_samples < 1:
+            raise ValueError(f"multinomial: num_samples is {num_samples}, and must be at least 1")
+        rows = p.reshape(-1, p.shape[-1])
+        bad = ~((rows >= 0) & (rows < np.inf)).all(axis=1)  # nan fails every comparison
         if bad.any():
-            raise ValueError(f"multinomial: row {bad.argmax()} has a negative, infinite or nan entry, or none above 0")
-        ids = np.empty(len(p), np.int64)
-        for i, row in enumerate(p):
-            q = -np.log1p(-self._u53(row.size)).astype(p.dtype)
-            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # u53 = 0 makes q = 0, in torch too
-                ids[i] = (row / q).argmax()
-        return ids
+            raise ValueError(f"multinomial: row {bad.argmax()} has a negative, infinite or nan entry")
+        one_by_one = replacement and num_samples > 1
+        needed = 1 if one_by_one else num_samples
+        few = (rows > 0).sum(axis=1) < needed
+        if few.any():
+            raise ValueError(f"multinomial: row {few.argmax()} has fewer than {needed} entries above 0")
+        draw = self._with_replacement if one_by_one else self._without_replacement
+        return draw(rows, num_samples).reshape(*p.shape[:-1], num_samples)
 
     def get_state(self) -> npt.NDArray[np.uint8]:
         """What torch.get_rng_state() holds at this point of the stream: uint8 (5056,), for torch.set_rng_state too."""
@@ -222,7 +275,11 @@ class Generator:
     def _u53(self, n: int) -> Doubles:
         return (self.random_uint64(n) & _MASK53).astype(np.float64) * 2.0**-53
 
-    def _fill_u24(self, out: Floats) -> None:
+    def _fill_uniform(self, out: Array) -> None:
+        """u24 into a float32 out (n,), u53 into a float64 one."""
+        if out.dtype == np.float64:
+            out[:] = self._u53(out.size)
+            return
         words = self.random_uint32(out.size)
         words &= 0xFFFFFF
         out[:] = words
@@ -234,8 +291,32 @@ class Generator:
             u1, u2 = self._u53(2).tolist()
             radius, angle = math.sqrt(-2 * math.log1p(-u2)), 2 * math.pi * u1
             z, self._spare_normal = radius * math.cos(angle), radius * math.sin(angle)
-        fused = Fraction(z) * Fraction(std) + Fraction(mean)  # what math.fma does from Python 3.13 on
-        return float(fused) if fused else z * std + mean  # a zero has its sign from here
+        return fma64(z, std, mean)
+
+    def _without_replacement(self, p: Array, k: int) -> Ints:
+        ids = np.empty((len(p), k), np.int64)
+        for i, row in enumerate(p):
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # u53 = 0 makes q = 0, in torch too
+                ratio = row / self.exponential(row.shape, dtype=p.dtype)
+            if k == 1:
+                ids[i] = ratio.argmax()
+            else:
+                rising = ratio[::-1].argsort(kind="stable")  # backwards: falling, the first of equals is then first
+                ids[i] = len(row) - 1 - rising[: -k - 1 : -1]
+        return ids
+
+    def _with_replacement(self, p: Array, k: int) -> Ints:
+        with np.errstate(over="ignore"):
+            sums = p.cumsum(axis=1, dtype=p.dtype)
+        total = sums[:, -1:].copy()
+        if not np.isfinite(total).all():
+            raise ValueError(f"multinomial: row {np.isinf(total).argmax()} adds up to more than {p.dtype} can hold")
+        sums /= total
+        sums[:, -1] = 1
+        ids = np.empty((len(p), k), np.int64)
+        for i, row in enumerate(sums):
+            ids[i] = row.searchsorted(self._u53(k), side="left")
+        return ids
 
 
 def _blocks(out: Array) -> Iterator[Array]:
@@ -243,146 +324,8 @@ def _blocks(out: Array) -> Iterator[Array]:
     return (out[start : start + _BLOCK] for start in range(0, out.size, _BLOCK))
 
 
-def _fma(a: Floats, b: np.float32, c: np.float32, wide: Doubles) -> None:
-    """a = a * b + c in place, rounded once, to float32. wide (4, >= n) is scratch.
-
-    The product of two float32 is exact in float64. The sum may not be: TwoSum (Knuth) finds its error, and a sum that
-    was rounded then moves to the odd one of its two float64 neighbours, where no second rounding takes it for a tie
-    (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", IEEE Transactions on Computers 57, 2008).
-    """
-    product, total, part, error = wide[:, : a.size]
-    product[:] = a
-    product *= b
-    np.add(product, c, out=total)
-    if c != 0:
-        np.subtract(total, product, out=part)  # what arrived of c
-        np.subtract(c, part, out=error)
-        product -= np.subtract(total, part, out=part)
-        error += product
-        bits = total.view(np.int64)  # they grow with the magnitude
-        even = np.flatnonzero(error)
-        even = even[bits[even] % 2 == 0]
-        bits[even] += np.where((error[even] > 0) == (total[even] > 0), 1, -1)
-    a[:] = total
-
-
-def _float32(*values: float) -> list[float]:
-    """The float32 nearest to each value, as Python floats: beside a float32 array they leave it float32."""
-    return [float(np.float32(value)) for value in values]
-
-
-_LN = _float32(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1)
-_LN += _float32(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
-_LN2_LOW, _LN2_HIGH = _float32(-2.12194440e-4, 0.693359375)
-_COS = _float32(2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
-_SIN = _float32(-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
-_PI4_HIGH, _PI4_MID, _PI4_LOW = _float32(-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)
-_FOUR_OVER_PI, _TWO_PI = _float32(1.27323954473516, 2 * math.pi)
-_SQRT_HALF = 0x3F3504F3  # the bits of float32 sqrt(1/2)
-_EIGHT = np.dtype("V32")  # eight float32 as one item: moved in one go, not in a loop of eight
-
-
-def _box_muller(u: Floats, rows: Floats, wide: Doubles) -> None:
-    """u (16 k,), uniform on [0, 1), becomes standard normal in place.
-
-    sqrt(-2 ln(1 - u1)) times cos(2 pi u2) and sin(2 pi u2), where u1 is the first half of every 16 and u2 the second.
-    rows (6, >= 8 k) and wide (>= 2, >= 8 k) are scratch: arrays made for each step would cost more than the arithmetic.
-    """
-    pairs, half = u.view(_EIGHT).reshape(-1, 2), u.size // 2
-    (radius, angle), rows, wide = rows[:2, :half], rows[2:, :half], wide[:2, :half]
-    radius.view(_EIGHT)[:], angle.view(_EIGHT)[:] = pairs[:, 0], pairs[:, 1]
-    np.subtract(1, radius, out=radius)
-    _ln(radius, rows, wide)
-    radius *= -2
-    np.sqrt(radius, out=radius)
-    angle *= _TWO_PI
-    cos, sin = _cos_sin(angle, rows, wide)
-    cos *= radius
-    sin *= radius
-    pairs[:, 0], pairs[:, 1] = cos.view(_EIGHT), sin.view(_EIGHT)
-
-
-def _step(y: Floats, x: Doubles, c: float | Floats, wide: Doubles) -> None:
-    """y = fma(y, x, c) in place, by way of float64: rounded twice, which _fma explains can go wrong.
-
-    With the polynomials here it never does: all 2^24 values of u24 give torch's bits (a test goes through them).
-    """
-    wide[:] = y
-    wide *= x
-    wide += c
-    y[:] = wide
-
-
-def _ln(x: Floats, rows: Floats, wides: Doubles) -> None:
-    """x = ln x in place, as log256_ps. With x = (1 + f) 2^e and sqrt(1/2) <= 1 + f < sqrt(2):
-
-    ln x = f - f^2 / 2 + f^3 P(f) + e ln 2, where ln 2 has a high part and a low one.
-    """
-    y, z, e, e_low = rows
-    x_wide, wide = wides
-    bits, exponent = x.view(np.int32), z.view(np.int32)
-    np.subtract(bits, _SQRT_HALF, out=exponent)
-    exponent >>= 23
-    e[:] = exponent
-    exponent <<= 23
-    bits -= exponent
-    x -= 1
-    x_wide[:] = x
-    y[:] = _LN[0]
-    for coefficient in _LN[1:]:
-        _step(y, x_wide, coefficient, wide)
-    y *= x
-    np.multiply(x, x, out=z)
-    x_wide[:] = z
-    _step(y, x_wide, np.multiply(e, _LN2_LOW, out=e_low), wide)
-    z *= 0.5  # exact, like e * _LN2_HIGH: fused or not, the sum rounds once
-    y -= z
-    x += y
-    e *= _LN2_HIGH
-    x += e
-
-
-def _cos_sin(x: Floats, rows: Floats, wides: Doubles) -> tuple[Floats, Floats]:
-    """cos x and sin x for x in [0, 2 pi], as sincos256_ps; they lie in rows, and x is lost.
-
-    The nearest even multiple j of pi/4 is taken off x in three parts. For the x that is left,
-    cos x = 1 - x^2 / 2 + x^4 C(x^2) and sin x = x + x^3 S(x^2); j says which of the two is which, and their signs.
-    """
-    cos, sin, z, octant = rows
-    x_wide, wide = wides
-    j = octant.view(np.int32)
-    np.multiply(x, _FOUR_OVER_PI, out=z)
-    j[:] = z
-    j += 1
-    j &= -2
-    z[:] = j
-    for part in (_PI4_HIGH, _PI4_MID):  # so short that j * part is exact
-        x += np.multiply(z, part, out=cos)
-    cos[:] = z
-    x_wide[:] = _PI4_LOW
-    _step(cos, x_wide, x, wide)
-    x[:] = cos
-
-    np.multiply(x, x, out=z)
-    x_wide[:] = z
-    for y, (first, *coefficients) in ((cos, _COS), (sin, _SIN)):
-        y[:] = first
-        for coefficient in coefficients:
-            _step(y, x_wide, coefficient, wide)
-        y *= z
-    z *= -0.5
-    _step(cos, x_wide, z, wide)
-    cos += 1
-    x_wide[:] = x
-    _step(sin, x_wide, x, wide)
-
-    # At j = 2 and 6 the two change places: an exclusive or with their difference does it, where wanted. Bit 31 is the
-    # sign: cos is negative at j = 2 and 4, sin at 4 and 6.
-    cos_bits, sin_bits, swap = cos.view(np.int32), sin.view(np.int32), z.view(np.int32)
-    np.bitwise_xor(cos_bits, sin_bits, out=swap)
-    swap *= (j & 2) >> 1
-    cos_bits ^= swap
-    sin_bits ^= swap
-    sin_bits ^= (j & 4) << 29
-    cos_bits ^= ((j + 2) & 4) << 29
-    return cos, sin
+def _dtype_and_largest(what: str, dtype: Float) -> tuple[np.dtype[Any], float]:
+    """dtype as NumPy has it, and its largest number; ValueError if it is neither float32 nor float64."""
+    if (dtype := np.dtype(dtype)) not in _LARGEST:
+        raise ValueError(f"{what}: numbers are float32 or float64, not {dtype}")
+    return dtype, _LARGEST[dtype]

@@ -29,7 +29,7 @@ class Draws:
 
     def multinomial(self, p):
         self.seen.append(p.copy())
-        return np.array([pick(row, u) for row, u in zip(p, self._rng.random(len(p)), strict=True)])
+        return np.array([[pick(row, u)] for row, u in zip(p, self._rng.random(len(p)), strict=True)])
 
 
 def pick(probs, u):
@@ -64,11 +64,11 @@ def naive(model, tokens, max_new_tokens, rng, temperature, top_k, top_p):
     for _ in range(max_new_tokens):
         logits = model(ids[:, -model.config.context_length :])[:, -1]
         if temperature == 0:
-            chosen = logits.argmax(axis=-1)
+            chosen = logits.argmax(axis=-1, keepdims=True)
         else:
             seen.append((logits, np.stack([probabilities(row, temperature, top_k, top_p) for row in logits])))
             chosen = rng.multinomial(seen[-1][1])
-        ids = np.concatenate([ids, chosen[:, None]], axis=1)
+        ids = np.concatenate([ids, chosen], axis=1)
     return ids, seen
 
 

@@ -15,7 +15,7 @@ ARROWS = {  # who may import whom; a test may import what it tests
     "benchmarks": {"numpy_gpt", "torch_gpt", "benchmarks"},
     "parity_tests": set(FOLDERS),
 }
-MATHS = ("ops", "model", "block", "optim", "random")  # block is half of what model was
+MATHS = ("ops", "model", "block", "optim", "random", "box_muller")  # block is half of what model was
 MATHS_EXPORTED = {"GPT", "AdamW", "Generator", "generate", "load"}  # the same, by numpy_gpt's front door
 
 

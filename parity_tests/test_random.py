@@ -14,6 +14,7 @@ from numpy_gpt.random import Generator
 
 BLOCK = random._BLOCK
 EDGES = [0, 1, 2, 7, 14, 15, 16, 17, 31, 32, 33, 623, 624, 625]  # of the normals' sixteens and the engine's words
+EDGES += [blocks * BLOCK + beyond for blocks in (1, 2, 3) for beyond in (-17, -16, -15, -1, 0, 1, 15, 16, 17)]
 SOME_STATE = Generator(5).get_state().view(random._STATE)  # (1,), with names for its fields
 MOST = 20_000  # elements a draw, where a test says nothing else
 
@@ -46,25 +47,60 @@ def rows(V, B, dtype, seed, zeros):
     return p.astype(dtype)
 
 
+def ours64(name):
+    return lambda rng, n, *args: getattr(rng, name)((n,), *args, dtype=np.float64)
+
+
+def theirs(name, dtype):
+    return lambda n, *args: getattr(torch.empty(n, dtype=dtype), name)(*args).numpy()
+
+
+def positive(p):
+    """How many entries are above 0 in the row that has the fewest."""
+    return int((p > 0).sum(axis=1).min())
+
+
+def ours_without(rng, share, *args):
+    p = rows(*args)
+    return rng.multinomial(p, math.ceil(share * positive(p)))
+
+
+def theirs_without(share, *args):
+    """torch's indices; of equal p / q, whose order is its sort's, the first indices first."""
+    p, before = torch.from_numpy(rows(*args)), torch.get_rng_state()
+    got = torch.multinomial(p, math.ceil(share * positive(p.numpy()))).numpy()
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    ratio = (p / torch.empty_like(p).exponential_()).numpy()
+    torch.set_rng_state(after)
+    falling = np.argsort(-ratio, axis=1, kind="stable")[:, : got.shape[1]]
+    check_same_bits(np.take_along_axis(ratio, falling, 1), np.take_along_axis(ratio, got, 1))
+    return falling
+
+
 CALLS = {  # name: the call on a Generator, and on torch's global one (as an array)
-    "uniform": (lambda rng, n, *ab: rng.uniform((n,), *ab), lambda n, *ab: torch.empty(n).uniform_(*ab).numpy()),
-    "normal": (lambda rng, n, *ms: rng.normal((n,), *ms), lambda n, *ms: torch.empty(n).normal_(*ms).numpy()),
-    "bernoulli": (
-        lambda rng, n, p: rng.bernoulli((n,), p),
-        lambda n, p: torch.empty(n, dtype=torch.bool).bernoulli_(p).numpy(),
-    ),
+    "uniform": (lambda rng, n, *ab: rng.uniform((n,), *ab), theirs("uniform_", torch.float32)),
+    "uniform, float64": (ours64("uniform"), theirs("uniform_", torch.float64)),
+    "normal": (lambda rng, n, *ms: rng.normal((n,), *ms), theirs("normal_", torch.float32)),
+    "normal, float64": (ours64("normal"), theirs("normal_", torch.float64)),
+    "exponential": (lambda rng, n, lambd: rng.exponential((n,), lambd), theirs("exponential_", torch.float32)),
+    "exponential, float64": (ours64("exponential"), theirs("exponential_", torch.float64)),
+    "bernoulli": (lambda rng, n, p: rng.bernoulli((n,), p), theirs("bernoulli_", torch.bool)),
     "permutation": (lambda rng, n: rng.permutation(n), lambda n: torch.randperm(n).numpy()),
     "multinomial": (
         lambda rng, *args: rng.multinomial(rows(*args)),
-        lambda *args: torch.multinomial(torch.from_numpy(rows(*args)), 1)[:, 0].numpy(),
+        lambda *args: torch.multinomial(torch.from_numpy(rows(*args)), 1).numpy(),
     ),
-    "random_": (
-        lambda rng, n: np.array([rng.random_() for _ in range(n)], np.int64),
-        lambda n: torch.empty(n, dtype=torch.int64).random_().numpy(),
+    "multinomial, k without replacement": (ours_without, theirs_without),
+    "multinomial, k with replacement": (
+        lambda rng, k, *args: rng.multinomial(rows(*args), k, replacement=True),
+        lambda k, *args: torch.multinomial(torch.from_numpy(rows(*args)), k, replacement=True).numpy(),
     ),
+    "random_": (lambda rng, n: rng.random_((n,)), theirs("random_", torch.int64)),
+    "randint": (lambda rng, n, *ab: rng.randint((n,), *ab), lambda n, *ab: torch.randint(*ab, (n,)).numpy()),
     "random_uint32": (  # torch shows r32 as r32 mod (2^24 + 1), which has part in every bit
         lambda rng, n: (rng.random_uint32(n) % (2**24 + 1)).astype(np.float32),
-        lambda n: torch.empty(n).random_().numpy(),
+        theirs("random_", torch.float32),
     ),
     "random_uint64": (
         lambda rng, n: rng.random_uint64(n),
@@ -82,6 +118,12 @@ probabilities = st.one_of(
     st.sampled_from([0.0, 1.0, 1 - 0.1, 1 - 0.9, 2**-53, 1 - 2**-53, 1.5 * 2**-52, 5e-324]),
 )
 bounds = st.floats(-1e3, 1e3, width=32)
+spans = st.one_of(
+    st.integers(1, 1000),
+    st.integers(1, 2**64 - 1),
+    st.sampled_from([2**28 - 1, 2**28, 2**28 + 1, 2**32 - 1, 2**32, 2**32 + 1, 2**63, 2**64 - 1]),
+)
+ranges = spans.flatmap(lambda n: st.integers(-(2**63), 2**63 - 1 - n).map(lambda low: (low, low + n)))
 
 
 def sizes(most):
@@ -93,25 +135,30 @@ def sizes(most):
 def arguments(name, most):
     """Arguments for CALLS[name]: tuples, the number of elements first."""
     n = sizes(most)
-    match name:
+    dtypes, zeros = st.sampled_from(["float32", "float64"]), st.sampled_from([0, 0.5, 1])
+    matrix = st.tuples(n.map(lambda n: n + 1), st.integers(1, 4), dtypes, st.integers(0, 2**32), zeros)
+    match name.partition(",")[0]:
         case "uniform":
             symmetric = st.floats(0, 10).map(lambda b: (-b, b))  # as nn.Linear draws
-            return st.tuples(n, st.one_of(symmetric, st.tuples(bounds, bounds).map(sorted))).map(
-                lambda a: (a[0], *a[1])
-            )
+            pairs = st.tuples(bounds, bounds).map(sorted)
+            return st.tuples(n, st.one_of(symmetric, pairs)).map(lambda a: (a[0], *a[1]))
         case "normal":
             few_or_many = st.one_of(n, st.integers(0, 20))
             of_unit = st.just((0.0, 1.0))
-            return st.tuples(few_or_many, st.one_of(of_unit, st.tuples(st.floats(-10, 10), st.floats(0, 10)))).map(
-                lambda a: (a[0], *a[1])
-            )
+            shapes = st.one_of(of_unit, st.tuples(st.floats(-10, 10), st.floats(0, 10)))
+            return st.tuples(few_or_many, shapes).map(lambda a: (a[0], *a[1]))
+        case "exponential":
+            return st.tuples(n, st.one_of(st.just(1.0), st.floats(1e-6, 1e6)))
         case "bernoulli":
             return st.tuples(n, probabilities)
+        case "randint":
+            return st.tuples(n, ranges).map(lambda a: (a[0], *a[1]))
+        case "multinomial" if "without" in name:
+            return st.tuples(st.floats(0, 1, exclude_min=True), matrix).map(lambda a: (a[0], *a[1]))
+        case "multinomial" if "with" in name:
+            return st.tuples(n.map(lambda n: n + 1), matrix).map(lambda a: (a[0], *a[1]))
         case "multinomial":
-            dtypes, zeros = st.sampled_from(["float32", "float64"]), st.sampled_from([0, 0.5, 1])
-            return st.tuples(n.map(lambda n: n + 1), st.integers(1, 4), dtypes, st.integers(0, 2**32), zeros)
-        case "random_":
-            return st.tuples(sizes(min(most, 1000)))
+            return matrix
         case _:
             return st.tuples(n)
 
@@ -281,7 +328,7 @@ def test_multinomial_of_near_and_real_ties(dtype):
     ]:
         rng = start_before(words_of(long))
         p = np.array([p], dtype)
-        check_same_bits(rng.multinomial(p), torch.multinomial(torch.from_numpy(p), 1)[:, 0].numpy())
+        check_same_bits(rng.multinomial(p), torch.multinomial(torch.from_numpy(p), 1).numpy())
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -332,6 +379,68 @@ def test_uniform_never_gives_its_upper_end(low, high):
     assert low == high or got.max() < np.float32(high)
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (1.0, 1 + 2**-52),
+        (-0.0, 0.0),
+        (-8e307, 8e307),
+        (0.0, 1.7e308),
+        (-5e-324, 5e-324),
+        (1e-310, 3e-310),
+        (5e-324, 1e300),
+        (-1e300, 1e-300),
+        (1e16, 1e16 + 8),
+        (-0.3, 0.3),
+    ],
+)
+def test_uniform64_at_the_ends_of_the_numbers(low, high):
+    check_same_draw(start(3), "uniform, float64", (1000, low, high))
+
+
+@pytest.mark.parametrize("n", [7, 40])
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.0, 1.2e308), (1e308, 9e307), (0.0, 5e-324), (1e-310, 1e-310), (-0.0, 0.0), (1e16, 0.1)]
+)
+def test_normal64_at_the_ends_of_the_numbers(n, mean, std):
+    check_same_draw(start(3), "normal, float64", (n, mean, std))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exponential_of_the_smallest_and_largest_u53(dtype):
+    long = [0, 1, 2**53 - 1, 2**53, 2**64 - 1]
+    for lambd in (1.0, 0.3, 1e300, math.inf):
+        name = "exponential" if dtype == np.float32 else "exponential, float64"
+        check_same_draw(start_before(words_of(long)), name, (len(long), lambd))
+
+
+@pytest.mark.parametrize("span", [2**28 - 1, 2**28])
+def test_randint_takes_long_words_from_2_to_the_28_on(span):
+    rng = start_before(words_of([(7 << 32) + 5, (9 << 32) + 1]))
+    check_same_draw(rng, "randint", (1, -3, span - 3))
+    want = 7 - 3 if span < 2**28 else ((7 << 32) + 5) % span - 3
+    assert start_before(words_of([(7 << 32) + 5])).randint((1,), -3, span - 3)[0] == want
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_multinomial_where_a_sum_meets_its_u53(dtype):
+    """The first index whose running sum reaches u53, which equality does; entries of 0 are never it."""
+    quarter = 1 << 51
+    long = [0, 1, quarter - 1, quarter, quarter + 1, 2 * quarter, 3 * quarter, 3 * quarter + 1, 2**53 - 1]
+    for p in ([1, 1, 2], [1, 0, 0, 1, 2, 0], [0.25, 0.25, 0.25, 0.25], [3]):
+        rng, p = start_before(words_of(long)), np.array(p, dtype)
+        want = torch.multinomial(torch.from_numpy(p), len(long), replacement=True).numpy()
+        check_same_bits(rng.multinomial(p, len(long), replacement=True), want)
+        check_same_state(rng)
+
+
+def test_multinomial_of_one_row_has_no_rows():
+    rng, p = start(4), np.array([0.2, 0.5, 0.3], np.float32)
+    for args in ((), (2,), (5, True)):
+        check_same_bits(rng.multinomial(p, *args), torch.multinomial(torch.from_numpy(p), *(args or (1,))).numpy())
+    check_same_state(rng)
+
+
 # --- loaders
 
 
@@ -349,6 +458,19 @@ def test_loader_order(shuffle, seed, n, batch, drop_last, epochs):
             rng.start_loader()
         check_same_state(rng)
         check_same_draw(rng, "bernoulli", (10, 0.5))
+
+
+@given(seed=seeds, n=st.integers(1, 60), epochs=st.integers(1, 4))
+def test_order_of_a_loader_with_a_generator_of_its_own(seed, n, epochs):
+    """DataLoader(generator=g): a base seed, the order from g itself, and one more order when the epoch is exhausted."""
+    theirs, ours = torch.Generator().manual_seed(seed), Generator(seed)
+    loader = torch.utils.data.DataLoader(range(n), batch_size=n, shuffle=True, generator=theirs)
+    for _ in range(epochs):
+        (seen,) = (ids.numpy() for ids in loader)
+        ours.start_loader()
+        check_same_bits(ours.permutation(n), seen)
+        ours.permutation(n)
+        check_same_bits(ours.get_state(), theirs.get_state().numpy())
 
 
 # --- the state
@@ -435,8 +557,23 @@ def test_seeds_that_are_none(seed):
         ("bernoulli", ((20,), 1.1)),
         ("bernoulli", ((20,), math.nan)),
         ("permutation", (-1,)),
-        ("multinomial", (np.ones(3, np.float32),)),
+        ("uniform", ((20,), 0.0, 1.0, np.float16)),
+        ("uniform", ((20,), -1e308, 1e308, np.float64)),
+        ("normal", ((20,), 0.0, math.inf, np.float64)),
+        ("exponential", ((20,), 0.0)),
+        ("exponential", ((20,), -1.0)),
+        ("exponential", ((20,), math.nan)),
+        ("exponential", ((20,), 1.0, np.int64)),
+        ("randint", ((20,), 3, 3)),
+        ("randint", ((20,), 4, 3)),
+        ("randint", ((20,), 0, 2**63)),
+        ("randint", ((20,), -(2**63) - 1, 0)),
+        ("multinomial", (np.ones((2, 3, 4), np.float32),)),
         ("multinomial", (np.ones((3, 0), np.float32),)),
+        ("multinomial", (np.ones((3, 2), np.float32), 0)),
+        ("multinomial", (np.ones((3, 2), np.float32), 3)),
+        ("multinomial", (np.array([1, 0, 1], np.float64), 3)),
+        ("multinomial", (np.array([[1, 1], [3e38, 3e38]], np.float32), 3, True)),
         ("multinomial", (np.ones((3, 2), np.int64),)),
     ],
 )
@@ -461,4 +598,4 @@ def test_multinomial_names_the_row_it_cannot_use(bad, dtype):
 
 
 def test_multinomial_of_no_rows():
-    check_same_bits(Generator(1).multinomial(np.ones((0, 4), np.float32)), np.empty(0, np.int64))
+    check_same_bits(Generator(1).multinomial(np.ones((0, 4), np.float32), 3), np.empty((0, 3), np.int64))
