@@ -5,13 +5,15 @@ check_model is what is tested here and what test_mutants.py turns red.
 
 import math
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, reject, settings
 
-from numpy_gpt import GPT, Generator, GPTConfig
+import torch_gpt.model
+from numpy_gpt import GPT, Generator, GPTConfig, block
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import parameter_shapes
 from parity_tests import compare, strategies
@@ -153,7 +155,7 @@ def test_longer_contexts_match_torch(T, tied, drop_rate):
     check_model(ModelCase(config, B=3, T=T, scale=0.2))
 
 
-def float32_case(i, scale=None):
+def float32_case(i, scale=None, drop_rate=0.0):
     """The i-th of a fixed set of middle-sized float32 models; scale None: log-uniform from 1e-2 to 1."""
     rng = np.random.default_rng([32, i])
     T, n_heads = int(rng.integers(4, 49)), int(rng.integers(1, 5))
@@ -163,7 +165,7 @@ def float32_case(i, scale=None):
         emb_dim=n_heads * int(rng.integers(4, 25)),
         n_heads=n_heads,
         n_layers=int(rng.integers(1, 4)),
-        drop_rate=0.0,
+        drop_rate=drop_rate,
         qkv_bias=i % 2 == 0,
         tie_weights=i % 4 < 2,
     )
@@ -172,10 +174,19 @@ def float32_case(i, scale=None):
 
 
 def torch_answers(case, attention, dtype):
-    """Logits, loss and gradients of the case's float32 parameters, calculated by torch in this dtype."""
+    """Logits, loss and gradients of the case's parameters, calculated by torch in this dtype.
+
+    Where the case has dropout, its masks are those that torch draws after manual_seed(case.seed).
+    """
     tokens, targets = case.batch()
     reference = from_params(case.config, case.params(), attention=attention, dtype=dtype)
-    loss, grads = loss_and_grads(reference, tokens, targets)
+    if case.config.drop_rate:
+        torch.manual_seed(case.seed)
+        loss = reference.train().loss(torch.from_numpy(tokens), torch.from_numpy(targets))
+        loss.backward()
+        loss, grads = loss.item(), {name: p.grad.numpy() for name, p in reference.named_parameters()}
+    else:
+        loss, grads = loss_and_grads(reference, tokens, targets)
     return {"logits": torch_logits(reference, tokens), "loss": np.asarray(loss)} | {
         f"d {n}": g for n, g in grads.items()
     }
@@ -198,7 +209,7 @@ def float32_ratios(case):
     want = torch_answers(case, "plain", torch.float64)
     tokens, targets = case.batch()
     model = case.model()
-    loss, grads = model.loss_and_grads(tokens, targets)
+    loss, grads = model.loss_and_grads(tokens, targets, Generator(case.seed) if case.config.drop_rate else None)
     got = {"logits": model(tokens), "loss": loss} | {f"d {name}": grad for name, grad in grads.items()}
     for name, value in got.items():
         assert np.asarray(value).dtype == np.float32, f"{name} is {np.asarray(value).dtype} in a float32 model"
@@ -221,11 +232,11 @@ def float32_percentiles(cases):
     return {name: float(np.percentile(each, 95)) for name, each in ratios.items()}
 
 
-def check_float32(cases):
+def check_float32(cases, which="weights <= 1"):
     """DESIGN's rule for float32: not close to torch, but no worse than torch."""
     percentiles = float32_percentiles(cases)
     for name, value in percentiles.items():
-        compare.record("whole model, float32, weights <= 1: 95th percentile of error / torch's, at most 2", name, value)
+        compare.record(f"whole model, float32, {which}: 95th percentile of error / torch's, at most 2", name, value)
     worse = {name: round(value, 2) for name, value in percentiles.items() if not value <= 2}
     assert not worse, f"float32 worse than torch's: {worse}"
 
@@ -258,18 +269,73 @@ def test_float64_errors_of_each_tensor_are_reported():
                 compare.record(title, f"d {name}", float(error / (64 * np.finfo(np.float64).eps * size)))
 
 
-def test_dropout_of_a_seed_is_torchs():
-    """No masks handed over: Generator(seed) draws those of torch.manual_seed(seed), so the gradients agree."""
-    case = ModelCase(replace(SMALL, drop_rate=0.3), B=3, T=6)
+def check_own_masks(case, attention):
+    """Loss and all gradients in training, where either side draws its masks for itself from the case's seed."""
     tokens, targets = case.batch()
-    reference = from_params(case.config, case.params(), attention="plain").train()
-    torch.manual_seed(5)
-    loss = reference.loss(torch.from_numpy(tokens), torch.from_numpy(targets))
-    loss.backward()
-    want = {name: p.grad.numpy() for name, p in reference.named_parameters()}
-    got, grads = case.model().loss_and_grads(tokens, targets, Generator(5))
-    check("loss with dropout", got, np.asarray(loss.item()), abs(loss.item()), compare.MODEL)
-    check_gradients(grads, want)
+    want = torch_answers(case, attention, torch.float64)
+    loss, grads = case.model().loss_and_grads(tokens, targets, Generator(case.seed))
+    torch.manual_seed(case.seed)
+    with torch.no_grad():
+        logits = from_params(case.config, case.params(), attention=attention).train()(torch.from_numpy(tokens)).numpy()
+    check_loss("loss with own masks", loss, want["loss"], logits)
+    check_gradients(grads, {name[2:]: answer for name, answer in want.items() if name.startswith("d ")})
+
+
+@pytest.mark.parametrize("attention", ["plain", "sdpa"])
+@settings(max_examples=40)
+@given(case=strategies.model_cases(drop_rates=(0.1,)))
+def test_dropout_of_a_seed_is_torchs(attention, case):
+    check_own_masks(case, attention)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(case=strategies.model_cases(drop_rates=DROP_RATES))
+def test_dropout_of_a_seed_is_torchs_over_many_cases(case):
+    check_own_masks(case, "plain")
+
+
+def test_float32_with_dropout_is_no_worse_than_torchs():
+    """Masks drawn by each of the four for itself: NumPy, torch with plain attention and sdpa, and float64."""
+    check_float32([float32_case(i, drop_rate=0.1) for i in range(128)], "dropout 0.1 with own masks")
+
+
+SITES = ("attention probabilities", "attention branch", "feed-forward branch")
+
+
+def torch_masks(case):
+    """(site, factors) of every dropout, in the order of torch's pass: what it makes of ones after manual_seed(case.seed)."""
+    reference, masks = from_params(case.config, case.params(), attention="plain").train(), []
+    for module in reference.modules():
+        if isinstance(module, torch_gpt.model.Dropout):
+            module.register_forward_pre_hook(lambda module, args: torch.ones_like(args[0]))
+            module.register_forward_hook(lambda module, args, y: masks.append(y.numpy()))
+    torch.manual_seed(case.seed)
+    with torch.no_grad():
+        reference(torch.from_numpy(case.batch()[0]))
+    sites = ["embeddings"] + [f"block {i}, {site}" for i in range(case.config.n_layers) for site in SITES]
+    return list(zip(sites, masks, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@given(case=strategies.model_cases(drop_rates=(*DROP_RATES, 0.3)))
+def test_masks_of_every_site_are_torchs(dtype, case):
+    """Bit for bit, the division by 1 − rate included; and the stream stands where torch's does after the pass."""
+    case, masks = replace(case, dtype=dtype), []
+
+    class Recorded(block.Dropout):
+        def mask(self, shape):
+            masks.append(super().mask(shape))
+            return masks[-1]
+
+    rng = Generator(case.seed)
+    with mock.patch("numpy_gpt.model.Dropout", Recorded):
+        case.model().loss_and_grads(*case.batch(), rng)
+    want = torch_masks(case)
+    assert len(masks) == len(want)
+    for (site, factors), mask in zip(want, masks, strict=True):
+        check_exact(f"mask of {site}", mask, factors)
+    check_exact("state after the pass", rng.get_state(), torch.get_rng_state().numpy())
 
 
 def test_dropout_is_off_without_rng_and_with_rate_0():

@@ -81,12 +81,12 @@ def test_evaluations_are_means_over_batches(tmp_path, text):
 
 
 @pytest.mark.parametrize("flags", [[], ["--warmup-steps", 3, "--clip", 0.5]], ids=["constant", "warm-up and clipping"])
-@pytest.mark.parametrize("drop_rate", [0, 0.2])
-def test_numpy_and_torch_train_alike_from_one_seed(tmp_path, text, flags, drop_rate):
+@pytest.mark.parametrize(("drop_rate", "attention"), [(0, "plain"), (0.2, "plain"), (0.2, "sdpa")])
+def test_numpy_and_torch_train_alike_from_one_seed(tmp_path, text, flags, drop_rate, attention):
     """Weights, order of batches (evaluations draw too) and dropout masks are drawn by each side for itself."""
     common = ["--epochs", 2, "--drop-rate", drop_rate, "--seed", 5, *flags]
     ours = pretrain(numpy_main, text, tmp_path / "numpy", *common)
-    theirs = pretrain(torch_main, text, tmp_path / "torch", *common, "--attention", "plain", "--device", "cpu")
+    theirs = pretrain(torch_main, text, tmp_path / "torch", *common, "--attention", attention, "--device", "cpu")
     a, b = losses(tmp_path / "numpy"), losses(tmp_path / "torch")
     assert a.shape == (7, 3)
     assert np.abs(a - b).max() < 5e-5
