@@ -304,7 +304,7 @@ SITES = ("attention probabilities", "attention branch", "feed-forward branch")
 
 
 def torch_masks(case):
-    """(site, factors) of every dropout, in the order of torch's pass: what it makes of ones after manual_seed(case.seed)."""
+    """(site, factors) of every dropout, in order of use: what it makes of ones after manual_seed(case.seed)."""
     reference, masks = from_params(case.config, case.params(), attention="plain").train(), []
     for module in reference.modules():
         if isinstance(module, torch_gpt.model.Dropout):
