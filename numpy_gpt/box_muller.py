@@ -17,17 +17,23 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
 
-def fma64(x: float, y: float, c: float) -> float:
-    """x * y + c of finite float64, rounded once: what math.fma does from Python 3.13 on.
+def fma64(x: list[float], y: float, c: float) -> list[float]:
+    """x * y + c for each x, finite float64 all of them, rounded once: what math.fma does from Python 3.13 on.
 
-    Python divides whole numbers exactly and rounds the quotient once, so fractions of them will do.
+    Every float is a fraction of whole numbers; with those Python is exact, and it rounds their quotient once.
     """
-    (x_top, x_bottom), (y_top, y_bottom), (c_top, c_bottom) = (each.as_integer_ratio() for each in (x, y, c))
-    top = x_top * y_top * c_bottom + c_top * x_bottom * y_bottom
-    try:
-        return top / (x_bottom * y_bottom * c_bottom) if top else x * y + c  # a zero has its sign from there
-    except OverflowError:
-        return math.inf if top > 0 else -math.inf
+    (y_top, y_bottom), (c_top, c_bottom) = y.as_integer_ratio(), c.as_integer_ratio()
+    factor, term, bottom = y_top * c_bottom, c_top * y_bottom, y_bottom * c_bottom
+
+    def one(x: float) -> float:
+        x_top, x_bottom = x.as_integer_ratio()
+        top = x_top * factor + x_bottom * term
+        try:
+            return top / (x_bottom * bottom) if top else x * y + c  # a zero has its sign from there
+        except OverflowError:
+            return math.inf if top > 0 else -math.inf
+
+    return [one(each) for each in x]
 
 
 def box_muller64(u: Doubles) -> None:

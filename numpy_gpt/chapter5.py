@@ -1,134 +1,212 @@
-"""Chapter 5 of "Build a Large Language Model (From Scratch)" (S. Raschka), cell by cell, in NumPy.
+"""Chapter 5 of "Build a Large Language Model (From Scratch)" (S. Raschka), from the seed to the last sample.
 
-The printed figures are those of the chapter's notebook, under its cell numbers.
+`replay` walks through the chapter with any backend; `figures` sets what it finds, in NumPy and where it is installed
+in torch, beside what the chapter prints.
 """
 
-import hashlib
+import json
 import math
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+from collections import abc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any
+from hashlib import sha256
+from typing import Any, Protocol
 
 import numpy as np
 
 from numpy_gpt.config import GPTConfig
-from numpy_gpt.data import VERDICT_SHA256, Loader, load_text, sliding_windows, split_text
-from numpy_gpt.decoding import generate, softmax
+from numpy_gpt.decoding import keep_top_k, softmax
+from numpy_gpt.errors import InputError
 from numpy_gpt.learner import NumpyLearner
 from numpy_gpt.ops.cross_entropy import cross_entropy_forward
-from numpy_gpt.run import Settings
-from numpy_gpt.tokenizer import decode, encode, get_encoding
-from numpy_gpt.train import loader_loss
+from numpy_gpt.printed import PRINTED, TOY_COUNTS, TOY_LOGITS, Printed
+from numpy_gpt.random import Generator
+from numpy_gpt.run import Batches, Settings
+from numpy_gpt.tokenizer import decode, encode
+from numpy_gpt.train import Learner, Position, loader_loss, train
 from numpy_gpt.typing import Array
 
-PROMPT = "Every effort moves you"
-GENERATED = "Every effort moves you rentingetic wasnم refres RexMeCHicular stren"
 INPUTS = np.array([[16833, 3626, 6100], [40, 1107, 588]])
 TARGETS = np.array([[3626, 6100, 345], [1107, 588, 11311]])
-ARGMAX = [[[16657], [339], [42826]], [[49906], [29669], [41751]]]
+TOY_DRAWS = 1000
 
-LOG_ULP = 2.0**-20
-"""One float32 step of a number from 8 to 16, which the losses and the logarithms of the probabilities are."""
+Item = tuple[str | None, Any]
+"""A found figure: its name in PRINTED, and a value that JSON can carry. None: [steps made, steps in all] so far."""
+
+
+class Chapter(Learner, Protocol):
+    """A learner that has what else the chapter does, in its backend's own operations."""
+
+    def seed(self) -> None:
+        """Begins the random stream anew, as torch.manual_seed(123)."""
+
+    def predict(self, x: Array, y: Array) -> dict[str, Any]:
+        """The figures of cells 12 to 21, by their names: what the model makes of the ids x (B, T) for targets y."""
+
+    def toy_counts(self, logits: Sequence[float], temperature: float, draws: int) -> list[int]:
+        """How often each index comes in single draws from softmax(logits / temperature), after a new seeding."""
+
+    def toy_top_k(self, logits: Sequence[float], k: int) -> list[float]:
+        """The probabilities when only the k largest logits are kept."""
+
+
+class MakeChapter(Protocol):
+    """How a backend makes its chapter: one seeding with settings.seed, then the weights."""
+
+    def __call__(self, config: GPTConfig, settings: Settings, total_steps: int) -> Chapter: ...
+
+
+class NumpyChapter(NumpyLearner):
+    """The chapter in NumPy. See Chapter for the methods."""
+
+    def seed(self) -> None:
+        self.rng = Generator(self._settings.seed)
+
+    def predict(self, x: Array, y: Array) -> dict[str, Any]:
+        logits = self.model(x)
+        flat = logits.reshape(-1, logits.shape[-1])
+        probas = softmax(flat).reshape(logits.shape)
+        target_probas = np.take_along_axis(probas, y[..., None], axis=-1)[..., 0]
+        log_probas = np.log(target_probas).flatten()
+        loss = float(cross_entropy_forward(logits, y)[0])
+        return {
+            "probas shape": str(probas.shape),
+            "argmax": probas.argmax(axis=-1, keepdims=True).tolist(),
+            "probas 0": target_probas[0].tolist(),
+            "probas 1": target_probas[1].tolist(),
+            "log probas": log_probas.tolist(),
+            "mean": float(log_probas.mean()),
+            "negative mean": float(-log_probas.mean()),
+            "logits shape": str(logits.shape),
+            "targets shape": str(y.shape),
+            "flat logits shape": str(flat.shape),
+            "flat targets shape": str(y.reshape(-1).shape),
+            "cross-entropy": loss,
+            "perplexity": math.exp(loss),
+        }
+
+    def toy_counts(self, logits: Sequence[float], temperature: float, draws: int) -> list[int]:
+        self.seed()
+        p = softmax(np.array([logits], np.float32) / np.float32(temperature))[0]
+        ids = [self.rng.multinomial(p)[0] for _ in range(draws)]
+        counts: list[int] = np.bincount(ids, minlength=len(logits)).tolist()
+        return counts
+
+    def toy_top_k(self, logits: Sequence[float], k: int) -> list[float]:
+        kept: list[float] = softmax(keep_top_k(np.array([logits], np.float32), k))[0].tolist()
+        return kept
+
+
+def replay(make: MakeChapter, text: str = "the-verdict", quick: bool = False) -> abc.Generator[Item, None, None]:
+    """The chapter's figures one by one, as they are found. quick: only those that need no training.
+
+    text: the story, as load_text takes it. Raises InputError if the story or GPT-2's vocabulary cannot be had.
+    """
+    config, settings = GPTConfig(), Settings(text=text)  # the book's GPT_CONFIG_124M, and its run
+    batches = Batches(settings)
+    words = batches.encoding
+    learner = make(config, settings, 0)
+    prompt = encode(words, settings.prompt)[None]
+    yield "greedy 10", decode(words, learner.sample(prompt, 10)[0])
+
+    for key, value in learner.predict(INPUTS, TARGETS).items():
+        yield key, value
+        if key == "argmax":
+            yield "argmax shape", str(np.array(value).shape)
+            yield "target text", decode(words, TARGETS[0])
+            yield "argmax text", decode(words, np.array(value)[0].flatten())
+
+    yield "story", sha256(batches.text.encode()).hexdigest()
+    yield "characters", len(batches.text)
+    yield "tokens", len(encode(words, batches.text))
+    train_loader, val_loader = batches.loaders(learner)
+    loaders = {"train": train_loader, "val": val_loader}
+    seen = {part: [(x.shape, y.shape) for x, y in loader] for part, loader in loaders.items()}
+    yield from ((f"{part} batches", str(shapes)) for part, shapes in seen.items())
+    tokens = {part: sum(math.prod(x) for x, _ in shapes) for part, shapes in seen.items()}
+    yield from ((f"{part} tokens", count) for part, count in (tokens | {"all": sum(tokens.values())}).items())
+
+    learner.seed()
+    yield "train loss", loader_loss(learner, train_loader)
+    yield "val loss", loader_loss(learner, val_loader)
+    for temperature in TOY_COUNTS:
+        yield f"toy {temperature}", str(learner.toy_counts(TOY_LOGITS, temperature, TOY_DRAWS))
+    yield "toy top 3", learner.toy_top_k(TOY_LOGITS, 3)
+    if quick:
+        return
+
+    del learner, loaders, train_loader, val_loader  # the loaders hold on to the learner
+    steps = settings.epochs * batches.batches_per_epoch
+    learner = make(config, settings, steps)
+    run = train(learner, *batches.loaders(learner), steps, settings.eval_freq, settings.eval_iter, Position())
+    for step in run:
+        yield None, [step.step + 1, steps]
+        if step.evaluation is not None:
+            yield f"step {step.step}", [step.evaluation.train_loss, step.evaluation.val_loss]
+        if step.epoch_ended:
+            yield f"epoch {step.epoch}", decode(words, learner.sample(prompt, settings.sample_tokens)[0])
+    yield "greedy 25", decode(words, learner.sample(prompt, 25)[0])
+    yield "top-k 25", decode(words, learner.sample(prompt, 15, temperature=1.4, top_k=25)[0])
+
+
+def torch_replay(text: str, quick: bool) -> abc.Generator[Item, None, None]:
+    """`replay` in torch, in a process of its own: numpy_gpt does not import torch.
+
+    The process makes one item each time it is asked for one, so that it never competes for the cores with NumPy.
+    Raises InputError if it fails; what it said of that is on stderr.
+    """
+    command = [sys.executable, "-m", "torch_gpt", "chapter5", "--text", text, *(["--quick"] if quick else [])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            while process.poll() is None:
+                process.stdin.write("next\n")
+                process.stdin.flush()
+                if line := process.stdout.readline():
+                    key, value = json.loads(line)
+                    yield key, value
+                else:
+                    process.wait()
+        except BrokenPipeError:
+            process.wait()
+        finally:
+            process.kill()
+        if process.returncode:
+            raise InputError("torch could not replay the chapter (see above): repair it, or leave it out by --no-torch")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One printed figure of the chapter beside ours, as text."""
+    """A printed figure and what each side found: name of the side -> value."""
 
-    cell: int
-    what: str
-    printed: str
-    found: str
-    agrees: bool
-    note: str = ""
+    printed: Printed
+    found: dict[str, Any]
 
-
-def same(cell: int, what: str, printed: Any, found: Any) -> Figure:
-    """A figure that must be the same to the letter."""
-    return Figure(cell, what, str(printed), str(found), str(printed) == str(found))
+    @property
+    def off(self) -> list[str]:
+        """The sides that found another figure."""
+        return [side for side, value in self.found.items() if not self.printed.agrees(value)]
 
 
-def close(cell: int, what: str, printed: str, found: float, tolerance: float, note: str) -> Figure:
-    """A figure that may differ by a stated amount, which the note gives the reason for."""
-    return Figure(cell, what, printed, repr(float(found)), abs(found - float(printed)) <= tolerance, note)
-
-
-def numbers(values: Sequence[float] | Array, spec: str) -> str:
-    """Numbers as torch prints a tensor of them."""
-    return "[" + ", ".join(format(float(value), spec) for value in values) + "]"
-
-
-def probabilities(cell: int, what: str, printed: Sequence[str], found: Array) -> Figure:
-    """Probabilities printed to five digits: half of the last one, and one float32 step of the logarithm, are free.
-
-    The first of the chapter needs both: it is 7.45405e-05 to six digits, so the fifth hangs on the last bit.
-    """
-    free = [0.5e-4 * 10.0 ** math.floor(math.log10(float(p))) + float(p) * LOG_ULP for p in printed]
-    agrees = all(abs(f - float(p)) <= t for f, p, t in zip(found, printed, free, strict=True))
-    note = "± half of the last digit and one float32 step of the logarithm"
-    return Figure(cell, what, f"[{', '.join(printed)}]", numbers(found, ".6e"), agrees, note)
-
-
-def figures(text: str = "the-verdict") -> Iterator[Figure]:
-    """The chapter's figures up to the losses before training (cells 4 to 30), one by one as they are computed.
-
-    text: the story, as load_text takes it. Takes some 20 seconds for GPT-2 124M. Raises InputError if the story or
-    GPT-2's vocabulary cannot be had.
-    """
-    encoding = get_encoding("gpt2")
-    story = load_text(text)
-    config = GPTConfig()  # the book's GPT_CONFIG_124M
-    learner = NumpyLearner(config, Settings(seed=123), total_steps=0)
-    model = learner.model
-
-    ids = generate(model, encode(encoding, PROMPT)[None], 10)
-    yield same(4, "ten greedy tokens of the untrained model", GENERATED, decode(encoding, ids[0]))
-
-    logits = model(INPUTS)
-    probs = softmax(logits.reshape(-1, config.vocab_size)).reshape(logits.shape)
-    yield same(12, "shape of the probabilities", "(2, 3, 50257)", probs.shape)
-    argmax = probs.argmax(axis=-1, keepdims=True)
-    yield same(13, "likeliest token ids", ARGMAX, argmax.tolist())
-    yield same(13, "their shape", "(2, 3, 1)", argmax.shape)
-    yield same(11, "targets of batch 1 as text", " effort moves you", decode(encoding, TARGETS[0]))
-    yield same(11, "outputs of batch 1 as text", " Armed heNetflix", decode(encoding, argmax[0].flatten()))
-    target_probs = np.take_along_axis(probs, TARGETS[..., None], axis=-1)[..., 0]
-    for i, row in enumerate((("7.4541e-05", "3.1061e-05", "1.1563e-05"), ("1.0337e-05", "5.6776e-05", "4.7559e-06"))):
-        yield probabilities(14, f"probabilities of the targets, text {i + 1}", row, target_probs[i])
-    log_probs = np.log(target_probs).flatten()
-    printed = "[-9.5042, -10.3796, -11.3677, -11.4798, -9.7764, -12.2561]"
-    yield same(15, "their logarithms", printed, numbers(log_probs, ".4f"))
-    yield same(16, "mean of the logarithms", "-10.7940", f"{log_probs.mean():.4f}")
-    yield same(17, "its negative", "10.7940", f"{-log_probs.mean():.4f}")
-    yield same(18, "shape of the logits", "(2, 3, 50257)", logits.shape)
-    yield same(18, "shape of the targets", "(2, 3)", TARGETS.shape)
-    yield same(19, "shape of the flat logits", "(6, 50257)", logits.reshape(-1, config.vocab_size).shape)
-    yield same(19, "shape of the flat targets", "(6,)", TARGETS.reshape(-1).shape)
-    loss = cross_entropy_forward(logits, TARGETS)[0]
-    yield same(20, "cross-entropy (nats/token)", "10.7940", f"{loss:.4f}")
-    yield close(21, "perplexity", "48725.8203", math.exp(loss), 48725.8203 * LOG_ULP, "± one float32 step of the loss")
-
-    yield same(22, "SHA-256 of the story", VERDICT_SHA256, hashlib.sha256(story.encode()).hexdigest())
-    tokens = encode(encoding, story)
-    yield same(24, "characters", 20479, len(story))
-    yield same(24, "tokens", 5145, len(tokens))
-
-    def loader(part: str, train: bool) -> Loader:
-        windows = sliding_windows(encode(encoding, part), config.context_length, config.context_length)
-        order = learner.shuffled_order if train else learner.file_order
-        return Loader(*windows, batch_size=2, drop_last=train, begin_epoch=order)
-
-    train_part, val_part = split_text(story)
-    train_loader, val_loader = loader(train_part, True), loader(val_part, False)
-    batch = ((2, 256), (2, 256))
-    for name, each, count in (("train", train_loader, 9), ("validation", val_loader, 1)):
-        yield same(27, f"batches of the {name} loader", [batch] * count, [(x.shape, y.shape) for x, y in each])
-    sizes = [sum(x.size for x, _ in each) for each in (train_loader, val_loader)]
-    yield same(28, "training tokens", 4608, sizes[0])
-    yield same(28, "validation tokens", 512, sizes[1])
-    yield same(28, "all tokens", 5120, sum(sizes))
-
-    learner.rng.set_state(type(learner.rng)(123).get_state())  # the chapter seeds anew before these losses
-    note = "± 1e-5: printed on a GPU, and float32 sums differ"
-    yield close(30, "training loss", "10.987583584255642", loader_loss(learner, train_loader), 1e-5, note)
-    yield close(30, "validation loss", "10.98110580444336", loader_loss(learner, val_loader), 1e-5, note)
+def figures(text: str, quick: bool, with_torch: bool, progress: Callable[[str], None]) -> Iterator[Figure]:
+    """Every figure of the chapter, as soon as both sides have found it; progress is told what is going on meanwhile."""
+    with ExitStack() as stack:
+        sides = {"NumPy": stack.enter_context(closing(replay(NumpyChapter, text, quick)))}
+        if with_torch:
+            sides["torch"] = stack.enter_context(closing(torch_replay(text, quick)))
+        while True:
+            found = {}
+            for side, items in sides.items():
+                progress(side)
+                for key, value in items:
+                    if key is not None:
+                        found[side] = value
+                        break
+                    progress(f"{side}: training, step {value[0]} of {value[1]}")
+                else:
+                    return
+            yield Figure(PRINTED[str(key)], found)

@@ -1,7 +1,7 @@
 """What a run shows: lines that read the same in a terminal and in a log, and on a terminal a live progress line."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -37,6 +37,12 @@ class Report:
     def track(self, items: Sequence[T], description: str) -> Iterable[T]:
         """The items, with a progress line that goes away at the end, if the output is a terminal."""
         return track(items, description, console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    @contextmanager
+    def status(self) -> Iterator[Callable[[str], None]]:
+        """Gives a function that shows what is going on, below the lines, if the output is a terminal."""
+        with self.console.status("") as status:
+            yield status.update
 
     @contextmanager
     def training(self, total_steps: int, first_step: int, first_tokens: int) -> Iterator[None]:

@@ -33,8 +33,8 @@ class NumpyLearner:
     def loss(self, x: Array, y: Array) -> float:
         return float(self.model.loss(x, y))
 
-    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0) -> Array:
-        return generate(self.model, ids, max_new_tokens, temperature, rng=Generator(self._settings.seed))
+    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None) -> Array:
+        return generate(self.model, ids, max_new_tokens, temperature, top_k, rng=Generator(self._settings.seed))
 
     def shuffled_order(self, windows: int) -> Array | None:
         return self.rng.loader_order(windows)

@@ -118,7 +118,7 @@ class Generator:
         for block in _blocks(out):
             self._fill_uniform(block)
             if dtype == np.float64:
-                block[:] = [fma64(u, high - low, low) for u in block.tolist()]
+                block[:] = fma64(block.tolist(), high - low, low)
             elif a == -b:  # as nn.Linear has it: u (2 b) - b = b (2 u - 1), and 2 u - 1 is exact
                 block *= 2
                 block -= 1
@@ -152,7 +152,7 @@ class Generator:
                 fma(u, np.float32(std), np.float32(mean), wide)
             else:
                 box_muller64(u)
-                u[:] = [fma64(z, std, mean) for z in u.tolist()]
+                u[:] = fma64(u.tolist(), std, mean)
 
         for block in _blocks(out):
             self._fill_uniform(block)
@@ -223,8 +223,8 @@ class Generator:
         row after row, and the indices are those of the k greatest p / q in falling order (the race of V exponential
         clocks). Of equal p / q the first comes first; torch leaves them as its sort does, and for float32 and k in the
         thousands there are some.
-        With replacement: the running sum of the row in p's dtype, divided by its last, which becomes 1; each sample is
-        the first index whose sum reaches a u53.
+        With replacement: the running sum of the row in p's dtype, divided by its last; each sample is the first index
+        whose sum reaches a u53.
         Raises ValueError, naming the row, where an entry is negative, infinite or nan, or too few are above 0.
         """
         if p.ndim not in (1, 2) or p.shape[-1] == 0 or p.dtype not in _LARGEST:
@@ -291,7 +291,7 @@ class Generator:
             u1, u2 = self._u53(2).tolist()
             radius, angle = math.sqrt(-2 * math.log1p(-u2)), 2 * math.pi * u1
             z, self._spare_normal = radius * math.cos(angle), radius * math.sin(angle)
-        return fma64(z, std, mean)
+        return fma64([z], std, mean)[0]
 
     def _without_replacement(self, p: Array, k: int) -> Ints:
         ids = np.empty((len(p), k), np.int64)
@@ -312,7 +312,6 @@ class Generator:
         if not np.isfinite(total).all():
             raise ValueError(f"multinomial: row {np.isinf(total).argmax()} adds up to more than {p.dtype} can hold")
         sums /= total
-        sums[:, -1] = 1
         ids = np.empty((len(p), k), np.int64)
         for i, row in enumerate(sums):
             ids[i] = row.searchsorted(self._u53(k), side="left")

@@ -21,8 +21,11 @@ class Learner(Protocol):
     def loss(self, x: Array, y: Array) -> float:
         """Mean cross-entropy without dropout."""
 
-    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0) -> Array:
-        """ids (B, T) with new tokens appended: the likeliest, or above temperature 0 drawn by a stream of their own."""
+    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None) -> Array:
+        """ids (B, T) with new tokens appended: the likeliest, or above temperature 0 drawn by a stream of their own.
+
+        top_k: drawn among the k likeliest only. The stream is that of the run's seed.
+        """
 
     def shuffled_order(self, windows: int) -> Array | None:
         """The order of an epoch's windows, at the cost in random numbers of torch's DataLoader(shuffle=True)."""

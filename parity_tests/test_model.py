@@ -318,7 +318,7 @@ def torch_masks(case):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@given(case=strategies.model_cases(drop_rates=(*DROP_RATES, 0.3)))
+@given(case=strategies.model_cases(drop_rates=(*DROP_RATES, 0.09, 0.42)))  # 1 / (1 − rate) and divisions differ there
 def test_masks_of_every_site_are_torchs(dtype, case):
     """Bit for bit, the division by 1 − rate included; and the stream stands where torch's does after the pass."""
     case, masks = replace(case, dtype=dtype), []

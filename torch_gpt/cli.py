@@ -7,6 +7,7 @@ import click
 import torch
 
 from numpy_gpt.cli import Commands, pretrain_options, run_pretrain
+from torch_gpt.chapter5 import answer
 from torch_gpt.model import Attention
 from torch_gpt.train import DTYPES, TorchLearner, check_compiler, check_dtype, choose_device
 
@@ -34,8 +35,8 @@ def main() -> None:
 def pretrain_command(device: str | None, dtype: str, attention: Attention, compiled: bool, **flags: Any) -> None:
     """Train a GPT on a text: `numpy-gpt pretrain` in PyTorch, on the same batches, printing the same lines.
 
-    With the same seed the weights and the order of the batches are the same too, and on the CPU with --attention plain
-    so are the dropout masks.
+    With the same seed the weights and the order of the batches are the same too, and on the CPU so are the dropout
+    masks.
     """
     chosen = choose_device(device)
     check_dtype(dtype, chosen)
@@ -44,3 +45,11 @@ def pretrain_command(device: str | None, dtype: str, attention: Attention, compi
     learner = partial(TorchLearner, device=chosen, dtype=dtype, attention=attention, compiled=compiled)
     options = f"{dtype} · attention {attention}" + (" · compiled" if compiled else "")
     run_pretrain(learner, f"torch-gpt · PyTorch {torch.__version__} · {chosen} · {options}", flags)
+
+
+@main.command("chapter5", hidden=True)
+@click.option("--text", default="the-verdict")
+@click.option("--quick", is_flag=True)
+def chapter5_command(text: str, quick: bool) -> None:
+    """The torch column of `numpy-gpt chapter5`: a figure as JSON for every line that is read."""
+    answer(text, quick)

@@ -126,7 +126,7 @@ class TorchLearner:
         with torch.no_grad():
             return self._forward(x, y).item()
 
-    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0) -> Array:
+    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None) -> Array:
         """As the book's generate: the whole window again for every token."""
         self.model.eval()
         generator = torch.Generator().manual_seed(self._seed)
@@ -137,6 +137,9 @@ class TorchLearner:
                 if temperature == 0:
                     chosen = logits.argmax(dim=-1, keepdim=True)
                 else:  # on the CPU, so that every device draws the same numbers
+                    if top_k is not None:
+                        lowest = torch.topk(logits, top_k).values[:, -1:]
+                        logits = logits.masked_fill(logits < lowest, -torch.inf)
                     probs = torch.softmax(logits.cpu() / temperature, dim=-1)
                     chosen = torch.multinomial(probs, 1, generator=generator).to(self._device)
                 tokens = torch.cat([tokens, chosen], dim=1)
