@@ -159,7 +159,13 @@ def torch_replay(text: str, quick: bool) -> abc.Generator[Item, None, None]:
     Raises InputError if it fails; what it said of that is on stderr.
     """
     command = [sys.executable, "-m", "torch_gpt", "chapter5", "--text", text, *(["--quick"] if quick else [])]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a Ctrl-C is for this process, which ends the other
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -194,19 +200,21 @@ class Figure:
 
 def figures(text: str, quick: bool, with_torch: bool, progress: Callable[[str], None]) -> Iterator[Figure]:
     """Every figure of the chapter, as soon as both sides have found it; progress is told what is going on meanwhile."""
-    with ExitStack() as stack:
-        sides = {"NumPy": stack.enter_context(closing(replay(NumpyChapter, text, quick)))}
-        if with_torch:
-            sides["torch"] = stack.enter_context(closing(torch_replay(text, quick)))
-        while True:
-            found = {}
-            for side, items in sides.items():
+
+    def found_by(side: str, items: Iterator[Item]) -> Iterator[tuple[str, Any]]:
+        progress(side)
+        for key, value in items:
+            if key is None:
+                progress(f"{side}: training, step {value[0]} of {value[1]}")
+            else:
+                yield key, value
                 progress(side)
-                for key, value in items:
-                    if key is not None:
-                        found[side] = value
-                        break
-                    progress(f"{side}: training, step {value[0]} of {value[1]}")
-                else:
-                    return
-            yield Figure(PRINTED[str(key)], found)
+
+    replays = {"NumPy": replay(NumpyChapter, text, quick)}
+    if with_torch:
+        replays["torch"] = torch_replay(text, quick)
+    with ExitStack() as stack:
+        sides = [found_by(side, stack.enter_context(closing(items))) for side, items in replays.items()]
+        for found in zip(*sides, strict=True):
+            (key,) = {key for key, _ in found}  # the same replay: the same figures
+            yield Figure(PRINTED[key], {side: value for side, (_, value) in zip(replays, found, strict=True)})

@@ -282,8 +282,8 @@ def chapter5(text: str, quick: bool, no_torch: bool) -> None:
             for side in figure.off:
                 off[side] = off.get(side, 0) + 1
     report.line()
-    sums = ", ".join(f"{number} in {side}" for side, number in off.items())
-    report.line(f"of {count} figures off: {sums}" if off else f"every figure agrees ({count} of {count})")
+    sums = ", ".join(f"{number} of {count} in {side}" for side, number in off.items())
+    report.line(f"figures off: {sums}" if off else f"every figure agrees ({count} of {count})")
     report.line()
     report.line(PLATFORMS)
     if off:
