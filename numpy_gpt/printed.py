@@ -80,7 +80,7 @@ def sample(where: str, what: str, text: str) -> Printed:
     return Printed(where, what, one_line(text), one_line, lambda found: bool(found == text))
 
 
-EVAL_FREQ, STEPS_AN_EPOCH = 5, 9
+STEPS_AN_EPOCH = 9
 LOSSES = {  # after the step: train, validation
     0: ("9.781", "9.933"),
     5: ("8.111", "8.339"),
