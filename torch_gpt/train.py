@@ -80,7 +80,7 @@ class TorchLearner:
 
     device: as torch names it; dtype: one of DTYPES; attention: "plain" or "sdpa"; compiled: through torch.compile.
     Weights and orders of batches are drawn on the CPU, so they are those of numpy_gpt for the same seed; dropout masks
-    are too where the device is the CPU and the attention plain.
+    are too where the device is the CPU.
     """
 
     def __init__(
