@@ -1,28 +1,46 @@
-"""Settings of the whole suite: Hypothesis profiles, where the data lies, and skips that are failures in CI."""
+"""Settings of the whole suite: profiles, faults put in on purpose, threads, and skips that are failures in CI."""
 
 import os
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
-from parity_tests import compare
+from parity_tests import compare, profiles
 
-IN_CI = bool(os.environ.get("CI"))
 
-settings.register_profile("dev", deadline=None)
-settings.register_profile(
-    "ci", deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("ci" if IN_CI else "dev")
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fault",
+        metavar="NAME",
+        help="put this fault of parity_tests/museum.py into numpy_gpt first, and watch the suite turn red",
+    )
+
+
+def pytest_configure(config):
+    profiles.load(expect_failure=config.getoption("--fault") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fault_in_place(request):
+    """The fault asked for with --fault, in place for the whole session."""
+    name = request.config.getoption("--fault")
+    if name is None:
+        yield
+        return
+    from parity_tests.museum import find
+
+    with pytest.MonkeyPatch.context() as patch:
+        find(name).apply(patch)
+        patch.setattr(compare, "record", lambda *_: None)
+        yield
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """In CI nothing may be missing: a skipped test is a failed one."""
     report = yield
-    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+    if profiles.IN_CI and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, and in CI nothing may be missing: {report.longrepr}"
     return report

@@ -80,6 +80,10 @@ class Source:
         """A weight: normal, of the case's scale."""
         return self._finish(self._rng.standard_normal(shape) * self._case.scale)
 
+    def gain(self, *shape):
+        """LayerNorm's scale: a weight like any other."""
+        return self.normal(*shape)
+
     def upstream(self, *shape):
         """The gradient from above: normal, of a size of its own between 1e-3 and 1e3 (a loss divides by N)."""
         return self._finish(self._rng.standard_normal(shape) * 10 ** self._rng.uniform(-3, 3))

@@ -256,24 +256,54 @@ def test_schedule_at_its_corners():
     assert optim.warmup_cosine(4, 1.0, 4, 5) == 1.0, "nothing is left for the cosine"
 
 
-def check_trajectory(tied=False, bias=True, seed=0):
-    """A whole run in float64: dropout, clipping and the schedule on, parameters compared after every step.
+class TrajectoryBudget:
+    """How far the parameters of two correct float64 runs may be apart, step after step. Derived, not chosen.
 
-    The budget, derived. At every step the two runs' gradients are checked to agree within δ = 2^16 eps G; so do m̂, a
-    weighted mean of gradients, and √v̂, a weighted norm of them. With r = |m̂| / (√v̂ + eps), the quotient of the update
-    is then off by at most (1 + r) δ / (√v̂ + eps), δ the largest so far, and the parameter by lr times that, for every
-    step so far (decay only shrinks it). Rounding of the update itself adds 64 eps (|θ| + lr r) a step. √v̂ and r are
-    torch's.
+    At every step the two runs' gradients agree within δ = 2^16 eps G; so do m̂, a weighted mean of gradients, and √v̂, a
+    weighted norm of them. With r = |m̂| / (√v̂ + eps), the quotient of the update is then off by at most
+    (1 + r) δ / (√v̂ + eps), δ the largest so far, and the parameter by lr times that, for every step so far (decay only
+    shrinks it). Rounding of the update itself adds 64 eps (|θ| + lr r) a step. √v̂ and r are torch's.
     """
+
+    def __init__(self, params):
+        self._delta, self._allowed = 0.0, {name: np.zeros(p.shape) for name, p in params.items()}
+
+    def step(self, model, optimizer):
+        """Add a step that torch's AdamW, with its default betas and eps, has just made on model's gradients."""
+        machine, lr = float(np.finfo(np.float64).eps), optimizer.param_groups[0]["lr"]
+        G = max(float(p.grad.abs().max()) for p in model.parameters())
+        self._delta = max(self._delta, compare.MODEL.factor * machine * G)
+        for name, p in model.named_parameters():
+            state = optimizer.state[p]
+            t = int(state["step"])
+            root = np.sqrt(state["exp_avg_sq"].numpy() / (1 - 0.999**t)) + 1e-8
+            r = np.abs(state["exp_avg"].numpy()) / (1 - 0.9**t) / root
+            rounding = 64 * machine * (np.abs(p.detach().numpy()) + lr * r)
+            self._allowed[name] = self._allowed[name] + lr * (1 + r) * self._delta / root + rounding
+
+    def check(self, what, got, want):
+        """Every parameter, against torch's."""
+        machine = float(np.finfo(np.float64).eps)
+        for name, answer in want.items():
+            check(f"{what} {name}", got[name], answer, self._allowed[name] / machine, TRAJECTORY)
+
+    def copy(self):
+        """As it stands now."""
+        other = TrajectoryBudget({})
+        other._delta, other._allowed = self._delta, dict(self._allowed)
+        return other
+
+
+def check_trajectory(tied=False, bias=True, seed=0):
+    """A whole run in float64: dropout, clipping and the schedule on, parameters compared after every step."""
     config = GPTConfig(13, 7, 12, 3, 2, drop_rate=0.2, qkv_bias=bias, tie_weights=tied)
     case = ModelCase(config, B=3, T=7, scale=0.3, seed=seed)
-    peak, warmup_steps, weight_decay, eps = 0.005, 3, 0.1, 1e-8
+    peak, warmup_steps, weight_decay, clipped = 0.005, 3, 0.1, 0
     model, reference = case.model(), from_params(config, case.params(), attention="plain")
     ours = optim.AdamW(model.params, lr=peak, weight_decay=weight_decay)
     torchs = torch.optim.AdamW(reference.parameters(), lr=peak, weight_decay=weight_decay)
     scheduler = torch_schedule(torchs, warmup_steps, RUN)
-    machine, delta, clipped = float(np.finfo(np.float64).eps), 0.0, 0
-    budget = {name: np.zeros(p.shape) for name, p in model.params.items()}
+    budget = TrajectoryBudget(model.params)
     for step in range(RUN):
         tokens, targets = ModelCase(config, B=3, T=7, seed=seed + step).batch()
         rng = RecordedMasks([seed, step])
@@ -287,19 +317,11 @@ def check_trajectory(tied=False, bias=True, seed=0):
         check("norm in a training run", np.float64(norm), np.float64(want), want, compare.MODEL)
         clipped += want > max_norm
         ours.lr = optim.warmup_cosine(step, peak, warmup_steps, RUN)
-        lr = torchs.param_groups[0]["lr"]
         ours.step(grads)
         torchs.step()
+        budget.step(reference, torchs)
         scheduler.step()
-
-        delta = max(delta, 2**16 * machine * max(float(p.grad.abs().max()) for p in reference.parameters()))
-        theta = to_params(reference)
-        for name, p in reference.named_parameters():
-            state = torchs.state[p]
-            root = np.sqrt(state["exp_avg_sq"].numpy() / (1 - 0.999 ** (step + 1))) + eps
-            r = np.abs(state["exp_avg"].numpy()) / (1 - 0.9 ** (step + 1)) / root
-            budget[name] += lr * (1 + r) * delta / root + 64 * machine * (np.abs(theta[name]) + lr * r)
-            check(f"trained {name}", model.params[name], theta[name], budget[name] / machine, TRAJECTORY)
+        budget.check("trained", model.params, to_params(reference))
     assert 0 < clipped < RUN, f"clipped in {clipped} steps of {RUN}: both kinds are wanted"
 
 

@@ -1,0 +1,96 @@
+"""python -m parity_tests: what the suite has to show besides red and green."""
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from parity_tests import profiles
+
+PAGE = Path(__file__).parent / "museum.md"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main():
+    """numpy_gpt's numbers on the bench: errors against the truth, faults on show, and your own operations judged."""
+
+
+@main.command()
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=PAGE, show_default=True)
+def museum(out):
+    """Put every fault of the museum into numpy_gpt, one after the other, and see which test turns red.
+
+    Beside it stands what a naive check (weights times 0.02, atol 1e-4, the gradient of .sum()) says of the same fault.
+    Writes the page museum.md; takes two minutes. Exit code 1 if a fault goes unnoticed.
+    """
+    profiles.load(expect_failure=True)  # before the tests are imported
+    from parity_tests.exhibition import exhibit, page
+    from parity_tests.museum import FAULTS
+
+    console = Console()
+    shown = [exhibit(fault) for fault in track(FAULTS, "faults", console=Console(stderr=True))]
+    table = Table("fault", "naive check", "found by")
+    for each in shown:
+        found = each.killed_by.rpartition("::")[2] if each.killed_by else "[bold red]nothing[/]"
+        table.add_row(escape(str(each.fault)), f"[{'green' if each.naive_is_green else 'red'}]{each.naive}[/]", found)
+    console.print(table)
+    out.write_text(page(shown), encoding="utf-8")
+    missed = [str(each.fault) for each in shown if each.killed_by is None]
+    green = sum(each.naive_is_green for each in shown)
+    console.print(
+        f"{len(shown)} faults: found {len(shown) - len(missed)}; the naive check, {len(shown) - green}. {out}"
+    )
+    if missed:
+        sys.exit(f"not found: {', '.join(missed)}")
+
+
+class WithSignatures(click.Command):
+    """Lists the functions that can be judged at the end of its help, from their signatures."""
+
+    def format_epilog(self, ctx, formatter):
+        from parity_tests.student import signatures
+
+        with formatter.section("The functions of FILE (help(numpy_gpt.ops.linear) and so on tell shapes and returns)"):
+            for each in signatures():
+                formatter.write_text(each)
+
+
+@main.command(cls=WithSignatures)
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def check(file):
+    """Judge your own operations: FILE.py has functions under numpy_gpt.ops' names, as many as you like.
+
+    Each takes the place of ours; every output and gradient is compared with torch's on hundreds of cases in float64 and
+    float32, within the budget that ours are held to. For what is wrong you see the first wrong tensor, the index, both
+    values, the smallest case that shows it, and what it may be. A backward without its forward gets our forward's
+    cache; a forward without its backward is judged by its output alone. Exit code 1 if anything is wrong.
+
+    The file is run, so run only one that you trust.
+    """
+    profiles.load(expect_failure=True)
+    from parity_tests.student import judge_file
+
+    console, wrong = Console(), 0
+    try:
+        for verdict in judge_file(file):
+            name = f"[bold]{verdict.operation}[/] ({', '.join(verdict.functions)})"
+            if verdict.wrong is None:
+                console.print(f"{name}: [green]matches torch[/] in {verdict.cases} cases")
+                continue
+            wrong += 1
+            console.print(f"{name}: [red]wrong[/]")
+            console.print(f"  {escape(verdict.wrong)}", highlight=False, soft_wrap=True)
+            console.print(f"  smallest case: {escape(str(verdict.case))}", highlight=False, soft_wrap=True)
+            if verdict.hint:
+                console.print(f"  perhaps: {escape(verdict.hint)}", highlight=False, soft_wrap=True)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m parity_tests")

@@ -1,0 +1,33 @@
+"""Hypothesis profiles of the suite, registered once.
+
+dev: new cases at every run. ci: the same cases at every run, and more of them. broken: few, the same, and no shrinking,
+for runs of which a failure is expected (the museum, mutation testing).
+"""
+
+import os
+
+from hypothesis import HealthCheck, Phase, settings
+
+IN_CI = bool(os.environ.get("CI"))
+
+settings.register_profile("dev", deadline=None)
+settings.register_profile(
+    "ci", deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "broken",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=12,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def load(expect_failure=False):
+    """Choose for this process. MUTANT_UNDER_TEST is mutmut's."""
+    if expect_failure or "MUTANT_UNDER_TEST" in os.environ:
+        settings.load_profile("broken")
+    else:
+        settings.load_profile("ci" if IN_CI else "dev")

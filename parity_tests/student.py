@@ -1,0 +1,247 @@
+"""Bring your own backward: the operation suite, run on functions that somebody else wrote.
+
+A file has functions under the names and signatures of numpy_gpt.ops, as many as its author likes. They are put in the
+place of ours, and every output and gradient is compared with torch's within the budget that ours are held to. A wrong
+tensor is then set beside what each fault of the museum makes of the same numbers: the fault that makes the same is the
+diagnosis.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.errors import NoSuchExample
+
+from parity_tests import compare
+from parity_tests.museum import FAULTS
+from parity_tests.operations import OPERATIONS, check_tensor, torch_answers, unchanged
+
+CASES = {"float64": 200, "float32": 60}
+"""Cases drawn for each operation and dtype; the same ones at every run."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one operation. wrong: None, or what was found, beginning with the tensor; hint: why it may be."""
+
+    operation: str
+    functions: tuple[str, ...]
+    cases: int
+    wrong: str | None = None
+    case: Any = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """The first tensor that is wrong on some inputs. got and want: None if there was no answer to compare."""
+
+    tensor: str
+    message: str
+    got: Any = None
+    want: Any = None
+
+
+def names():
+    """Function name -> (its module in numpy_gpt.ops, its operation)."""
+    found = {}
+    for operation, one in OPERATIONS.items():
+        for function in one.modules:
+            module, name = function.split(".")
+            found[name] = (importlib.import_module(f"numpy_gpt.ops.{module}"), operation)
+    return found
+
+
+def signatures():
+    """Every function a file may have, as it is called."""
+    calls = {name: inspect.signature(getattr(module, name)).parameters for name, (module, _) in names().items()}
+    return [f"{name}({', '.join(parameters)})" for name, parameters in calls.items()]
+
+
+def read(path):
+    """The file's functions that have names of numpy_gpt.ops. Raises ValueError if it cannot be run or has none."""
+    path = Path(path)
+    spec = importlib.util.spec_from_file_location("my_ops", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ValueError(f"{path} is not a Python file: give one with functions such as layernorm_backward")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # it may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path} does not run: {_where(error, path)}") from error
+    finally:
+        sys.path.pop(0)
+    functions = {name: getattr(module, name) for name in names() if callable(getattr(module, name, None))}
+    if not functions:
+        raise ValueError(f"{path} has none of the functions that can be judged: {', '.join(names())}")
+    return functions
+
+
+def _where(error, path):
+    """An exception as one line, with the last line of the file that it passed through."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.resolve()]
+    place = f" ({path.name}, line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+@contextmanager
+def in_place(functions):
+    """These functions in the place of numpy_gpt's."""
+    with ExitStack() as stack:
+        for name, function in functions.items():
+            stack.enter_context(mock.patch.object(names()[name][0], name, function))
+        yield
+
+
+def first_wrong(operation, inputs, backward=True, describe: Callable[[Exception], str] = repr):
+    """The first tensor of whatever stands in numpy_gpt.ops that is not torch's, outputs before gradients; or None."""
+    one = OPERATIONS[operation]
+    wants, scales, got = torch_answers(operation, inputs), one.scales(**inputs), {}
+    dtype = inputs[one.leaves[0]].dtype
+    stage = "forward"
+    try:
+        with unchanged(operation, inputs):
+            got, cache = one.forward(inputs)
+            got = dict(got)
+        if backward and not _wrong_in(operation, got, wants, scales, dtype):
+            stage = "backward"
+            with unchanged(operation, inputs):
+                got |= one.backward(inputs, cache)
+    except AssertionError as error:
+        return Wrong(stage, str(error))
+    except Exception as error:
+        return Wrong(stage, f"the {stage} function fails: {describe(error)}")
+    return _wrong_in(operation, got, wants, scales, dtype)
+
+
+def _wrong_in(operation, got, wants, scales, dtype):
+    for want in wants.values():
+        for tensor in want:
+            if tensor not in got:
+                continue
+            answer = want[tensor].astype(dtype)
+            try:
+                check_tensor(tensor, got[tensor], answer, scales[tensor])
+            except AssertionError as error:
+                return Wrong(tensor, str(error), np.asarray(got[tensor]), answer)
+    return None
+
+
+def judge(functions, operation, path=Path("my_ops.py")):
+    """One operation with these functions in the place of ours."""
+    one = OPERATIONS[operation]
+    own = tuple(name for name in functions if names()[name][1] == operation)
+    has_backward = any(name.endswith("_backward") for name in own)
+    backward = has_backward or not any(name.endswith("_forward") for name in own)  # a cache of their own, or ours
+
+    def wrong(case):
+        with in_place({name: functions[name] for name in own}), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a wrong number is what counts
+            return first_wrong(operation, one.inputs(case), backward, lambda error: _where(error, path))
+
+    cases = 0
+    with mock.patch.object(compare, "record"):
+        for dtype, count in CASES.items():
+            how = settings(
+                max_examples=count,
+                derandomize=True,
+                database=None,
+                deadline=None,
+                phases=(Phase.generate, Phase.shrink),
+                suppress_health_check=list(hypothesis.HealthCheck),
+            )
+            try:
+                smallest = hypothesis.find(one.cases(dtype), lambda case: wrong(case) is not None, settings=how)
+            except NoSuchExample:
+                cases += count
+                continue
+            found = wrong(smallest)
+            return Verdict(operation, own, cases, found.message, smallest, diagnose(operation, wrong, found))
+    return Verdict(operation, own, cases)
+
+
+def diagnose(operation, wrong, smallest):
+    """Why it may be: a fault of the museum that makes the same numbers, or a relation to the right answer; or None."""
+    found = [smallest]
+    for fault in FAULTS:
+        if fault.operation != operation:
+            continue
+        case = fault.check.args[1]
+        theirs = wrong(case)
+        if theirs is None:
+            continue
+        found.insert(0, theirs)
+        inputs = OPERATIONS[operation].inputs(case)
+        with pytest.MonkeyPatch.context() as patch:
+            fault.apply(patch)
+            made = first_wrong(operation, inputs)
+        if made is not None and made.tensor == theirs.tensor and _same(made, theirs):
+            return f"{fault.what}: {fault.mend}" if fault.mend else fault.what
+    return next((hint for hint in map(relation, found) if hint), None)
+
+
+def _same(one, other):
+    """Whether two wrong answers are the same one, up to rounding and far closer to each other than to the truth."""
+    if one.got is None or other.got is None:
+        return False
+    if one.got.shape != other.got.shape or one.got.dtype != other.got.dtype:
+        return False
+    if one.got.shape != one.want.shape or one.got.dtype != one.want.dtype:
+        return one.got.shape == other.got.shape and np.allclose(one.got, other.got)
+    between, apart = np.abs(one.got - other.got).max(), np.abs(one.got - one.want).max()
+    return bool(between <= 1e-6 * apart)
+
+
+def relation(wrong):
+    """How a wrong tensor is related to the right one, if that can be seen; or None."""
+    got, want = wrong.got, wrong.want
+    if "wrote into its argument" in wrong.message:
+        return "an argument is changed in place: others still need it, so work on a copy"
+    if got is None:
+        return None
+    if got.shape != want.shape:
+        turned = got.ndim >= 2 and got.shape == want.shape[::-1]
+        return "transposed: gradients have the shape of what they are the gradient of" if turned else None
+    if got.dtype != want.dtype:
+        return f"{want.dtype} came in and {got.dtype} goes out: np.sqrt of a whole number is float64, math.sqrt is not"
+    if not np.isfinite(got).all():
+        return "not finite: exp overflows unless the row's largest number is subtracted first"
+    where = np.abs(want) > 1e-9 * max(float(np.abs(want).max()), 1e-300)
+    if not where.any() or not got.any():
+        return "all zeros" if want.any() else None
+    ratios = got[where] / want[where]
+    factor = float(np.median(ratios))
+    if got.size > 1 and np.abs(ratios - factor).max() <= 1e-6 * abs(factor):
+        return "the sign is the other way round" if math.isclose(factor, -1, rel_tol=1e-6) else _factor(factor)
+    if got.size > 2 and np.allclose(np.sort(got, axis=None), np.sort(want, axis=None), rtol=1e-9):
+        return "the right numbers in another order: reshaped where it should be transposed?"
+    return None
+
+
+def _factor(factor):
+    larger = factor if abs(factor) >= 1 else 1 / factor
+    way = "large" if abs(factor) >= 1 else "small"
+    return f"every number is {larger:.6g} times too {way}: a count or a scale is missing, or is there twice"
+
+
+def judge_file(path):
+    """A Verdict for every operation the file has functions of, in the suite's order, as they are reached."""
+    functions = read(path)
+    for operation in OPERATIONS:
+        if any(names()[name][1] == operation for name in functions):
+            yield judge(functions, operation, Path(path))

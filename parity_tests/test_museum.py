@@ -1,0 +1,127 @@
+"""The suite is itself tested: every fault of the museum must turn its check red, in words that name the tensor."""
+
+import numpy as np
+import pytest
+
+from parity_tests import compare, test_model
+from parity_tests.museum import (
+    DK,
+    DROPPED,
+    FAULTS,
+    UNTIED,
+    dv_before_dropout,
+    gelu_with,
+    layernorm_without,
+    tanh_cdf,
+)
+
+
+@pytest.fixture(autouse=True)
+def not_recorded(monkeypatch):
+    """A broken model's shares are none of the summary's business."""
+    monkeypatch.setattr(compare, "record", lambda *_: None)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_fault_turns_its_check_red(fault, monkeypatch):
+    fault.check()
+    fault.apply(monkeypatch)
+    with pytest.raises((AssertionError, ValueError, IndexError), match=f"^({fault.message})"):
+        fault.check()
+
+
+@pytest.mark.parametrize(
+    ("apply", "case", "first", "spared"),
+    [
+        (
+            DK,
+            UNTIED,
+            "att.W_key.weight",
+            ("att.W_query.weight", "att.W_value.weight", "att.out_proj.weight", "norm2.scale"),
+        ),
+        (dv_before_dropout, DROPPED, "att.W_value.weight", ("att.W_query.weight", "att.W_key.weight", "norm2.scale")),
+        (layernorm_without(1), UNTIED, "ff.layers.2.weight", ()),
+        (layernorm_without(2), UNTIED, "ff.layers.2.weight", ()),
+    ],
+)
+def test_the_models_check_shows_where_a_gradient_goes_wrong(apply, case, first, spared, monkeypatch):
+    """The last block is where the backward pass begins: what lies above the fault there is right, and not blamed."""
+    apply(monkeypatch)
+    with pytest.raises(AssertionError) as error:
+        test_model.check_model(case)
+    message, last = str(error.value), f"d trf_blocks.{case.config.n_layers - 1}."
+    assert f"{last}{first}[" in message
+    assert "d tok_emb.weight[" in message, "what lies below is wrong too"
+    for name in (*(f"{last}{each}" for each in spared), "d final_norm.scale", "d out_head.weight"):
+        assert f"{name}[" not in message
+
+
+def test_the_float32_rule_sees_a_four_digit_constant(monkeypatch):
+    """√(2/π) off by 2e-5 of itself, and the loss by far less: under a tolerance of 1e-4 nobody would know."""
+    cases = [test_model.float32_case(i) for i in range(12)]
+    test_model.check_float32(cases)
+    gelu_with(tanh_cdf(0.044715, 0.7979))(monkeypatch)
+    with pytest.raises(AssertionError, match=r"float32 worse than torch's: .*'logits'"):
+        test_model.check_float32(cases)
+
+
+# The judge itself
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_check_names_the_tensor_the_index_both_values_and_the_share(sign):
+    want = np.zeros((2, 3))
+    got = want.copy()
+    got[1, 2] = sign * 100 * np.finfo(np.float64).eps
+    assert compare.check("x", got, want, 2.0) == pytest.approx(100 / 128)
+    with pytest.raises(AssertionError, match=r"^x\[1, 2\]: -?2\.220446049e-14 vs 0\.000000000e\+00, 1\.56x the budget"):
+        compare.check("x", got, want, 1.0)
+
+
+def test_check_takes_the_scale_of_each_element():
+    want = np.array([1.0, 1e-9])
+    got = want + np.array([0, 1e-12])
+    with pytest.raises(AssertionError, match=r"^x\[1\]"):
+        compare.check("x", got, want, np.abs(want))
+    assert compare.check("x", got, want, 1e3) < 1
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "scale"),
+    [
+        (np.nan, 1.0, 1.0),
+        (1.0, np.nan, 1.0),
+        (np.nan, np.nan, 1.0),
+        (1.0, 1.0, np.nan),
+        (np.inf, 1.0, 1.0),
+        (np.inf, np.inf, 1.0),
+        (1.0, 1.0 + 1e-15, 0.0),
+    ],
+)
+def test_check_fails_on_nan_on_infinity_and_on_any_error_at_scale_0(got, want, scale):
+    with pytest.raises(AssertionError, match=r"x the budget|nan"):
+        compare.check("x", np.array([0.0, got]), np.array([0.0, want]), scale)
+
+
+def test_check_fails_on_another_shape_or_dtype():
+    with pytest.raises(AssertionError, match=r"x: shape \(1, 2\), should be \(2,\)"):
+        compare.check("x", np.zeros((1, 2)), np.zeros(2), 1.0)
+    with pytest.raises(AssertionError, match="x: dtype float32, should be float64"):
+        compare.check("x", np.zeros(2, np.float32), np.zeros(2), 1.0)
+
+
+def test_check_exact_tells_minus_zero_from_zero_and_one_ulp():
+    one = np.array([0.0, 1.0])
+    compare.check_exact("x", one, one.copy())
+    for other in (np.array([-0.0, 1.0]), np.array([0.0, np.nextafter(1, 2)])):
+        with pytest.raises(AssertionError, match=r"^x\[[01]\]: .* 1 of 2 differ"):
+            compare.check_exact("x", other, one)
+
+
+def test_the_largest_share_of_each_kind_is_kept_for_the_summary(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(compare, "_largest", {})
+    got, eps = np.zeros(1), np.finfo(np.float64).eps
+    for block, error in ((0, 8.0), (1, 32.0), (2, 16.0)):
+        compare.check(f"d trf_blocks.{block}.norm1.scale", got + error * eps, got, 1.0)
+    assert [line.split() for line in compare.summary()][-1] == ["0.5", "d", "trf_blocks.*.norm1.scale"]

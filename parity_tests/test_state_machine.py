@@ -1,0 +1,220 @@
+"""Train, evaluate, generate, save, load and resume in any order, beside torch doing the same on its own streams.
+
+One model in float64 on either side, from one seed: dropout's masks, the orders of the batches and the tokens drawn are
+each side's own. After every rule the two must agree within budgets derived from the run so far; what is saved must come
+back bit for bit, and looking at a model must not change it.
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
+
+from numpy_gpt import GPTConfig, load
+from numpy_gpt.data import Loader
+from numpy_gpt.learner import NumpyLearner
+from numpy_gpt.run import Settings
+from numpy_gpt.train import Position, train
+from numpy_gpt.weights.checkpoint import load_params, load_training, save_params
+from parity_tests import compare
+from parity_tests.compare import check, check_exact
+from parity_tests.strategies import ModelCase, repeated_ids
+from parity_tests.test_optim import TrajectoryBudget
+from torch_gpt.train import TorchLearner
+
+CONFIG = GPTConfig(vocab_size=13, context_length=6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.2)
+SETTINGS = Settings(model="tiny", context_length=6, batch_size=2, lr=5e-3, warmup_steps=2, clip=0.5, seed=7)
+STEPS = 60
+"""More than a run of the machine makes; the schedule's end."""
+
+
+def bits(arrays):
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+# Resuming
+
+
+def small_learner(make=NumpyLearner):
+    """A float32 learner that has made three steps, the last of them inside its second epoch."""
+    learner = make(CONFIG, SETTINGS, STEPS)
+    learner.position = Position()
+    advance(learner, 3)
+    return learner
+
+
+def loaders(learner):
+    """Four windows, two batches an epoch."""
+    rng = np.random.default_rng(5)
+    inputs, targets = rng.integers(0, CONFIG.vocab_size, (2, 4, CONFIG.context_length))
+    common = {"batch_size": 2, "drop_last": True}
+    return (
+        Loader(inputs, targets, **common, begin_epoch=learner.shuffled_order),
+        Loader(inputs[:2], targets[:2], **common, begin_epoch=learner.file_order),
+    )
+
+
+def advance(learner, steps):
+    """Train on, and evaluate after every step: evaluations draw from the stream too."""
+    total = learner.position.step + steps
+    return [step.loss for step in train(learner, *loaders(learner), total, 1, 1, learner.position)]
+
+
+def resumed(learner, make=NumpyLearner):
+    """What a new process has of a learner: its checkpoint."""
+    with tempfile.TemporaryDirectory() as place:
+        save_params(CONFIG, learner.params(), place, training=learner.state() | learner.position.state())
+        config, params = load_params(place)
+        training = load_training(place)
+    again = make(config, SETTINGS, STEPS, params)
+    again.restore(training)
+    again.position = Position.restored(training)
+    return again
+
+
+class Recording(NumpyLearner):
+    """Keeps the batches it is trained on."""
+
+    def train_step(self, x, y, step):
+        self.__dict__.setdefault("batches", []).append(x.tolist())
+        return super().train_step(x, y, step)
+
+
+def check_resume():
+    """A run that is saved inside an epoch and resumed goes on as the uninterrupted one: batches, losses, parameters."""
+    whole = small_learner(Recording)
+    parts = resumed(whole, Recording)
+    whole.batches.clear()
+    want, got = advance(whole, 5), advance(parts, 5)
+    assert parts.batches == whole.batches, f"resumed: batches {parts.batches} for {whole.batches}"
+    assert got == want, f"resumed: losses {got} for {want}"
+    for name, p in whole.params().items():
+        check_exact(f"resumed: {name}", parts.params()[name], p)
+
+
+def test_a_resumed_learner_is_the_uninterrupted_one():
+    check_resume()
+
+
+# The machine
+
+
+class Training(RuleBasedStateMachine):
+    """NumPy and torch side by side through a model's life."""
+
+    saved = Bundle("saved")
+
+    @initialize(
+        seed=st.integers(0, 2**32), tied=st.booleans(), bias=st.booleans(), drop_rate=st.sampled_from((0.0, 0.3))
+    )
+    def begin(self, seed, tied, bias, drop_rate):
+        self.place = tempfile.TemporaryDirectory()
+        self.config = replace(CONFIG, tie_weights=tied, qkv_bias=bias, drop_rate=drop_rate)
+        self.settings = replace(SETTINGS, seed=seed)
+        self.params = ModelCase(self.config, scale=0.3, seed=seed).params()
+        self.ours = NumpyLearner(self.config, self.settings, STEPS, {name: p.copy() for name, p in self.params.items()})
+        self.torchs = self.torch_learner(self.params)
+        self.stream = torch.get_rng_state()
+        self.step, self.budget = 0, TrajectoryBudget(self.params)
+        self.files = 0
+
+    def torch_learner(self, params):
+        device = torch.device("cpu")
+        return TorchLearner(
+            self.config, self.settings, STEPS, params, device=device, dtype="float64", attention="plain"
+        )
+
+    def batch(self, seed):
+        rng = np.random.default_rng(seed)
+        shape = (2, self.config.context_length)
+        return repeated_ids(rng, self.config.vocab_size, shape), repeated_ids(rng, self.config.vocab_size, shape)
+
+    def both(self, use):
+        """use(learner) of either; torch's stream is global, so it is put back and kept."""
+        torch.set_rng_state(self.stream)
+        answers = use(self.ours), use(self.torchs)
+        self.stream = torch.get_rng_state()
+        return answers
+
+    def check_loss(self, name, got, want):
+        check(name, np.float64(got), np.float64(want), max(want, 1.0), compare.MODEL)
+
+    @precondition(lambda self: self.step < STEPS)
+    @rule(seed=st.integers(0, 99))
+    def train(self, seed):
+        (got, lr), (want, rate) = self.both(lambda learner: learner.train_step(*self.batch(seed), self.step))
+        self.check_loss("machine: loss of a step", got, want)
+        check("machine: learning rate", np.float64(lr), np.float64(rate), rate)
+        self.budget.step(self.torchs.model, self.torchs.optimizer)
+        self.step += 1
+
+    @rule(seed=st.integers(0, 99))
+    def evaluate(self, seed):
+        before = bits(self.ours.state())
+        self.check_loss("machine: loss", *self.both(lambda learner: learner.loss(*self.batch(seed))))
+        assert bits(self.ours.state()) == before, "an evaluation changed the training state"
+
+    @rule(seed=st.integers(0, 99), temperature=st.sampled_from((0.0, 0.7)), top_k=st.sampled_from((None, 3)))
+    def generate(self, seed, temperature, top_k):
+        before, prompt = bits(self.ours.state()), self.batch(seed)[0][:1, :3]
+        got, want = self.both(lambda learner: learner.sample(prompt, 6, temperature, top_k))
+        assert got.tolist() == want.tolist(), f"machine: generated {got.tolist()} for {want.tolist()}"
+        assert bits(self.ours.state()) == before, "generating changed the training state"
+
+    @rule()
+    def begin_epoch(self):
+        got, want = self.both(lambda learner: learner.shuffled_order(9))
+        assert got.tolist() == want.tolist(), "machine: the order of an epoch"
+
+    @rule(target=saved)
+    def save(self):
+        self.files += 1
+        path = Path(self.place.name) / str(self.files)
+        training = self.ours.state() | Position(self.step).state()
+        save_params(self.config, self.ours.params(), path, training=training)
+        torch.set_rng_state(self.stream)
+        theirs = (self.torchs.params(), self.torchs.state())
+        return path, bits(self.ours.params()), bits(training), theirs, self.budget.copy()
+
+    @rule(checkpoint=saved, seed=st.integers(0, 99))
+    def load(self, checkpoint, seed):
+        path, params, *_ = checkpoint
+        model, (tokens, _) = load(path), self.batch(seed)
+        assert bits(model.params) == params, "what was saved is not what is loaded"
+        if bits(self.ours.params()) == params:
+            check_exact("machine: logits of the loaded model", model(tokens), self.ours.model(tokens))
+
+    @rule(checkpoint=consumes(saved))
+    def resume(self, checkpoint):
+        path, params, training, (their_params, their_state), budget = checkpoint
+        config, arrays = load_params(path)
+        state = load_training(path)
+        assert config == self.config
+        self.ours = NumpyLearner(config, self.settings, STEPS, arrays)
+        self.ours.restore(state)
+        self.step = Position.restored(state).step
+        assert bits(self.ours.params()) == params
+        assert bits(self.ours.state() | Position(self.step).state()) == training, "the training state came back changed"
+        self.torchs = self.torch_learner(their_params)
+        self.torchs.restore(their_state)
+        self.stream, self.budget = torch.get_rng_state(), budget.copy()
+
+    @invariant()
+    def the_two_agree(self):
+        if not hasattr(self, "ours"):
+            return
+        self.budget.check("machine:", self.ours.params(), self.torchs.params())
+        check_exact("machine: random state", self.ours.rng.get_state(), self.stream.numpy())
+
+    def teardown(self):
+        if hasattr(self, "place"):
+            self.place.cleanup()
+
+
+TestTraining = Training.TestCase
+TestTraining.settings = settings(max_examples=30, stateful_step_count=25)

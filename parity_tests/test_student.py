@@ -1,0 +1,294 @@
+"""Somebody else's operations: right ones pass, and of wrong ones the fault is named."""
+
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from parity_tests.__main__ import main
+from parity_tests.student import judge_file, names
+
+RIGHT = '''
+"""GPT-2's operations by a student: other caches, other algebra, nothing taken from numpy_gpt."""
+import math
+import numpy as np
+
+def linear_forward(x, w, b):
+    y = np.einsum("...i,oi->...o", x, w)
+    return (y if b is None else y + b), dict(x=x, w=w, b=b)
+
+def linear_backward(dy, cache):
+    x, w = cache["x"], cache["w"]
+    dx = np.einsum("...o,oi->...i", dy, w)
+    dw = np.einsum("no,ni->oi", dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]))
+    return dx, dw, (None if cache["b"] is None else dy.reshape(-1, dy.shape[-1]).sum(0))
+
+def layernorm_forward(x, scale, shift):
+    mu = x.mean(-1, keepdims=True)
+    std = np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    xhat = (x - mu) / std
+    return xhat * scale + shift, (xhat, std, scale)
+
+def layernorm_backward(dy, cache):
+    xhat, std, scale = cache
+    N = xhat.shape[-1]
+    g = dy * scale
+    dx = (g - g.sum(-1, keepdims=True) / N - xhat * (g * xhat).sum(-1, keepdims=True) / N) / std
+    flat = lambda a: a.reshape(-1, N).sum(0)
+    return dx, flat(dy * xhat), flat(dy)
+
+def gelu_forward(x):
+    t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    return 0.5 * x * (1 + t), x
+
+def gelu_backward(dy, x):
+    c = math.sqrt(2 / math.pi)
+    t = np.tanh(c * (x + 0.044715 * x**3))
+    return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t**2) * c * (1 + 3 * 0.044715 * x**2))
+
+def embedding_forward(ids, w):
+    return w[ids], (ids, w.shape)
+
+def embedding_backward(dy, cache):
+    ids, shape = cache
+    dw = np.zeros(shape, dy.dtype)
+    np.add.at(dw, ids, dy)
+    return dw
+
+def position_embedding_forward(x, w, start=0):
+    return x + w[start:start + x.shape[1]], (start, w.shape)
+
+def position_embedding_backward(dy, cache):
+    start, shape = cache
+    dw = np.zeros(shape, dy.dtype)
+    dw[start:start + dy.shape[1]] = dy.sum(0)
+    return dy, dw
+
+def attention_forward(q, k, v, mask=None):
+    T, S = q.shape[-2], k.shape[-2]
+    s = q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
+    s = np.where(np.arange(S)[None, :] > np.arange(T)[:, None] + S - T, -np.inf, s)
+    e = np.exp(s - s.max(-1, keepdims=True))
+    p = e / e.sum(-1, keepdims=True)
+    m = np.ones_like(p) if mask is None else mask
+    return (p * m) @ v, (q, k, v, p, m)
+
+def attention_backward(dy, cache):
+    q, k, v, p, m = cache
+    dv = np.swapaxes(p * m, -1, -2) @ dy
+    dp = (dy @ np.swapaxes(v, -1, -2)) * m
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
+    return ds @ k, np.swapaxes(ds, -1, -2) @ q, dv
+
+def cross_entropy_forward(logits, targets):
+    z = logits - logits.max(-1, keepdims=True)
+    logp = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    N = targets.size
+    return -np.take_along_axis(logp, targets[..., None], -1).sum() / N, (logp, targets, N)
+
+def cross_entropy_backward(dloss, cache):
+    logp, targets, N = cache
+    d = np.exp(logp)
+    np.put_along_axis(d, targets[..., None], np.take_along_axis(d, targets[..., None], -1) - 1, -1)
+    return d * (dloss / N)
+
+def dropout_mask(keep, drop_rate, dtype):
+    return keep.astype(dtype) if drop_rate == 1 else keep.astype(dtype) / (1 - drop_rate)
+
+def dropout_forward(x, mask):
+    return x * mask, mask
+
+def dropout_backward(dy, mask):
+    return dy * mask
+'''
+
+FAULTS = [  # what is changed into what, the operation, how the report of the wrong tensor begins, a part of the hint
+    (
+        "np.swapaxes(ds, -1, -2) @ q, dv",
+        "(np.swapaxes(q, -1, -2) @ ds).reshape(k.shape), dv",
+        "attention",
+        "dk[",
+        "dK scrambled by a reshape",
+    ),
+    ("dv = np.swapaxes(p * m,", "dv = np.swapaxes(p,", "attention", "dv[", "dV from the probabilities before dropout"),
+    (
+        "/ math.sqrt(q.shape[-1])\n    s = np.where",
+        "/ math.sqrt(q.shape[-1] * q.shape[1])\n    s = np.where",
+        "attention",
+        "y[",
+        "√HS",
+    ),
+    ("> np.arange(T)[:, None] + S - T", "> np.arange(T)[:, None]", "attention", "y[", "mask aligned to the first key"),
+    (
+        "> np.arange(T)[:, None] + S - T",
+        "> np.arange(T)[:, None] + S - T + 1",
+        "attention",
+        "y[",
+        "mask shifted by one",
+    ),
+    ("np.add.at(dw, ids, dy)", "dw[ids] += dy", "embedding", "dw[", "dw[ids] += dy: use np.add.at"),
+    ("np.add.at(dw, ids, dy)", "dw[ids] = dy", "embedding", "dw[", "rows assigned to dw"),
+    (
+        "= dy.sum(0)\n    return dy, dw",
+        "= dy[0]\n    return dy, dw",
+        "position_embedding",
+        "dw[",
+        "sum dy over the batch",
+    ),
+    ("g - g.sum(-1, keepdims=True) / N - xhat", "g - xhat", "layernorm", "dx[", "dx without mean(g)"),
+    (" - xhat * (g * xhat).sum(-1, keepdims=True) / N", "", "layernorm", "dx[", "dx without the part along x_hat"),
+    ("x.var(-1, keepdims=True)", "x.var(-1, keepdims=True, ddof=1)", "layernorm", "y[", "variance with n - 1"),
+    (
+        "np.sqrt(x.var(-1, keepdims=True) + 1e-5)",
+        "x.std(-1, keepdims=True) + 1e-5",
+        "layernorm",
+        "y[",
+        "eps outside the root",
+    ),
+    ("0.044715 * x**3))\n    return 0.5", "0.0044715 * x**3))\n    return 0.5", "gelu", "y[", "0.0044715 for 0.044715"),
+    ("t = np.tanh(math.sqrt(2 / math.pi) *", "t = np.tanh(0.797885 *", "gelu", "y[", "a six-digit constant"),
+    (
+        "-np.take_along_axis(logp, targets[..., None], -1)",
+        "-np.log(np.exp(np.take_along_axis(logp, targets[..., None], -1)) + 1e-9)",
+        "cross_entropy",
+        "loss[",
+        "it needs no eps",
+    ),
+    ("return d * (dloss / N)", "return d * dloss", "cross_entropy", "dlogits[", "backward without 1/N"),
+    ("return d * (dloss / N)", "return d / N", "cross_entropy", "dlogits[", "dloss taken for 1"),
+    (
+        "z = logits - logits.max(-1, keepdims=True)",
+        "z = logits * 1",
+        "cross_entropy",
+        "loss[",
+        "not finite: exp overflows",
+    ),
+    ("keep.astype(dtype) / (1 - drop_rate)", "keep.astype(dtype)", "dropout", "mask[", "not rescaled"),
+    (
+        "dy.reshape(-1, dy.shape[-1]).sum(0))",
+        "dy.reshape(-1, dy.shape[-1]).mean(0))",
+        "linear",
+        "db[",
+        "a bias gradient averaged",
+    ),
+    ('"no,ni->oi", dy', '"no,ni->io", dy', "linear", "dw: shape", "a weight gradient transposed"),
+    (
+        "return 0.5 * x * (1 + t), x",
+        "return 0.5 * x * (1 + t) / np.sqrt(1), x",
+        "gelu",
+        "y: dtype float64",
+        "math.sqrt",
+    ),
+    (
+        "    return dx, flat(dy * xhat), flat(dy)",
+        "    dy *= 2\n    return dx, flat(dy * xhat), flat(dy)",
+        "layernorm",
+        "layernorm wrote into its argument dy",
+        "work on a copy",
+    ),
+    (
+        "return ds @ k, np.swapaxes(ds, -1, -2) @ q, dv",
+        "return -ds @ k, np.swapaxes(ds, -1, -2) @ q, dv",
+        "attention",
+        "dq[",
+        "the sign is the other way round",
+    ),
+    (
+        "return ds @ k, np.swapaxes(ds, -1, -2) @ q, dv",
+        "return 2 * ds @ k, np.swapaxes(ds, -1, -2) @ q, dv",
+        "attention",
+        "dq[",
+        "2 times too large",
+    ),
+]
+
+
+@pytest.fixture
+def my_ops(tmp_path):
+    """Writes a file and judges it."""
+
+    def judge(source):
+        path = tmp_path / "my_ops.py"
+        path.write_text(source)
+        return list(judge_file(path))
+
+    return judge
+
+
+def test_right_operations_match(my_ops):
+    verdicts = my_ops(RIGHT)
+    assert [(each.operation, each.wrong) for each in verdicts] == [
+        (name, None) for name in dict.fromkeys(o for _, o in names().values())
+    ]
+    assert all(each.cases == 260 for each in verdicts)
+    assert sum((each.functions for each in verdicts), ()) == tuple(names())
+
+
+def only(source, operation):
+    """The imports and one operation's functions."""
+    head, *functions = source.split("\ndef ")
+    own = [name for name, (_, of) in names().items() if of == operation]
+    return head + "".join(f"\ndef {each}" for each in functions if each.partition("(")[0] in own)
+
+
+@pytest.mark.parametrize(("old", "new", "operation", "wrong", "hint"), FAULTS)
+def test_a_fault_is_found_and_named(my_ops, old, new, operation, wrong, hint):
+    assert RIGHT.count(old) == 1, old
+    (verdict,) = my_ops(only(RIGHT.replace(old, new), operation))
+    assert verdict.operation == operation
+    assert verdict.wrong.startswith(wrong), verdict
+    assert hint in (verdict.hint or ""), verdict
+
+
+def test_the_command_says_what_is_wrong_and_where(tmp_path):
+    path = tmp_path / "my_ops.py"
+    path.write_text(only(RIGHT, "gelu").replace("0.044715", "0.0044715") + only(RIGHT, "embedding"))
+    result = CliRunner().invoke(main, ["check", str(path)])
+    assert result.exit_code == 1, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == "gelu (gelu_forward, gelu_backward): wrong"
+    assert re.fullmatch(r"  y\[0, 0, 0\]: \S+ vs \S+, \S+x the budget", lines[1])
+    assert lines[2].startswith("  smallest case: OperationCase(shape={'B': 1, 'T': 1, 'C': 1}")
+    assert lines[3].startswith("  perhaps: 0.0044715 for 0.044715")
+    assert lines[4] == "embedding (embedding_forward, embedding_backward): matches torch in 260 cases"
+
+
+def test_the_command_of_right_operations_ends_with_0(tmp_path):
+    path = tmp_path / "my_ops.py"
+    path.write_text(only(RIGHT, "dropout"))
+    result = CliRunner().invoke(main, ["check", str(path)])
+    assert (result.exit_code, "matches torch" in result.output) == (0, True), result.output
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def gelu_forward(x):\n    return (\n", "does not run: SyntaxError"),
+        ("import numpy\n\nx = 1 / 0\n", r"does not run: ZeroDivisionError: division by zero \(my_ops.py, line 3\)"),
+        ("def relu_forward(x):\n    return x\n", "none of the functions that can be judged: linear_forward"),
+        (None, "is not a Python file"),
+    ],
+)
+def test_a_file_that_cannot_be_judged_is_named(tmp_path, source, message):
+    path = tmp_path / "my_ops.py"
+    if source is not None:
+        path.write_text(source)
+    result = CliRunner().invoke(main, ["check", str(path)])
+    assert result.exit_code == 2
+    assert re.search(message, result.output), result.output
+
+
+def test_a_function_that_fails_is_named_with_its_line(my_ops):
+    (verdict,) = my_ops(only(RIGHT, "gelu").replace("    t = np.tanh(c", "    t = np.tahn(c"))
+    assert re.match(r"the backward function fails: AttributeError: .*\(my_ops.py, line \d+\)", verdict.wrong)
+
+
+def test_one_half_of_an_operation_is_judged_by_what_it_gives(my_ops):
+    """A backward alone is given our forward's cache; a forward alone keeps what it likes."""
+    forward, backward = only(RIGHT, "gelu").split("\ndef gelu_backward")
+    (verdict,) = my_ops(forward)
+    assert (verdict.wrong, verdict.cases) == (None, 260)
+    head = "import math\nimport numpy as np\n\ndef gelu_backward"
+    backward = backward.replace("(dy, x)", "(dy, cache)").replace("    c =", "    x, _ = cache\n    c =")
+    (verdict,) = my_ops(head + backward)
+    assert (verdict.wrong, verdict.cases) == (None, 260)
