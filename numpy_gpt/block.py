@@ -17,30 +17,31 @@ class KVCache:
 
     def __init__(self, config: GPTConfig, batch_size: int, dtype: Float):
         """Room for context_length positions: 2 · L · B · context_length · C numbers."""
-        shape = (2, config.n_layers, batch_size, config.n_heads, config.context_length, config.head_size)
-        self._kv = np.empty(shape, dtype)
+        shape = (config.n_layers, batch_size, config.n_heads, config.context_length, config.head_size)
+        self._k, self._v = np.empty(shape, dtype), np.empty(shape, dtype)
         self.length = 0
 
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """k, v (B, NH, T, HS) of the new positions -> those of all positions so far (B, NH, length + T, HS)."""
         start, stop = self.length, self.length + k.shape[2]
-        self._kv[0, layer, :, :, start:stop] = k
-        self._kv[1, layer, :, :, start:stop] = v
-        return self._kv[0, layer, :, :, :stop], self._kv[1, layer, :, :, :stop]
+        self._k[layer, :, :, start:stop] = k
+        self._v[layer, :, :, start:stop] = v
+        return self._k[layer, :, :, :stop], self._v[layer, :, :, :stop]
 
 
 class Dropout:
     """Draws one pass's dropout masks, in the order in which the pass asks for them."""
 
     def __init__(self, rate: float, rng: Generator | None, dtype: Float):
-        self._rate, self._rng, self._dtype = (rate if rng is not None else 0.0), rng, dtype
+        self._rate, self._rng, self._dtype = rate, rng, dtype
 
     def mask(self, shape: tuple[int, ...]) -> Array | None:
         """The factors of an array of this shape, or None where nothing is dropped; rates 0 and 1 draw nothing."""
         if self._rng is None or self._rate == 0:
             return None
-        keep = self._rng.bernoulli(shape, 1 - self._rate) if self._rate < 1 else np.zeros(shape, bool)
-        return dropout.dropout_mask(keep, self._rate, self._dtype)
+        if self._rate == 1:
+            return np.zeros(shape, self._dtype)
+        return dropout.dropout_mask(self._rng.bernoulli(shape, 1 - self._rate), self._rate, self._dtype)
 
 
 def _split_heads(x: Array, n_heads: int) -> Array:
@@ -113,7 +114,7 @@ def mlp_backward(dy: Array, cache: Cache) -> tuple[Array, Params]:
 
 
 def block_forward(
-    x: Array, p: Params, n_heads: int, drop: Dropout, past: KVCache | None = None, layer: int = 0
+    x: Array, p: Params, n_heads: int, drop: Dropout, past: KVCache | None, layer: int
 ) -> tuple[Array, Cache]:
     """x + attention(norm1(x)), then + mlp(norm2(·)): x (B, T, C) -> (B, T, C). p: the block's own parameters."""
     h, c_norm1 = layernorm.layernorm_forward(x, p["norm1.scale"], p["norm1.shift"])

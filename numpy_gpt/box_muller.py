@@ -68,18 +68,21 @@ def fma(a: Floats, b: np.float32, c: np.float32, wide: Doubles) -> None:
     a[:] = total
 
 
-def _float32(*values: float) -> list[float]:
-    """The float32 nearest to each value, as Python floats: beside a float32 array they leave it float32."""
-    return [float(np.float32(value)) for value in values]
-
-
-_LN = _float32(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1)
-_LN += _float32(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)
-_LN2_LOW, _LN2_HIGH = _float32(-2.12194440e-4, 0.693359375)
-_COS = _float32(2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
-_SIN = _float32(-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
-_PI4_HIGH, _PI4_MID, _PI4_LOW = _float32(-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)
-_FOUR_OVER_PI, _TWO_PI = _float32(1.27323954473516, 2 * math.pi)
+# float32 numbers as Python floats: beside a float32 array they leave it float32
+_LN = np.array(
+    [
+        *(7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1),
+        *(-1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+    ],
+    np.float32,
+).tolist()
+_LN2_LOW, _LN2_HIGH = np.array([-2.12194440e-4, 0.693359375], np.float32).tolist()
+_COS = np.array([2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2], np.float32).tolist()
+_SIN = np.array([-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1], np.float32).tolist()
+_PI4_HIGH, _PI4_MID, _PI4_LOW = np.array(
+    [-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8], np.float32
+).tolist()
+_FOUR_OVER_PI, _TWO_PI = np.array([1.27323954473516, 2 * math.pi], np.float32).tolist()
 _SQRT_HALF = 0x3F3504F3  # the bits of float32 sqrt(1/2)
 _EIGHT = np.dtype("V32")  # eight float32 as one item: moved in one go, not in a loop of eight
 

@@ -1,5 +1,6 @@
 """Text, token by token: greedy, or drawn with temperature, top-k and top-p, over a key-value cache."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,16 +15,16 @@ from numpy_gpt.typing import Array
 
 def keep_top_k(logits: Array, k: int) -> Array:
     """logits (B, V) with all but each row's k largest at −inf; among equals the lower id stays, so exactly k do."""
-    order = np.argsort(-logits, axis=-1, kind="stable")
+    rows, largest = np.arange(len(logits))[:, None], np.argsort(-logits, stable=True)[:, :k]
     kept = np.full_like(logits, -np.inf)
-    np.put_along_axis(kept, order[:, :k], np.take_along_axis(logits, order[:, :k], axis=-1), axis=-1)
+    kept[rows, largest] = logits[rows, largest]
     return kept
 
 
 def softmax(logits: Array) -> Array:
     """Probabilities (B, V) of logits (B, V); −inf becomes 0."""
-    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probs: Array = e / e.sum(axis=-1, keepdims=True)
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probs: Array = e / e.sum(axis=1, keepdims=True)
     return probs
 
 
@@ -32,12 +33,12 @@ def keep_top_p(probs: Array, p: float) -> Array:
 
     The rest becomes 0, the nucleus is not rescaled; the likeliest token always stays.
     """
-    order = np.argsort(-probs, axis=-1, kind="stable")
-    sorted_probs = np.take_along_axis(probs, order, axis=-1)
+    rows, order = np.arange(len(probs))[:, None], np.argsort(-probs, stable=True)
+    sorted_probs = probs[rows, order]
     # what the likelier tokens already hold; in float32 a running sum of 50,257 terms would reach p too early or late
-    before = np.cumsum(sorted_probs, axis=-1, dtype=np.float64) - sorted_probs
+    before = np.cumsum(sorted_probs, axis=1, dtype=np.float64) - sorted_probs
     kept = np.zeros_like(probs)
-    np.put_along_axis(kept, order, np.where(before < p, sorted_probs, 0), axis=-1)
+    kept[rows, order] = np.where(before < p, sorted_probs, 0)
     return kept
 
 
@@ -46,14 +47,14 @@ def choose(
 ) -> npt.NDArray[np.int64]:
     """One next id per row (B,) of logits (B, V): top-k, then temperature, then top-p, as the book orders them."""
     if temperature == 0 or rng is None:
-        ids: npt.NDArray[np.int64] = logits.argmax(axis=-1)
+        ids: npt.NDArray[np.int64] = logits.argmax(axis=1)
         return ids
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
     probs = softmax(logits / temperature)
     if top_p is not None and top_p < 1:  # at 1 everything stays, whatever the rounding of a sum
         probs = keep_top_p(probs, top_p)
-        probs /= probs.sum(axis=-1, keepdims=True)
+        probs /= probs.sum(axis=1, keepdims=True)
     return rng.multinomial(probs)[:, 0]
 
 
@@ -81,7 +82,7 @@ def stream(
         chosen = choose(model.next_logits(new, past), temperature, top_k, top_p, rng)
         if eos_id is not None:
             chosen[ended] = eos_id
-            ended |= chosen == eos_id
+            ended = chosen == eos_id
             if ended.all():
                 return
         yield chosen
@@ -119,7 +120,7 @@ def _check_sampling(
 ) -> None:
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
-    if not 0 <= temperature < float("inf"):
+    if not 0 <= temperature < math.inf:
         raise InputError(f"temperature must be 0 (greedy) or a positive number, not {temperature}")
     if temperature > 0 and rng is None:
         raise InputError(f"temperature {temperature} draws at random: give rng=Generator(seed), or temperature=0")

@@ -39,16 +39,16 @@ def initial_parameters(config: GPTConfig, rng: Generator, dtype: Float = np.floa
     Embeddings N(0, 1); linear weights and biases uniform in ±1/√in_features; LayerNorm 1 and 0, which draw nothing.
     """
     params: Params = {}
-    bound = 0.0
-    for name, shape in parameter_shapes(config).items():
+    shapes = parameter_shapes(config)
+    for name, shape in shapes.items():
         if "norm" in name:
             params[name] = np.full(shape, 1 if name.endswith("scale") else 0, dtype)
         elif "emb" in name:
-            params[name] = rng.normal(shape).astype(dtype, copy=False)
+            params[name] = np.asarray(rng.normal(shape), dtype)
         else:
-            if name.endswith("weight"):  # a bias follows its weight and shares its bound
-                bound = shape[1] ** -0.5
-            params[name] = rng.uniform(shape, -bound, bound).astype(dtype, copy=False)
+            _, in_features = shapes[name.replace("bias", "weight")]  # a bias shares its weight's bound
+            bound = in_features**-0.5
+            params[name] = np.asarray(rng.uniform(shape, -bound, bound), dtype)
     return params
 
 
@@ -66,7 +66,7 @@ def checked_ids(what: str, tokens: npt.ArrayLike, vocab_size: int) -> Array:
             f"{what}: id {ids[outside][0]} is outside the vocabulary of {vocab_size}: "
             "use the encoding the model was made for"
         )
-    return ids.astype(np.int64, copy=False)
+    return np.asarray(ids, np.int64)
 
 
 class GPT:
@@ -168,6 +168,7 @@ class GPT:
             x, c_block = block_forward(x, block, config.n_heads, drop, past, i)
             if keep:
                 c_blocks.append(c_block)
+            del c_block  # or it would be there until the next block is done
         x, c_norm = layernorm.layernorm_forward(x, p["final_norm.scale"], p["final_norm.shift"])
         return x, (c_tok, c_pos, c_drop, c_blocks, c_norm)
 

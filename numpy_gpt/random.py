@@ -304,20 +304,20 @@ class Generator:
             if k == 1:
                 ids[i] = ratio.argmax()
             else:
-                rising = ratio[::-1].argsort(kind="stable")  # backwards: falling, the first of equals is then first
+                rising = ratio[::-1].argsort(stable=True)  # backwards: falling, the first of equals is then first
                 ids[i] = len(row) - 1 - rising[: -k - 1 : -1]
         return ids
 
     def _with_replacement(self, p: Array, k: int) -> Ints:
         with np.errstate(over="ignore"):
-            sums = p.cumsum(axis=1, dtype=p.dtype)
+            sums = p.cumsum(axis=1)
         total = sums[:, -1:].copy()
         if not np.isfinite(total).all():
             raise ValueError(f"multinomial: row {np.isinf(total).argmax()} adds up to more than {p.dtype} can hold")
         sums /= total
         ids = np.empty((len(p), k), np.int64)
         for i, row in enumerate(sums):
-            ids[i] = row.searchsorted(self._u53(k), side="left")
+            ids[i] = row.searchsorted(self._u53(k))
         return ids
 
 

@@ -17,7 +17,8 @@ from numpy_gpt.config import GPTConfig
 from numpy_gpt.model import GPT, parameter_shapes
 
 LAYOUTS = ("C", "transposed", "gaps", "reversed", "read-only")
-FILLS = ("normal", "constant rows", "huge", "zeros")
+FILLS = ("normal", "constant rows", "huge", "tiny", "zeros")
+MODEL_FILLS = ("normal", "constant rows", "huge logits", "tiny logits")
 
 SEEDS = st.integers(0, 2**32 - 1)
 SCALES = st.integers(0, 100).map(lambda i: 1e-2 * 300 ** (i / 100))
@@ -63,7 +64,7 @@ class Source:
         self._case, self._rng = case, np.random.default_rng(case.seed)
 
     def x(self, *shape):
-        """The main input, filled as the case says: huge means ±1e4, constant rows have all features equal.
+        """The main input, filled as the case says: huge means ±1e4, tiny 1e-30, constant rows have all features equal.
 
         Zeros as queries make every score exactly 0, which is not the 0 of a masked position.
         """
@@ -72,6 +73,8 @@ class Source:
             a = np.broadcast_to(a[..., :1], shape)
         elif self._case.fill == "huge":
             a = a + 1e4 * np.sign(self._rng.standard_normal(shape))
+        elif self._case.fill == "tiny":
+            a = 1e-30 * a
         elif self._case.fill == "zeros":
             a = 0 * a
         return self._finish(a)
@@ -169,7 +172,11 @@ def cross_entropy_cases(dtype="float64"):
 
 @dataclass(frozen=True)
 class ModelCase:
-    """A model and a batch: a configuration, B and T <= context_length, and parameters of one scale from a seed."""
+    """A model and a batch: a configuration, B and T <= context_length, and parameters of one scale from a seed.
+
+    fill: constant rows have all features of a token, and of a position, equal; huge logits are about 1e4, tiny ones
+    1e-30. layout: how every array lies in memory.
+    """
 
     config: GPTConfig
     B: int = 2
@@ -177,14 +184,28 @@ class ModelCase:
     scale: float = 0.5
     seed: int = 0
     dtype: str = "float64"
+    fill: str = "normal"
+    layout: str = "C"
 
     def params(self):
         """Parameters under their names. LayerNorm's scales lie around 1, all else around 0: normal · scale."""
+        params = self._filled()
+        return {name: arrange(p.astype(self.dtype), self.layout) for name, p in params.items()}
+
+    def _filled(self):
         rng = np.random.default_rng([self.seed, 0])
         params = {}
         for name, shape in parameter_shapes(self.config).items():
             centre = 1 if "norm" in name and name.endswith("scale") else 0
-            params[name] = (centre + self.scale * rng.standard_normal(shape)).astype(self.dtype)
+            params[name] = centre + self.scale * rng.standard_normal(shape)
+        if self.fill == "constant rows":
+            for name in ("tok_emb.weight", "pos_emb.weight"):
+                params[name] = np.broadcast_to(params[name][:, :1], params[name].shape)
+        elif self.fill != "normal":
+            head = params["tok_emb.weight" if self.config.tie_weights else "out_head.weight"]
+            size = 1e4 if self.fill == "huge logits" else 1e-30
+            for name in ("final_norm.scale", "final_norm.shift"):
+                params[name] *= size / (np.abs(head).mean() * self.config.emb_dim)
         return params
 
     def model(self):
@@ -221,8 +242,8 @@ def configs(draw, drop_rates=(0.0,), **fixed):
 
 
 @st.composite
-def model_cases(draw, scales=SCALES, **keys):
-    """A configuration, a batch that fits it (T = 1 and B = 1 among them), a scale and a seed."""
+def model_cases(draw, scales=SCALES, fills=("normal",), **keys):
+    """A configuration, a batch that fits it (T = 1 and B = 1 among them), a scale, a seed and a memory layout."""
     config = draw(configs(**keys))
     return ModelCase(
         config=config,
@@ -230,4 +251,6 @@ def model_cases(draw, scales=SCALES, **keys):
         T=draw(st.integers(1, config.context_length)),
         scale=draw(scales),
         seed=draw(SEEDS),
+        fill=draw(st.sampled_from(fills)),
+        layout=draw(st.sampled_from(LAYOUTS)),
     )

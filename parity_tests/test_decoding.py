@@ -1,6 +1,7 @@
 """Generation against a plain loop without a cache, written here over model(tokens), and against torch's own draws."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from numpy_gpt import GPT, Generator, GPTConfig, generate
-from numpy_gpt.decoding import stream
+from numpy_gpt.block import KVCache
+from numpy_gpt.decoding import keep_top_p, softmax, stream
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import parameter_shapes
 from parity_tests import compare, strategies
@@ -238,6 +240,62 @@ def test_top_p_is_taken_after_temperature_and_top_k():
     assert kept(drawn_from(logits, top_p=0.65, temperature=100.0)) == [0, 1, 2]  # nearly uniform
     assert kept(drawn_from(logits, top_p=0.65, top_k=2)) == [0, 1]  # 4/7, then 1
     assert kept(drawn_from(logits, top_p=0.55, top_k=2)) == [0]
+
+
+def test_rows_far_apart_have_each_its_own_probabilities():
+    """A row's softmax does not see how large another row's logits are."""
+    p = softmax(np.array([[0.0, 1.0, -1.0], [-1e4, -1e4 + 2, -1e4]]))
+    want = torch.softmax(torch.tensor([[0.0, 1.0, -1.0], [0.0, 2.0, 0.0]], dtype=torch.float64), dim=-1).numpy()
+    check("softmax", p, want, 1 + 2.0)
+
+
+def test_a_nucleus_that_is_full_takes_no_more():
+    """0.5 and 0.25 hold exactly p = 0.75: what comes next stays out."""
+    p = np.array([[0.25, 0.125, 0.5, 0.125], [0.5, 0.5, 0.0, 0.0]])
+    check_exact("nucleus of 0.75", keep_top_p(p, 0.75), np.array([[0.25, 0, 0.5, 0], [0.5, 0.5, 0, 0]]))
+    check_exact("nucleus of 0.5", keep_top_p(p, 0.5), np.array([[0, 0, 0.5, 0], [0.5, 0, 0, 0]]))
+
+
+def test_a_nucleus_of_a_large_vocabulary_is_counted_in_float64():
+    """In float32 a running sum of 2^17 equal terms would be off by hundreds of them."""
+    V = 2**17
+    p = np.full((1, V), 1 / (V - 1), np.float32)
+    mass, count = 0.0, 0
+    while mass < 0.7:
+        mass, count = mass + float(p[0, 0]), count + 1
+    assert np.count_nonzero(keep_top_p(p, 0.7)) == count
+
+
+def test_the_cache_is_used_until_the_context_is_full(monkeypatch):
+    """One new position a token, up to the last there is room for; then the window slides and is read again."""
+    read, real = [], GPT.next_logits
+    monkeypatch.setattr(GPT, "next_logits", lambda self, ids, past: read.append(ids.shape[1]) or real(self, ids, past))
+    generate(ModelCase(CONFIG).model(), [[1, 2, 3]], 8)
+    assert read == [3, 1, 1, 1, 1, 7, 7, 7]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_probabilities_are_of_the_models_dtype(dtype):
+    """Past the context length too, where the cache begins anew."""
+    rng = Draws()
+    generate(ModelCase(CONFIG, dtype=dtype).model(), [[1, 2, 3]], 9, temperature=1.0, top_p=0.9, rng=rng)
+    assert {p.dtype.name for p in rng.seen} == {dtype}
+
+
+@pytest.mark.parametrize("new", [0, 2])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_ids_are_int64_whatever_comes_in(dtype, new):
+    got = generate(ModelCase(CONFIG).model(), np.array([[1, 2]], dtype), new)
+    assert (got.dtype, got.shape) == (np.int64, (1, 2 + new))
+
+
+def test_next_logits_needs_room_in_the_cache():
+    model = ModelCase(CONFIG).model()
+    past = KVCache(CONFIG, 1, np.float64)
+    model.next_logits([[1, 2, 3, 4, 5]], past)
+    message = "tokens: T = 3 is over the 2 positions left of context_length 7: shorten the input"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        model.next_logits([[1, 2, 3]], past)
 
 
 def test_greedy_takes_the_lowest_id_among_equals_and_needs_no_rng():

@@ -362,6 +362,16 @@ def test_a_batchs_gradient_is_the_mean_of_its_rows(case):
     check_batch_is_the_mean(case)
 
 
+@settings(max_examples=40)
+@given(case=strategies.model_cases(qkv_bias=True))
+def test_a_key_bias_has_no_gradient(case):
+    """It shifts all scores of a query alike, and softmax does not see that: exactly 0, so what is left is rounding."""
+    grads = case.model().loss_and_grads(*case.batch())[1]
+    for name, grad in grads.items():
+        if name.endswith("W_key.bias"):
+            check("key bias: d", grad, np.zeros_like(grad), largest(grads), MODEL)
+
+
 def permuted_heads(params, config, order):
     """The model whose heads stand in another order: rows of W_query, W_key, W_value; columns of out_proj."""
     index = np.arange(config.emb_dim).reshape(config.n_heads, -1)[order].reshape(-1)

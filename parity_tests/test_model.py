@@ -4,6 +4,9 @@ check_model is what is tested here and what test_mutants.py turns red.
 """
 
 import math
+import os
+import re
+import tracemalloc
 from dataclasses import replace
 from unittest import mock
 
@@ -11,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, reject, settings
+from threadpoolctl import threadpool_limits
 
 import torch_gpt.model
 from numpy_gpt import GPT, Generator, GPTConfig, block
+from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import parameter_shapes
+from numpy_gpt.model import checked_ids, parameter_shapes
 from parity_tests import compare, strategies
 from parity_tests.compare import check, check_exact
 from parity_tests.strategies import ModelCase
@@ -99,17 +104,19 @@ def check_model(case, attention="plain"):
     before = {name: a.copy() for name, a in params.items()}
     model, reference = GPT.from_params(config, params), from_params(config, params, attention=attention)
 
+    layout = "C" if case.layout == "gaps" else case.layout  # the gaps are filled with NaN
+    ids, want_ids = (strategies.arrange(each, layout) for each in (tokens, targets))
     logits = torch_logits(reference, tokens)
-    check("logits", model(tokens), logits, float(np.abs(logits).max()), compare.MODEL)
+    check("logits", model(ids), logits, float(np.abs(logits).max()), compare.MODEL)
     want, want_grads = loss_and_grads(reference, tokens, targets)
-    check_loss("loss", model.loss(tokens, targets), want, logits)
-    loss, grads = model.loss_and_grads(tokens, targets)
+    check_loss("loss", model.loss(ids, want_ids), want, logits)
+    loss, grads = model.loss_and_grads(ids, want_ids)
     check_loss("loss with gradients", loss, want, logits)
     check_gradients(grads, want_grads)
 
     if config.drop_rate:
         rng = RecordedMasks(case.seed)
-        loss, grads = model.loss_and_grads(tokens, targets, rng)
+        loss, grads = model.loss_and_grads(ids, want_ids, rng)
         factors = dropout_factors(case, rng.drawn)
         want, want_grads = loss_and_grads(reference, tokens, targets, factors)
         check_loss("loss with dropout", loss, want, torch_logits(reference, tokens, factors))
@@ -145,6 +152,29 @@ def test_model_matches_torch_with_dropout(tied, bias):
 @given(case=strategies.model_cases(drop_rates=(0.0, *DROP_RATES)))
 def test_model_matches_torch_over_many_cases(case):
     check_model(case)
+
+
+@settings(max_examples=60)
+@given(case=strategies.model_cases(drop_rates=(0.0, 0.5), fills=strategies.MODEL_FILLS[1:]))
+def test_model_matches_torch_at_its_ends(case):
+    """Constant rows, and logits of ±1e4 and 1e-30."""
+    check_model(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=500)
+@given(case=strategies.model_cases(drop_rates=(0.0, 0.5), fills=strategies.MODEL_FILLS[1:]))
+def test_model_matches_torch_at_its_ends_over_many_cases(case):
+    check_model(case)
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, 0.1])
+def test_the_number_of_threads_changes_no_more_than_rounding(drop_rate):
+    """BLAS and torch on one thread and on all: either answer is within the budget of torch's."""
+    config = GPTConfig(700, 128, 96, 3, 2, drop_rate)
+    for threads in (1, os.cpu_count()):
+        with threadpool_limits(threads, user_api="blas"):
+            check_model(ModelCase(config, B=4, T=128, scale=0.2))
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
@@ -512,6 +542,48 @@ def test_every_integer_type_of_tokens_means_the_same(dtype):
 def test_a_model_of_another_dtype_is_refused(dtype):
     with pytest.raises(InputError, match="float32 or float64"):
         GPT(SMALL, dtype=dtype)
+
+
+def test_other_sorts_of_tokens_and_types_are_refused_in_these_words():
+    model = GPT(SMALL)
+    for call, message in (
+        (
+            lambda: model([[1, 2], [3]]),
+            "tokens must be a (B, T) array of whole numbers: its rows have different lengths",
+        ),
+        (
+            lambda: model([[11]]),
+            "tokens: id 11 is outside the vocabulary of 11: use the encoding the model was made for",
+        ),
+        (lambda: GPT(SMALL, dtype=np.float16), "a model is float32 or float64, not float16"),
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+            call()
+
+
+def test_the_default_seed_is_the_books():
+    for name, array in GPT(SMALL, seed=123).params.items():
+        check_exact(name, GPT(SMALL).params[name], array)
+
+
+def test_checked_ids_are_int64():
+    assert checked_ids("tokens", np.array([[3, 200]], np.uint8), 256).dtype == np.int64
+
+
+@pytest.mark.parametrize("call", [lambda m, t: m(t), lambda m, t: m.next_logits(t, KVCache(m.config, 8, m.dtype))])
+def test_a_forward_pass_keeps_nothing_of_its_blocks(call):
+    """Peak memory over the parameters does not grow with the number of layers, as it does where caches are kept."""
+    peaks = []
+    for n_layers in (1, 8):
+        model = GPT(replace(SMALL, n_layers=n_layers, context_length=64, emb_dim=48))
+        tokens = np.zeros((8, 64), int)
+        call(model, tokens)
+        tracemalloc.start()
+        call(model, tokens)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    kv = 2 * 7 * 8 * 64 * 48 * 4 if call(model, tokens).ndim == 2 else 0  # the key-value cache has a part of each layer
+    assert peaks[1] - kv < 1.2 * peaks[0], peaks
 
 
 def test_parameters_that_do_not_fit_are_refused_by_name():

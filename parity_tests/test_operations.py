@@ -4,15 +4,18 @@ float64 is DESIGN's contract, against torch in float64. float32 is held to the s
 torch's float64 answer on the same numbers.
 """
 
+import math
+import re
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, linear
+from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, layernorm, linear
 from parity_tests import strategies
 from parity_tests.compare import check_exact
-from parity_tests.operations import OPERATIONS, check_operation
+from parity_tests.operations import OPERATIONS, check_operation, our_answer
 from parity_tests.strategies import OperationCase
 
 LARGE = [  # what is worked off in blocks has a first, a middle and a last one here
@@ -132,21 +135,72 @@ def test_an_unread_row_of_a_table_has_gradient_zero():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: linear.linear_forward(np.ones((2, 3)), np.ones((4, 5)), None), "x has 3 features, w expects 5"),
-        (lambda: embedding.embedding_forward(np.array([[0, 4]]), np.ones((4, 2))), "id 4 is outside the table's 4"),
-        (lambda: embedding.embedding_forward(np.array([[-1]]), np.ones((4, 2))), "id -1 is outside the table's 4"),
-        (lambda: embedding.position_embedding_forward(np.ones((1, 3, 2)), np.ones((4, 2)), 2), "positions up to 5"),
+        (
+            lambda: linear.linear_forward(np.ones((2, 7, 3)), np.ones((4, 5)), None),
+            "linear: x has 3 features, w expects 5",
+        ),
+        (
+            lambda: embedding.embedding_forward(np.array([[0, 4]]), np.ones((4, 2))),
+            "embedding: id 4 is outside the table's 4 rows",
+        ),
+        (
+            lambda: embedding.embedding_forward(np.array([[-1]]), np.ones((4, 2))),
+            "embedding: id -1 is outside the table's 4 rows",
+        ),
+        (
+            lambda: embedding.position_embedding_forward(np.ones((1, 3, 2)), np.ones((4, 2)), 2),
+            "position_embedding: positions up to 5 asked of a table of 4 rows",
+        ),
         (
             lambda: attention.attention_forward(np.ones((1, 1, 3, 2)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2))),
-            "3 queries but only 2 keys",
+            "attention: 3 queries but only 2 keys",
         ),
         (
             lambda: cross_entropy.cross_entropy_forward(np.ones((2, 3, 4)), np.ones((2, 4), int)),
-            r"need targets \(2, 3\)",
+            "cross_entropy: logits (2, 3, 4) need targets (2, 3), not (2, 4)",
         ),
-        (lambda: cross_entropy.cross_entropy_forward(np.ones((0, 4)), np.ones(0, int)), "need targets"),
+        (
+            lambda: cross_entropy.cross_entropy_forward(np.ones((0, 4)), np.ones(0, int)),
+            "cross_entropy: logits (0, 4) need targets (0,), not (0,)",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_by_name(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_positions_begin_at_0_unless_told():
+    x, w = np.zeros((1, 2, 3)), np.arange(12.0).reshape(4, 3)
+    check_exact("position_embedding.y", embedding.position_embedding_forward(x, w)[0], w[None, :2])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_an_answer_does_not_depend_on_earlier_calls(operation, data):
+    """Nor does a later call change it: what an operation returned is its caller's."""
+    dtype = data.draw(st.sampled_from(("float64", "float32")))
+    inputs, others = (OPERATIONS[operation].inputs(data.draw(OPERATIONS[operation].cases(dtype))) for _ in range(2))
+    first = our_answer(operation, inputs)
+    kept = {name: np.array(a) for name, a in first.items()}
+    our_answer(operation, others)
+    for again in (first, our_answer(operation, inputs)):
+        for name, a in kept.items():
+            check_exact(f"{operation}.{name}, another call later", again[name], a)
+
+
+@pytest.mark.parametrize("rows", [3000, 40_000])
+def test_sums_over_many_rows_in_float32_are_rounded_once(rows):
+    """db, dshift and dscale: an ulp from the exact sum, where adding row after row in float32 would lose digits."""
+    rng = np.random.default_rng(rows)
+    dy, x = (rng.standard_normal((rows, 4)).astype(np.float32) + np.float32(1) for _ in range(2))
+    got = {"db": linear.linear_backward(dy, linear.linear_forward(x, np.ones((4, 4), np.float32), dy[0])[1])[2]}
+    y, cache = layernorm.layernorm_forward(x, np.ones(4, np.float32), np.zeros(4, np.float32))
+    _, got["dscale"], got["dshift"] = layernorm.layernorm_backward(dy, cache)
+    terms = {"db": dy, "dshift": dy, "dscale": dy * y}  # with scale 1 and shift 0, y is x̂ in its own bits
+    for name, sums in got.items():
+        exact = np.array([math.fsum(column) for column in terms[name].T.tolist()])
+        ulps = np.abs(sums - exact) / np.spacing(np.abs(sums))
+        assert sums.dtype == np.float32
+        assert (ulps <= 0.51).all(), f"{name}: {ulps} ulp from the exact sum"

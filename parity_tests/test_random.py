@@ -1,6 +1,8 @@
 """numpy_gpt.random against torch's CPU generator: the same bits from every draw, and the same state after it."""
 
 import math
+import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,11 +10,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numpy_gpt import random
+from numpy_gpt import box_muller, random
 from numpy_gpt.errors import InputError
 from numpy_gpt.random import Generator
 
 BLOCK = random._BLOCK
+MAX = sys.float_info.max
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 EDGES = [0, 1, 2, 7, 14, 15, 16, 17, 31, 32, 33, 623, 624, 625]  # of the normals' sixteens and the engine's words
 EDGES += [blocks * BLOCK + beyond for blocks in (1, 2, 3) for beyond in (-17, -16, -15, -1, 0, 1, 15, 16, 17)]
 SOME_STATE = Generator(5).get_state().view(random._STATE)  # (1,), with names for its fields
@@ -228,7 +232,17 @@ def test_shapes_and_order():
     check_same_bits(rng.normal((2, 3)), torch.empty(2, 3).normal_().numpy())
     check_same_bits(rng.bernoulli((2, 3, 4), 0.5), torch.empty(2, 3, 4, dtype=torch.bool).bernoulli_(0.5).numpy())
     check_same_bits(rng.normal(()), torch.empty(()).normal_().numpy())
+    check_same_bits(rng.exponential((2, 3)), torch.empty(2, 3).exponential_().numpy())
+    check_same_bits(rng.exponential((4, 5), 0.3), torch.empty(4, 5).exponential_(0.3).numpy())
+    check_same_bits(rng.uniform((2, 3)), torch.empty(2, 3).uniform_().numpy())
+    check_same_bits(rng.randint((2, 3), -5, 5), torch.randint(-5, 5, (2, 3)).numpy())
+    check_same_bits(rng.random_((2, 3)), torch.empty(2, 3, dtype=torch.int64).random_().numpy())
     check_same_state(rng)
+
+
+def test_words_have_their_own_types():
+    assert Generator(0).random_uint32(3).dtype == np.uint32
+    assert Generator(0).random_uint64(3).dtype == np.uint64
 
 
 @given(seed=seeds, n=st.integers(0, 2000))
@@ -367,6 +381,8 @@ def test_scalar_normal_rounds_once(seed):
         (-0.0, 0.0),
         (3.0, 3.0),
         (-1e-45, 1e-45),
+        (-FLOAT32_MAX, 0.0),
+        (0.0, FLOAT32_MAX),
         (1e8, 1e8 + 8),
         (-3e38, 0.0),
         (0.0, 3e38),
@@ -385,7 +401,8 @@ def test_uniform_never_gives_its_upper_end(low, high):
         (1.0, 1 + 2**-52),
         (-0.0, 0.0),
         (-8e307, 8e307),
-        (0.0, 1.7e308),
+        (0.0, MAX),
+        (-MAX, 0.0),
         (-5e-324, 5e-324),
         (1e-310, 3e-310),
         (5e-324, 1e300),
@@ -400,7 +417,11 @@ def test_uniform64_at_the_ends_of_the_numbers(low, high):
 
 @pytest.mark.parametrize("n", [7, 40])
 @pytest.mark.parametrize(
-    ("mean", "std"), [(0.0, 1.2e308), (1e308, 9e307), (0.0, 5e-324), (1e-310, 1e-310), (-0.0, 0.0), (1e16, 0.1)]
+    ("mean", "std"),
+    [
+        *((0.0, 1.2e308), (1e308, 9e307), (0.0, 5e-324), (1e-310, 1e-310), (-0.0, 0.0), (1e16, 0.1)),
+        *((MAX, 0.5), (-MAX, 0.0), (0.0, MAX)),
+    ],
 )
 def test_normal64_at_the_ends_of_the_numbers(n, mean, std):
     check_same_draw(start(3), "normal, float64", (n, mean, std))
@@ -448,9 +469,52 @@ def test_multinomial_divides_its_sums(dtype):
 
 def test_multinomial_of_one_row_has_no_rows():
     rng, p = start(4), np.array([0.2, 0.5, 0.3], np.float32)
-    for args in ((), (2,), (5, True)):
+    for args in ((), (2,), (5, True), (1, True)):
         check_same_bits(rng.multinomial(p, *args), torch.multinomial(torch.from_numpy(p), *(args or (1,))).numpy())
     check_same_state(rng)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_multinomial_without_replacement_takes_the_first_of_equals(dtype, monkeypatch):
+    """Where every q is 1 the ratios are p itself: falling, and of equal ones the first index first."""
+    monkeypatch.setattr(
+        Generator, "exponential", lambda self, shape, lambd=1.0, dtype=np.float32: np.ones(shape, dtype)
+    )
+    p = np.random.default_rng(0).integers(1, 5, (2, 100)).astype(dtype)
+    want = [sorted(range(100), key=lambda i, row=row: (-row[i], i))[:70] for row in p]
+    assert Generator(0).multinomial(p, 70).tolist() == want
+
+
+def rounded(exact):
+    """A Fraction rounded once to float32, ties to even."""
+    near = np.float32(float(exact))
+    around = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    return min(around, key=lambda x: (abs(Fraction(float(x)) - exact), int(x.view(np.uint32)) % 2))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("b", [1 + 2.0**-12, 1 + 3 * 2.0**-12])
+def test_fma_rounds_once(b, sign):
+    """a * b lies half-way between two float32, of which the lower or the upper one is even; a small c decides.
+
+    What float64 loses of a * b + c decides too, at the tie itself and one or two float64 numbers beside it; what is
+    exact in float64 must be left as it is, a tie as well.
+    """
+    a, b = np.float32(sign * (1 + 2.0**-12)), np.float32(b)
+    assert Fraction(float(a)) * Fraction(float(b)) % Fraction(1, 2**23) == Fraction(1, 2**24)
+    terms = [0.0, 2.0**-24, 2.0**-25, 2.0**-52, 2.0**-51, 2.0**-50, 2.0**-80]
+    terms += [2.0**-51 * (1 - 2.0**-23), 2.0**-51 * (1 + 2.0**-22), 2.0**-52 * (1 - 2.0**-23), 2.0**-52 * 1.5, 2.0**-53]
+    for c in (each * way for each in terms for way in (1, -1)):
+        c = np.float32(c)
+        for factors in (
+            (a, b),
+            (np.float32(float(a) * 2.0**-3), np.float32(8) * b),
+            (np.float32(a * 1), np.float32(1)),
+        ):
+            got = np.array([factors[0], 1.5], np.float32)  # a second number: each is decided for itself
+            box_muller.fma(got, factors[1], c, np.empty((4, 2)))
+            assert got[0] == rounded(Fraction(float(factors[0])) * Fraction(float(factors[1])) + Fraction(float(c)))
+            assert got[1] == rounded(Fraction(1.5) * Fraction(float(factors[1])) + Fraction(float(c)))
 
 
 # --- loaders
@@ -541,7 +605,9 @@ def broken_states():
 @pytest.mark.parametrize("state", list(broken_states()))
 def test_impossible_states_are_refused(state):
     rng = start(11)
-    with pytest.raises(InputError, match="state"):
+    with pytest.raises(
+        InputError, match=r"^(a random state is a uint8|these bytes are no state of torch's CPU generator:)"
+    ):
         rng.set_state(state)
     check_same_state(rng)
 
@@ -576,6 +642,7 @@ def test_seeds_that_are_none(seed):
         ("exponential", ((20,), -1.0)),
         ("exponential", ((20,), math.nan)),
         ("exponential", ((20,), 1.0, np.int64)),
+        ("normal", ((20,), 0.0, 1.0, np.float16)),
         ("randint", ((20,), 3, 3)),
         ("randint", ((20,), 4, 3)),
         ("randint", ((20,), 0, 2**63)),
@@ -591,7 +658,7 @@ def test_seeds_that_are_none(seed):
 )
 def test_arguments_that_are_refused(name, args):
     rng = start(11)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"^{name}: "):
         getattr(rng, name)(*args)
     check_same_state(rng)
 
