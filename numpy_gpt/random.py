@@ -97,8 +97,9 @@ class Generator:
         """torch.randint(low, high, shape): int64 of that shape, from low to high - 1.
 
         low + r mod (high - low), where r is an r32 for a range below 2^28, else an r64 (torch >= 2.7).
-        Raises ValueError unless -2^63 <= low < high < 2^63.
+        Raises ValueError unless -2^63 <= low < high < 2^63, TypeError unless both are whole numbers.
         """
+        low, high = operator.index(low), operator.index(high)
         if not -(1 << 63) <= low < high < 1 << 63:
             raise ValueError(f"randint: from {low} to {high} (excluded) is no range of int64 numbers")
         span, n = high - low, math.prod(shape)

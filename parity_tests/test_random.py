@@ -676,5 +676,15 @@ def test_multinomial_names_the_row_it_cannot_use(bad, dtype):
     check_same_state(rng)
 
 
+@pytest.mark.parametrize("ends", [(0.5, 3), (0, 3.0)])
+def test_randint_takes_whole_numbers_only(ends):
+    rng = start(11)
+    with pytest.raises(TypeError):
+        torch.randint(*ends, (2,))
+    with pytest.raises(TypeError, match="integer"):
+        rng.randint((2,), *ends)
+    check_same_state(rng)
+
+
 def test_multinomial_of_no_rows():
     check_same_bits(Generator(1).multinomial(np.ones((0, 4), np.float32), 3), np.empty((0, 3), np.int64))
