@@ -259,8 +259,8 @@ def info(checkpoint: Path | None, model: str | None) -> None:
 def chapter5(text: str, quick: bool, no_torch: bool) -> None:
     """The book's chapter 5 from the seed to the last sample, with NumPy alone: each figure beside the printed one.
 
-    Where PyTorch is installed it does the same beside it, in a column of its own. The ten epochs take NumPy some six
-    minutes on two cores and 4 GB of memory; PyTorch needs as much again.
+    Where PyTorch is installed it does the same beside it, in a column of its own. The ten epochs take NumPy five to
+    ten minutes on two cores and 4 GB of memory; PyTorch needs as much again.
 
     Exit code 1 if any figure is off.
     """

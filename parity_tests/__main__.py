@@ -48,6 +48,45 @@ def museum(out):
         sys.exit(f"not found: {', '.join(missed)}")
 
 
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="parity-report", show_default=True)
+@click.option("--all", "everything", is_flag=True, help="Print every row, not only the worst of each tensor.")
+@click.option("--quick", is_flag=True, help="A few of the cases, in seconds.")
+def report(out, everything, quick):
+    """Measure how far from the truth each number is: NumPy's error beside torch's, and the share of the budget.
+
+    For every operation and for whole models, by dtype, depth, T and the weights' scale. The table shows of each tensor
+    the case with the largest ratio. Writes report.json (every row) and report.png (how errors grow with depth and with
+    T). Takes three minutes.
+    """
+    from parity_tests.report import cases, draw, float32_rule, machine, worst_rows, write_json
+
+    console, rows = Console(), []
+    for measure, case in track(list(cases(quick)), "measuring", console=Console(stderr=True)):
+        rows += measure(*case)
+    rule = float32_rule(quick)
+    table = Table("tensor", "dtype", "layers", "T", "scale", "NumPy's error", "torch's", "ratio", "of the budget")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows if everything else worst_rows(rows):
+        numbers = (row.numpy, row.torch, row.ratio, row.share)
+        texts = [
+            "" if x is None else f"{x:{form}}" for x, form in zip(numbers, (".1e", ".1e", ".2f", ".2g"), strict=True)
+        ]
+        table.add_row(
+            f"{row.operation}.{row.tensor}", row.dtype, str(row.depth or ""), str(row.T), f"{row.scale:g}", *texts
+        )
+    console.print(table)
+    table = Table("float32 rule: 95th percentile of NumPy's error / torch's (at most 2)", *rule, title_justify="left")
+    for kind in sorted(rule["dropout 0"], key=lambda kind: -rule["dropout 0"][kind]):
+        table.add_row(escape(kind), *(f"{percentiles[kind]:.2f}" for percentiles in rule.values()))
+    console.print(table)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "report.json", rows, rule)
+    draw(out / "report.png", rows)
+    console.print(f"{machine()}\n{out / 'report.json'}, {out / 'report.png'}")
+
+
 class WithSignatures(click.Command):
     """Lists the functions that can be judged at the end of its help, from their signatures."""
 

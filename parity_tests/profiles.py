@@ -19,6 +19,7 @@ settings.register_profile(
     deadline=None,
     derandomize=True,
     database=None,
+    report_multiple_bugs=False,
     max_examples=12,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=list(HealthCheck),
