@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -56,7 +57,8 @@ def report(out, everything, quick):
     """Measure how far from the truth each number is: NumPy's error beside torch's, and the share of the budget.
 
     For every operation and for whole models, by dtype, depth, T and the weights' scale. The table shows of each tensor
-    the case with the largest ratio. Writes report.json (every row) and report.png (how errors grow with depth and with
+    the case with the largest ratio; errors are shares of the tensor's largest number, and "budget" says how much of
+    what the suite allows is used. Writes report.json (every row) and report.png (how errors grow with depth and with
     T). Takes three minutes.
     """
     from parity_tests.report import cases, draw, float32_rule, machine, worst_rows, write_json
@@ -65,19 +67,21 @@ def report(out, everything, quick):
     for measure, case in track(list(cases(quick)), "measuring", console=Console(stderr=True)):
         rows += measure(*case)
     rule = float32_rule(quick)
-    table = Table("tensor", "dtype", "layers", "T", "scale", "NumPy's error", "torch's", "ratio", "of the budget")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in rows if everything else worst_rows(rows):
-        numbers = (row.numpy, row.torch, row.ratio, row.share)
-        texts = [
-            "" if x is None else f"{x:{form}}" for x, form in zip(numbers, (".1e", ".1e", ".2f", ".2g"), strict=True)
-        ]
-        table.add_row(
-            f"{row.operation}.{row.tensor}", row.dtype, str(row.depth or ""), str(row.T), f"{row.scale:g}", *texts
-        )
-    console.print(table)
-    table = Table("float32 rule: 95th percentile of NumPy's error / torch's (at most 2)", *rule, title_justify="left")
+    shown = rows if everything else worst_rows(rows)
+    for dtype, forms in {"float32": (".1e", ".1e", ".2f", ".1e"), "float64": (".1e", None, None, ".1e")}.items():
+        headings = [name for name, form in zip(("NumPy", "torch", "ratio", "budget"), forms, strict=True) if form]
+        table = Table(dtype, "layers", "T", "scale", *headings, box=SIMPLE, padding=0)
+        table.columns[0].overflow = "fold"
+        for column in table.columns[1:]:
+            column.justify, column.no_wrap = "right", True
+        for row in shown:
+            numbers = zip((row.numpy, row.torch, row.ratio, row.share), forms, strict=True)
+            texts = ["" if x is None else f"{x:{form}}" for x, form in numbers if form]
+            if row.dtype == dtype:
+                name = f"{row.operation}.{row.tensor}"
+                table.add_row(name, str(row.depth or ""), str(row.T), f"{row.scale:g}", *texts)
+        console.print(table)
+    table = Table("float32 rule: 95th percentile of NumPy's error / torch's (at most 2)", *rule, box=SIMPLE)
     for kind in sorted(rule["dropout 0"], key=lambda kind: -rule["dropout 0"][kind]):
         table.add_row(escape(kind), *(f"{percentiles[kind]:.2f}" for percentiles in rule.values()))
     console.print(table)

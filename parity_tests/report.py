@@ -29,7 +29,7 @@ CASES = 128
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor's errors. torch: None in float64, where numpy is the distance from torch; share: None for the models."""
+    """One tensor's errors. In float64 numpy is the distance from torch's, torch None; a float32 model has no share."""
 
     operation: str
     tensor: str
@@ -125,8 +125,8 @@ def float32_rule(quick=False):
 def machine():
     """The line under which the figures stand."""
     return (
-        f"{platform.machine()}, NumPy {np.__version__}, torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()}), "
-        f"Python {platform.python_version()}"
+        f"{platform.machine()}, NumPy {np.__version__}, Python {platform.python_version()}, "
+        f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"
     )
 
 
