@@ -1,0 +1,48 @@
+"""The report's numbers are measured, not drawn: an error put into an operation, or a float32 model, shows in them."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from numpy_gpt.ops import gelu
+from parity_tests.__main__ import main
+from parity_tests.operations import OPERATIONS
+from parity_tests.report import operation_rows, worst_rows
+
+
+def test_the_report_names_every_operation_and_writes_its_rows_and_a_plot(tmp_path):
+    result = CliRunner().invoke(main, ["report", "--quick", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert {row["operation"] for row in figures["rows"]} == {*OPERATIONS, "model"} - {"dropout"}
+    assert all(row["share"] <= 1 for row in figures["rows"] if row["share"] is not None)
+    assert {row["dtype"] for row in figures["rows"] if row["torch"] is not None} == {"float32"}
+    assert set(figures["float32 rule"]) == {"dropout 0", "dropout 0.1"}
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "attention.dv" in result.output
+    assert "d trf_blocks.*.att.W_key.weight" in result.output
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_error_put_into_an_operation_is_the_error_reported(monkeypatch, dtype):
+
+    forward = gelu.gelu_forward
+
+    def off_by_a_thousandth(x):
+        y, cache = forward(x)
+        return y * x.dtype.type(1.001), cache
+
+    monkeypatch.setattr(gelu, "gelu_forward", off_by_a_thousandth)
+    rows = {row.tensor: row for row in operation_rows("gelu", dtype, 8, 0.3)}
+    np.testing.assert_allclose(rows["y"].numpy, 1e-3, rtol=1e-3)
+    assert rows["y"].share > 1 > rows["dx"].share
+    if dtype == "float32":
+        assert rows["y"].ratio == rows["y"].numpy / rows["y"].torch > 1e3
+
+
+def test_the_table_shows_the_row_with_the_largest_ratio():
+    rows = [row for T in (8, 64) for row in operation_rows("linear", "float32", T, 0.3)]
+    largest = max((row for row in rows if row.tensor == "y"), key=lambda row: row.ratio)
+    assert next(row for row in worst_rows(rows) if row.tensor == "y") == largest
