@@ -1,6 +1,6 @@
 """The whole model against torch: logits, loss and every gradient by name, in float64 and in float32.
 
-check_model is what is tested here and what test_mutants.py turns red.
+check_model is what is tested here and what the faults of museum.py turn red.
 """
 
 import math
