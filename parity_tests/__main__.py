@@ -26,7 +26,7 @@ def museum(out):
     """Put every fault of the museum into numpy_gpt, one after the other, and see which test turns red.
 
     Beside it stands what a naive check (weights times 0.02, atol 1e-4, the gradient of .sum()) says of the same fault.
-    Writes the page museum.md; takes two minutes. Exit code 1 if a fault goes unnoticed.
+    Writes the page museum.md; takes a minute or two. Exit code 1 if a fault goes unnoticed.
     """
     profiles.load(expect_failure=True)  # before the tests are imported
     from parity_tests.exhibition import exhibit, page

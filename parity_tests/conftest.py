@@ -30,8 +30,12 @@ def fault_in_place(request):
         return
     from parity_tests.museum import find
 
+    try:
+        fault = find(name)
+    except KeyError as error:
+        pytest.exit(f"--fault: {error.args[0]}", returncode=pytest.ExitCode.USAGE_ERROR)
     with pytest.MonkeyPatch.context() as patch:
-        find(name).apply(patch)
+        fault.apply(patch)
         patch.setattr(compare, "record", lambda *_: None)
         yield
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.museum import FAULTS, NAIVE_ATOL, Fault
+from parity_tests.museum import NAIVE_ATOL, Fault
 
 INTRODUCTION = f"""# The museum of faults
 
@@ -17,7 +17,8 @@ change of our own code, and below is what two suites say to it:
   gradient of `.sum()`, and a match is whatever lies within {NAIVE_ATOL:g}. The number is the largest difference it saw.
 * **this suite**: the first of its tests that turns red, and what it says.
 
-`python -m parity_tests museum` makes this page anew; `pytest --fault NAME` runs the suite with one fault in place.
+`python -m parity_tests museum` makes this page anew; `pytest parity_tests --fault NAME` runs the suite with one fault
+in place.
 """
 
 
@@ -71,12 +72,6 @@ def exhibit(fault):
     crash = getattr(first.report.longrepr, "reprcrash", None)
     message = crash.message if crash else str(first.report.longrepr)
     return Exhibit(fault, naive_verdict(fault), first.report.nodeid, message.splitlines()[0])
-
-
-def exhibits():
-    """Every exhibit, as it is made. Takes two minutes."""
-    for fault in FAULTS:
-        yield exhibit(fault)
 
 
 def page(shown):

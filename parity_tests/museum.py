@@ -3,10 +3,11 @@
 A fault replaces functions of numpy_gpt and is written around their arguments and results; it knows nothing of their
 insides, so rewriting an operation does not retire it. For each stands here the check of this suite that must turn red,
 how its message must begin, so that it names the tensor that is wrong and not merely some tensor, and the naive check
-under which such faults were shipped. test_museum.py asserts it; `pytest --fault NAME` runs the suite with one fault in
-place; `python -m parity_tests museum` does that with each and prints the page museum.md.
+under which such faults were shipped. test_museum.py asserts it; `pytest parity_tests --fault NAME` runs the
+suite with one fault in place; `python -m parity_tests museum` does that with each and prints the page museum.md.
 """
 
+import difflib
 import math
 import tempfile
 from collections.abc import Callable
@@ -1040,8 +1041,9 @@ FAULTS = [
 
 
 def find(name):
-    """The fault of this name. Raises KeyError listing the names if there is none."""
+    """The fault of this name. Raises KeyError with the names nearest to it if there is none."""
     faults = {str(fault): fault for fault in FAULTS}
     if name not in faults:
-        raise KeyError(f"no fault {name!r} in the museum: {', '.join(map(repr, faults))}")
+        near = difflib.get_close_matches(name, faults, n=5, cutoff=0.3)
+        raise KeyError(f"no fault {name!r} among the {len(faults)} of museum.md; near it: {', '.join(near)}")
     return faults[name]

@@ -1,15 +1,20 @@
 """The suite is itself tested: every fault of the museum must turn its check red, in words that name the tensor."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from parity_tests import compare, test_model
+from parity_tests.__main__ import PAGE
 from parity_tests.museum import (
     DK,
     DROPPED,
     FAULTS,
     UNTIED,
     dv_before_dropout,
+    find,
     gelu_with,
     layernorm_without,
     tanh_cdf,
@@ -28,6 +33,27 @@ def test_a_fault_turns_its_check_red(fault, monkeypatch):
     fault.apply(monkeypatch)
     with pytest.raises((AssertionError, ValueError, IndexError), match=f"^({fault.message})"):
         fault.check()
+
+
+def rows(page):
+    """Of museum.md: where, what, the naive check's colour, and the test that turns red, without its parameters."""
+    cells = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
+    return [(where, what, naive[:3], test.strip("`").partition("[")[0]) for where, what, naive, test, *_ in cells]
+
+
+@pytest.mark.slow
+def test_the_museums_page_says_what_the_suite_says_today(tmp_path):
+    command = [sys.executable, "-m", "parity_tests", "museum", "--out", str(tmp_path / "museum.md")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "museum.md").read_text(encoding="utf-8")
+    assert len(rows(page)) == len(FAULTS)
+    assert rows(page) == rows(PAGE.read_text(encoding="utf-8")), "make the page anew: python -m parity_tests museum"
+
+
+def test_a_fault_that_is_not_in_the_museum_is_refused_with_the_nearest_names():
+    with pytest.raises(KeyError, match=r"no fault .*dropped.* near it: tied head: the head.s gradient dropped,"):
+        find("tied head: dropped")
 
 
 @pytest.mark.parametrize(
