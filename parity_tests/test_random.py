@@ -676,6 +676,11 @@ def test_multinomial_names_the_row_it_cannot_use(bad, dtype):
     check_same_state(rng)
 
 
+@pytest.mark.parametrize("high", [5 - 2**63, 0, 2**63 - 1])
+def test_randint_reaches_the_lowest_int64(high):
+    check_same_draw(start(5), "randint", (6, -(2**63), high))
+
+
 @pytest.mark.parametrize("ends", [(0.5, 3), (0, 3.0)])
 def test_randint_takes_whole_numbers_only(ends):
     rng = start(11)
