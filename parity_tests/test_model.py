@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, reject, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from threadpoolctl import threadpool_limits
 
 import torch_gpt.model
@@ -79,14 +81,32 @@ def check_loss(name, got, want, logits):
     check(name, got, np.asarray(want, logits.dtype), scale, compare.MODEL)
 
 
+def reject_cancelled(case, logits, targets, grads):
+    """Rejects a case whose sums over the batch cancel: all rows alike, and every id equally often a target.
+
+    Then d logits = (p − onehot) / N adds up to nothing over the rows, and G itself is the rounding of both sides. The
+    measure is Σ |d logits| · |head|, what d final_norm.shift would be without the cancelling.
+    """
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    dlogits = np.abs(p - np.eye(logits.shape[-1])[targets]).mean(axis=(0, 1))
+    head = case.params()["tok_emb.weight" if case.config.tie_weights else "out_head.weight"]
+    if largest(grads) < 1e-3 * float((dlogits @ np.abs(head)).max()):
+        reject()
+
+
+def largest(grads):
+    """G of DESIGN.md: the largest |gradient| of the whole model."""
+    return max(float(np.abs(g).max()) for g in grads.values())
+
+
 def check_gradients(got, want):
     """Every gradient by its name, within 2^16 eps G; a key bias against 0 itself. The message names all that are wrong.
 
     (A wrong gradient spoils those of everything below it; the list shows where the trouble begins.)
     """
     assert list(got) == list(want), "the gradients' names, in the order of torch's parameters"
-    G = max(float(np.abs(g).max()) for g in want.values())
-    wrong = []
+    G, wrong = largest(want), []
     for name, answer in want.items():
         try:
             check(f"d {name}", got[name], answer, G, compare.MODEL)
@@ -112,6 +132,7 @@ def check_model(case, attention="plain"):
     check_loss("loss", model.loss(ids, want_ids), want, logits)
     loss, grads = model.loss_and_grads(ids, want_ids)
     check_loss("loss with gradients", loss, want, logits)
+    reject_cancelled(case, logits, targets, want_grads)
     check_gradients(grads, want_grads)
 
     if config.drop_rate:
@@ -119,7 +140,9 @@ def check_model(case, attention="plain"):
         loss, grads = model.loss_and_grads(ids, want_ids, rng)
         factors = dropout_factors(case, rng.drawn)
         want, want_grads = loss_and_grads(reference, tokens, targets, factors)
-        check_loss("loss with dropout", loss, want, torch_logits(reference, tokens, factors))
+        logits = torch_logits(reference, tokens, factors)
+        check_loss("loss with dropout", loss, want, logits)
+        reject_cancelled(case, logits, targets, want_grads)
         check_gradients(grads, want_grads)
     for name, a in params.items():
         check_exact(f"parameter {name} after a pass", a, before[name])
@@ -156,6 +179,7 @@ def test_model_matches_torch_over_many_cases(case):
 
 @settings(max_examples=60)
 @given(case=strategies.model_cases(drop_rates=(0.0, 0.5), fills=strategies.MODEL_FILLS[1:]))
+@example(ModelCase(GPTConfig(2, 2, 9, 3, 2, 0.0), B=1, T=2, scale=2.13, seed=0, fill="constant rows"))
 def test_model_matches_torch_at_its_ends(case):
     """Constant rows, and logits of ±1e4 and 1e-30."""
     check_model(case)
@@ -166,6 +190,14 @@ def test_model_matches_torch_at_its_ends(case):
 @given(case=strategies.model_cases(drop_rates=(0.0, 0.5), fills=strategies.MODEL_FILLS[1:]))
 def test_model_matches_torch_at_its_ends_over_many_cases(case):
     check_model(case)
+
+
+def test_only_a_batch_whose_gradients_cancel_is_rejected():
+    alike = ModelCase(GPTConfig(2, 1, 4, 1, 1, 0.0), B=2, T=1, scale=0.01, seed=254, fill="tiny logits")
+    with pytest.raises(Unsatisfiable):  # token 0 twice, followed once by 0 and once by 1
+        given(st.just(alike))(lambda case: check_model(case))()
+    check_model(replace(alike, B=3))
+    check_model(replace(alike, fill="normal", seed=0, scale=1.0))
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
@@ -308,7 +340,9 @@ def check_own_masks(case, attention):
     with torch.no_grad():
         logits = from_params(case.config, case.params(), attention=attention).train()(torch.from_numpy(tokens)).numpy()
     check_loss("loss with own masks", loss, want["loss"], logits)
-    check_gradients(grads, {name[2:]: answer for name, answer in want.items() if name.startswith("d ")})
+    want_grads = {name[2:]: answer for name, answer in want.items() if name.startswith("d ")}
+    reject_cancelled(case, logits, targets, want_grads)
+    check_gradients(grads, want_grads)
 
 
 @pytest.mark.parametrize("attention", ["plain", "sdpa"])

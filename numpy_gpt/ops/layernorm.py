@@ -19,8 +19,12 @@ def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Cach
     Through x̂, with g = dy · scale: x̂ has mean 0 and mean square var / (var + eps), so a change of x along 1 does
     nothing and one along x̂ only rescales; what is left of g is
         dx = rstd · (g − mean(g) − x̂ · mean(g · x̂)),   dscale = Σ dy · x̂,   dshift = Σ dy.
+
+    The mean is taken off twice, the second time that of what is left: in a row of equal numbers the first leaves the
+    mean's rounding behind, and rstd = 1 / sqrt(eps) = 316 would enlarge it.
     """
     centred = x - x.mean(axis=-1, keepdims=True)
+    centred -= centred.mean(axis=-1, keepdims=True)
     rstd = 1 / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + EPS)
     x_hat = np.multiply(centred, rstd, out=centred)
     return x_hat * scale + shift, (x_hat, rstd, scale)
