@@ -156,6 +156,15 @@ def test_layernorm_normalises(case):
     check("normalised rows: mean square", (y * y).mean(axis=-1), want, (S * S).mean(axis=-1), OPERATION)
 
 
+@pytest.mark.parametrize("C", [3, 7, 9, 768])
+def test_layernorm_of_a_row_of_equal_numbers_is_its_shift(C):
+    """Exactly: the mean of C equal numbers is rounded, and rstd would enlarge that 316 times."""
+    rng = np.random.default_rng(C)
+    x = np.broadcast_to(rng.standard_normal((50, 1)) * 10.0 ** rng.integers(-2, 3, (50, 1)), (50, C))
+    scale, shift = 1 + rng.standard_normal((2, C))
+    check_exact("y", layernorm.layernorm_forward(x, scale, shift)[0], np.broadcast_to(shift, (50, C)))
+
+
 def check_first_query(score):
     """The first query sees one key, so its answer is that key's value, exactly, whatever the score."""
     v = np.random.default_rng(0).standard_normal((2, 3, 5, 4))
