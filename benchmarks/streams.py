@@ -1,16 +1,13 @@
-"""python -m benchmarks.streams: torch's random streams drawn by NumPy and by torch, in turn.
+"""python -m benchmarks streams: torch's random streams drawn by NumPy and by torch, in turn.
 
 A ratio is NumPy's time divided by torch's of the same pair; the median over the pairs counts, the range shows how
 noisy the machine was. Before a time counts, both must have drawn the same bits.
 """
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -19,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import machine
 from numpy_gpt import Generator, GPTConfig
 from numpy_gpt.block import Dropout
 from numpy_gpt.model import initial_parameters
@@ -89,20 +87,6 @@ def measure(case: Case, pairs: int) -> list[tuple[float, float]]:
     return times
 
 
-def machine() -> str:
-    """The machine and the versions, for beside a figure."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        cpu = next(
-            (line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")), cpu
-        )
-    return (
-        f"{cpu}, {os.cpu_count()} cores, torch on {torch.get_num_threads()} threads "
-        f"({torch.backends.cpu.get_cpu_capability()}), NumPy {np.__version__}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}"
-    )
-
-
 @click.command()
 @click.option("--pairs", type=click.IntRange(min=1), default=9, show_default=True, help="Timed pairs of each case.")
 def main(pairs: int) -> None:
@@ -123,7 +107,3 @@ def main(pairs: int) -> None:
     console.print(figures["machine"], soft_wrap=True)
     console.print(table)
     click.echo(json.dumps(figures))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,77 @@
+"""Who does the work, and NumPy at it. PyTorch is in torch_backends.py: in a process that measures NumPy's memory it is not loaded."""
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from numpy_gpt import GPT, AdamW, Generator, GPTConfig, generate
+from numpy_gpt.typing import Array, Params
+
+SEED = 123
+LR, WEIGHT_DECAY = 4e-4, 0.1
+"""The book's."""
+
+Precision = Literal["float64", "float32", "TF32", "bf16"]
+"""TF32: float32 whose products are rounded to 10 bits on the way in; bf16: autocast over float32 parameters."""
+
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "TF32": 2.0**-10, "bf16": 2.0**-7}
+"""Distance from 1 to the next number that a product's operands can take."""
+
+
+class Backend(Protocol):
+    """One model being trained. tokens and targets are (B, T) int64 NumPy arrays, read but not kept."""
+
+    name: str
+    precision: Precision
+
+    def loss_and_grads(self, tokens: Array, targets: Array) -> tuple[float, Params]:
+        """Without dropout, in nats a token, and NumPy gradients under numpy_gpt's names; good until the next call."""
+
+    def step(self, tokens: Array, targets: Array, dropout: bool) -> Any:
+        """Forward, backward and AdamW. The loss before it, not yet waited for."""
+
+    def forward(self, tokens: Array) -> Any:
+        """Logits (B, T, V), without dropout; nothing is kept for a backward pass."""
+
+    def generate(self, tokens: Array, max_new_tokens: int) -> Array:
+        """The ids with the likeliest ones after them, (B, T + max_new_tokens)."""
+
+    def touch_every_row(self) -> None:
+        """One AdamW step in which every row of the token embedding has a gradient, so that no row's moments are 0."""
+
+    def synchronise(self) -> None:
+        """Return when all that was asked for is done."""
+
+
+class NumPyBackend:
+    """numpy_gpt, by its public interface."""
+
+    name, precision = "NumPy", "float32"
+
+    def __init__(self, config: GPTConfig):
+        self.model = GPT(config, SEED)
+        self._optimizer = AdamW(self.model.params, lr=LR, weight_decay=WEIGHT_DECAY)
+        self._rng = Generator(SEED)
+
+    def loss_and_grads(self, tokens: Array, targets: Array) -> tuple[float, Params]:
+        loss, grads = self.model.loss_and_grads(tokens, targets)
+        return float(loss), grads
+
+    def step(self, tokens: Array, targets: Array, dropout: bool) -> Any:
+        loss, grads = self.model.loss_and_grads(tokens, targets, rng=self._rng if dropout else None)
+        self._optimizer.step(grads)
+        return loss
+
+    def forward(self, tokens: Array) -> Array:
+        return self.model(tokens)
+
+    def generate(self, tokens: Array, max_new_tokens: int) -> Array:
+        return generate(self.model, tokens, max_new_tokens)
+
+    def touch_every_row(self) -> None:
+        grads = {name: np.zeros_like(p) for name, p in self.model.params.items()}
+        grads["tok_emb.weight"][...] = 1e-6
+        self._optimizer.step(grads)
+
+    def synchronise(self) -> None:
+        """NumPy is done when it returns."""

@@ -1,0 +1,119 @@
+"""The commands of python -m benchmarks."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import decode, forward, memory, operations, scaling, step, streams
+from benchmarks.agreement import DisagreementError
+from benchmarks.compare import BASELINE, compare, read
+from benchmarks.environment import removed
+from benchmarks.machine import details
+from benchmarks.results import Report, as_document, draw, write_json
+from benchmarks.settings import Settings, gpus_here
+from numpy_gpt.cli import Commands
+
+OUT = Path("benchmark-results")
+
+MEASUREMENTS: dict[str, tuple[Callable[[Settings, Report], None], str]] = {
+    "step": (step.run, "A training step: the book's job, a long window, a small model."),
+    "forward": (forward.run, "The forward pass alone."),
+    "decode": (decode.run, "Greedy decoding: tokens a second, and the share of the memory's rate."),
+    "ops": (operations.run, "Each operation by itself, forward and backward."),
+    "scaling": (scaling.run, "The step as T, B and the number of cores grow."),
+    "memory": (memory.run, "Peak memory, each in its own process: of a step, and of attention as T grows."),
+}
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """The same work on NumPy and on PyTorch, timed in turn on one machine: ratios, with the error beside the speed.
+
+    Close other programs first: two cores at work elsewhere make every ratio a guess.
+    """
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option(
+            "--out",
+            type=click.Path(file_okay=False, path_type=Path),
+            default=OUT,
+            show_default=True,
+            help="Folder for JSON and PNG.",
+        ),
+        click.option("--compile", "compiled", is_flag=True, help="torch.compile's tuned model beside the plain one."),
+        click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 9, quick: 3]"),
+        click.option("--quick", is_flag=True, help="A two-layer model: shows that all works, in a minute."),
+    ):
+        command = option(command)
+    return command
+
+
+def _measure(names: list[str], quick: bool, runs: int | None, compiled: bool, out: Path) -> None:
+    report = Report()
+    machine = details()
+    report.line(machine["line"])
+    if taken := removed():
+        report.line(f"taken out of the environment, because it slows NumPy's BLAS: {taken}")
+    if (machine["load"] or 0) > 0.5:
+        report.remark(f"other programs are at work (load {machine['load']:.1f}): the ratios will be noisy")
+    settings = Settings(quick, runs or (3 if quick else 9), compiled, gpus_here())
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        for name in names:
+            MEASUREMENTS[name][0](settings, report)
+    except DisagreementError as error:
+        report.remark(f"Error: nothing is timed that computes something else: {error}")
+        raise SystemExit(1) from error
+    command = " ".join([names[0] if len(names) == 1 else "all", *(["--quick"] if quick else [])])
+    document = as_document(command, machine, report.rows)
+    file = out / command.replace(" --", "-")
+    write_json(file.with_suffix(".json"), document)
+    draw(file.with_suffix(".png"), report.rows, machine["line"])
+    report.line(f"\n{file}.json, {file}.png")
+    click.echo(json.dumps(document, ensure_ascii=False))
+
+
+def _add(name: str, names: list[str], summary: str) -> None:
+    @main.command(name, help=summary, short_help=summary)
+    @_options
+    def command(**options: Any) -> None:
+        _measure(names, **options)
+
+
+for _name, (_, _summary) in MEASUREMENTS.items():
+    _add(_name, [_name], _summary)
+_add("all", list(MEASUREMENTS), "All of them, into one file.")
+main.add_command(streams.main, "streams")
+
+
+@main.command("compare", short_help="The regression guard: a new run beside the committed one.")
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--baseline", type=click.Path(path_type=Path), default=BASELINE, help="[default: benchmarks/cpu.json]")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.15,
+    show_default=True,
+    metavar="X",
+    help="Share by which a ratio may worsen.",
+)
+def compare_command(new: Path, baseline: Path, tolerance: float) -> None:
+    """Every ratio of the baseline beside that of NEW, a JSON file of these benchmarks.
+
+    Exit code 1 if a ratio is missing, or is worse by more than the tolerance and beyond both spreads.
+    """
+    before, now = read(baseline), read(new)
+    for name, document in (("before", before), ("now", now)):
+        click.echo(f"{name:<6}  {document['machine']['line']}")
+    changes = compare(before, now, tolerance)
+    for change in changes:
+        click.echo(f"{'WORSE' if change.worse else 'ok':<6}  {change}")
+    worse = [change for change in changes if change.worse]
+    click.echo(f"{len(worse)} of {len(changes)} ratios are worse or missing" if worse else f"all {len(changes)} held")
+    if worse:
+        raise SystemExit(1)

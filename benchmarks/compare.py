@@ -1,0 +1,64 @@
+"""The regression guard: the ratios of a new run beside those of a committed one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy_gpt.errors import InputError
+
+BASELINE = Path(__file__).parent / "cpu.json"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One ratio of the baseline in the new run. worse: by more than the tolerance; None: the new run lacks it."""
+
+    name: str
+    before: float
+    now: float | None
+    worse: bool
+
+    def __str__(self) -> str:
+        if self.now is None:
+            return f"{self.name}: missing, was {self.before:.3f}"
+        return f"{self.name}: {self.now:.3f}, was {self.before:.3f}"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file that the benchmarks wrote. Raises InputError if it is not one."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        ratios(document)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {path}: python -m benchmarks all writes one") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a file that python -m benchmarks wrote: {error}") from error
+    return dict(document)
+
+
+def ratios(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every ratio of a document, as "case: ratio"."""
+    return {f"{row['name']}: {name}": r for row in document["rows"] for name, r in row["ratios"].items()}
+
+
+def compare(baseline: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[Change]:
+    """Every ratio of the baseline, beside the new run's.
+
+    Worse is what moved by more than the tolerance, as a share of the baseline, in the direction in which it should not,
+    and whose middle half of pairs lies wholly beyond the baseline's: a single slow round is no regression.
+    """
+    now = ratios(new)
+    return [
+        Change(name, before["ratio"], now[name]["ratio"], _worse(before, now[name], tolerance))
+        if name in now
+        else Change(name, before["ratio"], None, True)
+        for name, before in ratios(baseline).items()
+    ]
+
+
+def _worse(before: dict[str, Any], now: dict[str, Any], tolerance: float) -> bool:
+    a, b = (each["pairs"] or {"q1": each["ratio"], "q3": each["ratio"]} for each in (before, now))
+    if before["better"] == "higher":
+        return bool(now["ratio"] < before["ratio"] * (1 - tolerance) and b["q3"] < a["q1"])
+    return bool(now["ratio"] > before["ratio"] * (1 + tolerance) and b["q1"] > a["q3"])

@@ -1,0 +1,73 @@
+"""What the figures were measured on: processor, BLAS and its kernel, threads, versions, environment."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_info
+
+from benchmarks.environment import removed
+
+THREAD_VARIABLES = ("OPENBLAS", "OMP", "GOMP", "MKL", "KMP", "GOTO", "VECLIB")
+"""Beginnings of the names of environment variables that change how fast a product is."""
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: fewer than the machine's inside a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def blas() -> str:
+    """NumPy's BLAS, its version and the kernel it chose for this processor."""
+    for library in threadpool_info():
+        if library["user_api"] == "blas" and "numpy" in library["filepath"]:
+            kernel = library.get("architecture", "kernel unknown")
+            return f"{library['internal_api']} {library['version']} ({kernel}), {library['num_threads']} threads"
+    return str(np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"])  # Accelerate is not listed above
+
+
+def accelerator() -> str | None:
+    """The GPU's name, or None."""
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    return "Apple GPU (MPS)" if torch.backends.mps.is_available() else None
+
+
+def machine() -> str:
+    """The machine and the versions in one line, for beside a figure."""
+    return (
+        f"{processor()}, {usable_cores()} cores; NumPy {np.__version__} with {blas()}; torch {torch.__version__} "
+        f"({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads; "
+        f"Python {platform.python_version()}"
+    )
+
+
+def details() -> dict[str, Any]:
+    """The same for a program to read. load: processes that wanted to run as the benchmark began, over one minute."""
+    return {
+        "line": machine(),
+        "processor": processor(),
+        "cores": usable_cores(),
+        "blas": blas(),
+        "torch_blas": "MKL" if torch.backends.mkl.is_available() else "not MKL",
+        "torch_threads": torch.get_num_threads(),
+        "numpy": np.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "gpu": accelerator(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(THREAD_VARIABLES)},
+        "removed_from_environment": removed(),
+    }

@@ -1,0 +1,176 @@
+"""Each operation by itself, forward and backward, at the shapes of the book's job: where a step's time goes.
+
+Sizes: N = B·T rows of C features. What an operation must do at least is multiply-adds (matrix products) or bytes (the
+arrays it is given and gives, each moved once); the share of the machine's ceiling follows from that.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.agreement import DisagreementError
+from benchmarks.jobs import BOOK, QUICK_BOOK, Job
+from benchmarks.results import Ratio, Report, Row
+from benchmarks.settings import Settings
+from benchmarks.timing import Contender, Spread, interleaved, ratio
+from numpy_gpt import AdamW
+from numpy_gpt.ops import attention, cross_entropy, embedding, gelu, layernorm, linear
+from numpy_gpt.typing import Array
+
+NUMPY, TORCH = "NumPy", "PyTorch"
+
+
+class Operation(NamedTuple):
+    """ours() and theirs() run forward and backward once and return what must agree, by name."""
+
+    name: str
+    ours: Callable[[], dict[str, Array]]
+    theirs: Callable[[], dict[str, torch.Tensor]]
+
+
+def operations(job: Job) -> Iterator[Operation]:
+    """Every operation with work to do, on random inputs and upstream gradients."""
+    rng = np.random.default_rng(0)
+    C, V, B, T, NH = job.config.emb_dim, job.config.vocab_size, job.B, job.T, job.config.n_heads
+
+    def array(*shape: int) -> Array:
+        return rng.standard_normal(shape, np.float32)
+
+    x, dy = array(B, T, C), array(B, T, C)
+    w, b, dy4 = array(4 * C, C), array(4 * C), array(B, T, 4 * C)
+    yield _operation(
+        f"linear, {C} → {4 * C}",
+        linear.linear_forward,
+        linear.linear_backward,
+        F.linear,
+        {"x": x, "w": w, "b": b},
+        dy4,
+    )
+    scale, shift = array(C), array(C)
+    yield _operation(
+        f"layernorm, {C}",
+        layernorm.layernorm_forward,
+        layernorm.layernorm_backward,
+        lambda x, scale, shift: F.layer_norm(x, (C,), scale, shift),
+        {"x": x, "scale": scale, "shift": shift},
+        dy,
+    )
+    yield _operation(
+        f"gelu, {4 * C}",
+        gelu.gelu_forward,
+        lambda dy, cache: (gelu.gelu_backward(dy, cache),),
+        lambda x: F.gelu(x, approximate="tanh"),
+        {"x": array(B, T, 4 * C)},
+        dy4,
+    )
+    q, k, v, dheads = (array(B, NH, T, C // NH) for _ in range(4))
+    yield _operation(
+        f"attention, {NH} heads",
+        attention.attention_forward,
+        attention.attention_backward,
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        {"q": q, "k": k, "v": v},
+        dheads,
+    )
+    ids = rng.integers(V, size=(B, T))
+    yield _operation(
+        f"embedding, {V}",
+        lambda w: embedding.embedding_forward(ids, w),
+        lambda dy, cache: (embedding.embedding_backward(dy, cache),),
+        lambda w: F.embedding(torch.from_numpy(ids), w),
+        {"w": array(V, C)},
+        dy,
+    )
+    yield _operation(
+        f"cross entropy, {V}",
+        lambda logits: cross_entropy.cross_entropy_forward(logits, ids),
+        lambda dloss, cache: (cross_entropy.cross_entropy_backward(float(dloss), cache),),
+        lambda logits: F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(ids).flatten()),
+        {"logits": array(B, T, V)},
+        np.float32(0.7),
+    )
+    yield _adamw(array(V, C), array(V, C))
+
+
+def _operation(
+    name: str,
+    forward: Callable[..., tuple[Array, object]],
+    backward: Callable[..., tuple[Array, ...]],
+    theirs: Callable[..., torch.Tensor],
+    inputs: dict[str, Array],
+    dy: Array,
+) -> Operation:
+    tensors = {key: torch.from_numpy(value.copy()).requires_grad_() for key, value in inputs.items()}
+    upstream = torch.from_numpy(np.array(dy))
+
+    def ours() -> dict[str, Array]:
+        y, cache = forward(*inputs.values())
+        return {"y": y} | {f"d{key}": grad for key, grad in zip(inputs, backward(dy, cache), strict=True)}
+
+    def torchs() -> dict[str, torch.Tensor]:
+        y = theirs(*tensors.values())
+        grads = torch.autograd.grad(y, list(tensors.values()), upstream)
+        return {"y": y.detach()} | {f"d{key}": grad for key, grad in zip(inputs, grads, strict=True)}
+
+    return Operation(name, ours, torchs)
+
+
+def _adamw(p: Array, g: Array) -> Operation:
+    """One matrix as large as the head, every gradient of which is other than 0; torch's is the fused one."""
+    params, parameter = {"p": p.copy()}, torch.nn.Parameter(torch.from_numpy(p.copy()))
+    ours = AdamW(params, lr=4e-4, weight_decay=0.1)
+    theirs = torch.optim.AdamW([parameter], lr=4e-4, weight_decay=0.1, fused=True)
+    parameter.grad = torch.from_numpy(g.copy())
+
+    def step() -> dict[str, Array]:
+        ours.step({"p": g})
+        return params
+
+    def torch_step() -> dict[str, torch.Tensor]:
+        theirs.step()
+        return {"p": parameter.detach()}
+
+    return Operation(f"AdamW, {p.shape[0]} × {p.shape[1]}", step, torch_step)
+
+
+def run(settings: Settings, report: Report) -> None:
+    """The book's shapes."""
+    measure(QUICK_BOOK if settings.quick else BOOK, settings, report)
+
+
+def agreement(operation: Operation) -> float:
+    """Largest difference between the two, as a share of the tensor's largest. Raises DisagreementError over 2^16 eps."""
+    ours, theirs, worst = operation.ours(), operation.theirs(), 0.0
+    for name, want in theirs.items():
+        error = float(np.abs(ours[name] - want.numpy()).max() / np.abs(want.numpy()).max())
+        if not error <= 2**16 * 2.0**-23:
+            raise DisagreementError(
+                f"{operation.name}: {name} of NumPy and of PyTorch are {error:.1e} of the largest apart"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def measure(job: Job, settings: Settings, report: Report) -> None:
+    """Two rows an operation, added to the report as one case."""
+    case, rows = f"operations, forward and backward, {job}", []
+    for operation in operations(job):
+        error = agreement(operation)
+        contenders = {NUMPY: Contender(lambda i: operation.ours()), TORCH: Contender(lambda i: operation.theirs())}  # noqa: B023
+        with report.progress(operation.name, (2 + settings.runs) * 2) as tick:
+            times = interleaved(contenders, settings.runs, tick)
+        ratios = {f"{operation.name}: NumPy / PyTorch": Ratio(*ratio(times, NUMPY, TORCH))}
+        for name, each in times.items():
+            rows.append(
+                Row(
+                    case,
+                    f"{operation.name}: {name}",
+                    Spread.of(each),
+                    {"apart": error} if name == NUMPY else {},
+                    ratios if name == NUMPY else {},
+                )
+            )
+    report.add(rows, "random inputs; dropout's masks are in `python -m benchmarks streams`")

@@ -1,0 +1,218 @@
+"""What was measured: rows with their ratios, as tables for people, JSON for programs, and a plot."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.timing import Spread
+
+FORMATS = {  # of a row's figures: column heading -> format
+    "tokens/s": ",.0f",
+    "GFLOP/s": ",.0f",
+    "GB/s": ".1f",
+    "of products": ".0%",
+    "of streaming": ".0%",
+    "grad error": ".1e",
+    "loss error": ".1e",
+    "logit error": ".1e",
+    "apart": ".1e",
+    "peak GB": ".2f",
+    "before GB": ".2f",
+    "bytes/token": ",.0f",
+}
+
+NOT_MEASURED = "not measured here"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a ratio is asked to be and what is hoped for: at most, or at least where better is "higher"."""
+
+    asked: float | None = None
+    goal: float | None = None
+    better: Literal["lower", "higher"] = "lower"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """value: the ratio of the medians; pairs: the ratios round by round, where there are rounds."""
+
+    value: float
+    pairs: Spread | None = None
+    limits: Limits = Limits()
+
+    @property
+    def verdict(self) -> str:
+        """Which of its limits the value keeps: "goal", "asked", "missed", or nothing where nothing is asked."""
+        for name in ("goal", "asked"):
+            limit = getattr(self.limits, name)
+            if limit is not None and (self.value <= limit if self.limits.better == "lower" else self.value >= limit):
+                return name
+        return "missed" if self.limits.asked is not None else ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one case. ratios: what its seconds (or bytes) are of, under the name of the ratio."""
+
+    case: str
+    backend: str
+    seconds: Spread | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    ratios: dict[str, Ratio] = field(default_factory=dict)
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As in the file: "name" is the case, limits and verdict stand beside their ratio."""
+        ratios = {
+            name: {"ratio": r.value, "pairs": r.pairs and asdict(r.pairs), **asdict(r.limits), "verdict": r.verdict}
+            for name, r in self.ratios.items()
+        }
+        seconds = self.seconds and asdict(self.seconds)
+        named = {"name": self.case, "backend": self.backend, "seconds": seconds}
+        return named | {"figures": self.figures, "ratios": ratios, "note": self.note}
+
+
+class Report:
+    """Tables on stdout as they come, progress on stderr; keeps every row."""
+
+    def __init__(self) -> None:
+        terminal = Console(highlight=False)
+        self.console = terminal if terminal.is_terminal else Console(highlight=False, width=100)
+        self._errors = Console(stderr=True, highlight=False)
+        self.rows: list[Row] = []
+
+    def line(self, text: str = "") -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def remark(self, text: str) -> None:
+        """On stderr."""
+        self._errors.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Any]:
+        """Gives tick(name): name is at work now, the one before it is done."""
+        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=self._errors, transient=True, disable=not self._errors.is_terminal) as bar:
+            task = bar.add_task(what, total=total, completed=-1)
+
+            def tick(name: str) -> None:
+                bar.update(task, advance=1, description=f"{what}: {name}")
+
+            yield tick
+
+    def add(self, rows: Iterable[Row], remark: str = "") -> None:
+        """Keep the rows of one case, and print its tables."""
+        rows = list(rows)
+        self.rows += rows
+        self.line()
+        self.line(rows[0].case)
+        if remark:
+            self.line(remark)
+        self.console.print(times_table([row for row in rows if not row.note]))
+        for note in dict.fromkeys(row.note for row in rows if row.note):
+            self.line(f" {note}: {'; '.join(row.backend for row in rows if row.note == note)}")
+        if any(row.ratios for row in rows):
+            self.console.print(ratios_table(rows))
+
+
+def times_table(rows: list[Row]) -> Table:
+    """Who, how long, and the figures any of the rows has."""
+    columns = [name for name in FORMATS if any(name in row.figures for row in rows)]
+    timed = any(row.seconds for row in rows)
+    table = Table(
+        "", *(["median", "range"] if timed else []), *columns, box=SIMPLE, collapse_padding=True, pad_edge=False
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for column in table.columns[:3]:
+        column.no_wrap = True
+    for row in rows:
+        cells = []
+        if timed:
+            s = row.seconds
+            cells = list(duration(s)) if s else ["", ""]
+        cells += [f"{row.figures[name]:{FORMATS[name]}}" if name in row.figures else "" for name in columns]
+        table.add_row(row.backend, *cells)
+    return table
+
+
+def ratios_table(rows: list[Row]) -> Table:
+    """The ratios with their pairs and limits."""
+    table = Table("ratio", "of medians", "of pairs (middle half)", "asked", "goal", "", box=SIMPLE, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for column in table.columns[:2]:
+        column.no_wrap = True
+    for row in rows:
+        for name, r in row.ratios.items():
+            sign = "≤" if r.limits.better == "lower" else "≥"
+            limits = [f"{sign} {limit:.3g}" if limit is not None else "" for limit in (r.limits.asked, r.limits.goal)]
+            pairs = f"{r.pairs.median:.3f} ({r.pairs.q1:.3f}–{r.pairs.q3:.3f})" if r.pairs else ""
+            style = {"missed": "red", "asked": "yellow", "goal": "green"}.get(r.verdict)
+            table.add_row(name, f"{r.value:.3f}", pairs, *limits, r.verdict, style=style)
+    return table
+
+
+def duration(spread: Spread) -> tuple[str, str]:
+    """The median with its unit, and the range in the same unit."""
+    factor, unit = (1, "s") if spread.median >= 1 else (1000, "ms")
+    median, low, high = (
+        f"{value * factor:.0f}" if value * factor >= 100 else f"{value * factor:.3g}"
+        for value in (spread.median, spread.min, spread.max)
+    )
+    return f"{median} {unit}", f"{low}–{high}"
+
+
+def as_document(command: str, machine: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+    """The JSON file's content, and the last line of stdout."""
+    return {"machine": machine, "command": command, "rows": [row.as_json() for row in rows]}
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """One row a line, so that a changed figure is a changed line."""
+    head = {key: value for key, value in document.items() if key != "rows"}
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in document["rows"])
+    text = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
+    path.write_text(f'{text},\n "rows": [\n{rows}\n]}}\n', encoding="utf-8")
+
+
+def draw(path: Path, rows: list[Row], machine: str) -> None:
+    """A panel a case: the medians as bars with their ranges; where nothing was timed, peak memory."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.seconds or "peak GB" in row.figures:
+            cases.setdefault(row.case, []).append(row)
+    heights = [1 + 0.3 * len(each) for each in cases.values()]
+    figure = Figure(figsize=(9, 0.6 + sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (case, each) in zip(panels, cases.items(), strict=True):
+        axes.set_title(case, loc="left", fontsize=9)
+        timed = [row for row in each if row.seconds]
+        values = [row.seconds.median if row.seconds else row.figures["peak GB"] for row in timed or each]
+        names = [row.backend for row in timed or each]
+        colours = ["C1" if "torch" in name.lower() else "C0" if name.startswith("NumPy") else "0.7" for name in names]
+        bars = axes.barh(names, values, color=colours, height=0.7)
+        axes.bar_label(bars, [f" {value:.3g}" for value in values], fontsize=8)
+        if timed:
+            ranges = [(row.seconds.median - row.seconds.min, row.seconds.max - row.seconds.median) for row in timed]
+            axes.errorbar(values, names, xerr=list(zip(*ranges, strict=True)), fmt="none", ecolor="0.2", capsize=2)
+        axes.set_xlabel("seconds, median and range" if timed else "peak memory, GB", fontsize=8)
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(machine, fontsize=7, wrap=True)
+    figure.savefig(path, dpi=130)

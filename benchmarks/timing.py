@@ -1,0 +1,114 @@
+"""The clock: contenders in turn, after a warm-up, on a quiet process; medians, spreads, and ratios pair by pair."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+WARM_UPS = 2
+"""Rounds that are not counted: buffers are allocated, kernels chosen, code compiled."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median of the measurements, their middle half (q1 to q3), and their range."""
+
+    median: float
+    q1: float
+    q3: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
+        return cls(median, q1, q3, min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """run(round) does the work of one round and returns what it likes; wait() returns when a device has done it."""
+
+    run: Callable[[int], Any]
+    wait: Callable[[], None] = lambda: None
+
+
+def interleaved(
+    contenders: Mapping[str, Contender],
+    rounds: int,
+    tick: Callable[[str], None] = lambda name: None,
+    warm_ups: int = WARM_UPS,
+) -> dict[str, list[float]]:
+    """Seconds of each contender in each of the rounds: A B C, B C A, C A B, … after warm_ups rounds more.
+
+    run is given the number of the round, from 0 with the warm-up's, so that all do the same work in a round.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for i in range(warm_ups + rounds):
+        turn = i % len(names)
+        for name in names[turn:] + names[:turn]:
+            tick(name)
+            contender = contenders[name]
+            contender.wait()
+            settle()
+            begin = time.perf_counter()
+            contender.run(i)
+            contender.wait()
+            seconds = time.perf_counter() - begin
+            if i >= warm_ups:
+                times[name].append(seconds)
+    return times
+
+
+def settle(slice_seconds: float = 0.01, patience: float = 1.0) -> None:
+    """Wait until no thread of this process is running.
+
+    After a product the worker threads of OpenBLAS and OpenMP spin for up to 0.1 s in the hope of the next one, on the
+    cores that the next contender needs. Their time counts as the process's, so it is quiet once that stands still.
+    """
+    give_up = time.perf_counter() + patience
+    while time.perf_counter() < give_up:
+        before = time.process_time()
+        time.sleep(slice_seconds)
+        if time.process_time() - before < 0.1 * slice_seconds:
+            return
+
+
+def ratio(times: dict[str, list[float]], numerator: str, denominator: str) -> tuple[float, Spread]:
+    """Ratio of the medians, and the ratios round by round."""
+    a, b = times[numerator], times[denominator]
+    return statistics.median(a) / statistics.median(b), Spread.of([x / y for x, y in zip(a, b, strict=True)])
+
+
+@contextmanager
+def cores(n: int) -> Iterator[None]:
+    """NumPy's BLAS, torch, and (on Linux) every thread there is or will be, on n cores."""
+    torch_threads, here = torch.get_num_threads(), _affinity()
+    _set_affinity(sorted(here)[:n])
+    torch.set_num_threads(n)
+    try:
+        with threadpool_limits(n):
+            yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        _set_affinity(sorted(here))
+
+
+def _affinity() -> set[int]:
+    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set()
+
+
+def _set_affinity(numbers: list[int]) -> None:
+    """Of every thread of this process: those that come later inherit it."""
+    tasks = Path("/proc/self/task")
+    if numbers and tasks.exists():
+        for task in tasks.iterdir():
+            os.sched_setaffinity(int(task.name), numbers)
