@@ -1,4 +1,4 @@
-"""Who does the work, and NumPy at it. PyTorch is in torch_backends.py: in a process that measures NumPy's memory it is not loaded."""
+"""What a backend does, and NumPy as one. PyTorch is elsewhere: where NumPy's memory counts, it is not loaded."""
 
 from typing import Any, Literal, Protocol
 

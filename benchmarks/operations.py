@@ -142,7 +142,7 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def agreement(operation: Operation) -> float:
-    """Largest difference between the two, as a share of the tensor's largest. Raises DisagreementError over 2^16 eps."""
+    """Largest difference between the two, as a share of the largest. Raises DisagreementError over 2^16 eps."""
     ours, theirs, worst = operation.ours(), operation.theirs(), 0.0
     for name, want in theirs.items():
         error = float(np.abs(ours[name] - want.numpy()).max() / np.abs(want.numpy()).max())

@@ -162,6 +162,12 @@ def ratios_table(rows: list[Row]) -> Table:
     return table
 
 
+def colour(contender: str) -> str:
+    """NumPy blue, PyTorch orange, what is only a ceiling grey."""
+    ceiling = "products" in contender or "vector" in contender or "sum" in contender
+    return "0.7" if ceiling else "C1" if "PyTorch" in contender else "C0"
+
+
 def duration(spread: Spread) -> tuple[str, str]:
     """The median with its unit, and the range in the same unit."""
     factor, unit = (1, "s") if spread.median >= 1 else (1000, "ms")
@@ -203,14 +209,15 @@ def draw(path: Path, rows: list[Row], machine: str) -> None:
         timed = [row for row in each if row.seconds]
         values = [row.seconds.median if row.seconds else row.figures["peak GB"] for row in timed or each]
         names = [row.backend for row in timed or each]
-        colours = ["C1" if "torch" in name.lower() else "C0" if name.startswith("NumPy") else "0.7" for name in names]
-        bars = axes.barh(names, values, color=colours, height=0.7)
-        axes.bar_label(bars, [f" {value:.3g}" for value in values], fontsize=8)
+        axes.barh(names, values, color=[colour(name) for name in names], height=0.7)
+        ends = [row.seconds.max for row in timed] or values
         if timed:
             ranges = [(row.seconds.median - row.seconds.min, row.seconds.max - row.seconds.median) for row in timed]
             axes.errorbar(values, names, xerr=list(zip(*ranges, strict=True)), fmt="none", ecolor="0.2", capsize=2)
+        for end, name, value in zip(ends, names, values, strict=True):
+            axes.annotate(f"{value:.3g}", (end, name), (4, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_xlabel("seconds, median and range" if timed else "peak memory, GB", fontsize=8)
-        axes.margins(x=0.12)
+        axes.set_xlim(right=1.12 * max(ends))
         axes.invert_yaxis()
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
