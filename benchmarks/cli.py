@@ -46,7 +46,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Folder for JSON and PNG.",
         ),
         click.option("--compile", "compiled", is_flag=True, help="torch.compile's tuned model beside the plain one."),
-        click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 9, quick: 3]"),
+        click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 9, quick: 2]"),
         click.option("--quick", is_flag=True, help="A two-layer model: shows that all works, in a minute."),
     ):
         command = option(command)
@@ -61,7 +61,7 @@ def _measure(names: list[str], quick: bool, runs: int | None, compiled: bool, ou
         report.line(f"taken out of the environment, because it slows NumPy's BLAS: {taken}")
     if (machine["load"] or 0) > 0.5:
         report.remark(f"other programs are at work (load {machine['load']:.1f}): the ratios will be noisy")
-    settings = Settings(quick, runs or (3 if quick else 9), compiled, gpus_here())
+    settings = Settings(quick, runs or (2 if quick else 9), compiled, gpus_here())
     out.mkdir(parents=True, exist_ok=True)
     try:
         for name in names:

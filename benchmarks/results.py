@@ -119,7 +119,8 @@ class Report:
             self.line(remark)
         self.console.print(times_table([row for row in rows if not row.note]))
         for note in dict.fromkeys(row.note for row in rows if row.note):
-            self.line(f" {note}: {'; '.join(row.backend for row in rows if row.note == note)}")
+            names = "; ".join(row.backend for row in rows if row.note == note)
+            self.console.print(f"{note}: {names}", markup=False)
         if any(row.ratios for row in rows):
             self.console.print(ratios_table(rows))
 

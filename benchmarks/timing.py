@@ -71,8 +71,9 @@ def interleaved(
 def settle(slice_seconds: float = 0.01, patience: float = 1.0) -> None:
     """Wait until no thread of this process is running.
 
-    After a product the worker threads of OpenBLAS and OpenMP spin for up to 0.1 s in the hope of the next one, on the
-    cores that the next contender needs. Their time counts as the process's, so it is quiet once that stands still.
+    After a product the worker threads of OpenBLAS spin for 0.1 s in the hope of the next one (torch's OpenMP: 0.01 s),
+    on the cores that the next contender needs. Their time counts as the process's, so it is quiet once that stands
+    still. patience: seconds after which to go on all the same.
     """
     give_up = time.perf_counter() + patience
     while time.perf_counter() < give_up:
