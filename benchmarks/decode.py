@@ -68,9 +68,9 @@ def measure(job: Job, new_tokens: int, settings: Settings, report: Report) -> No
     moved = {products: passes * stream.bytes, sums: passes * stream.bytes, reading: long_array.bytes}
     for name, spread in spreads.items():
         rate = moved.get(name, new_tokens * stream.bytes) / spread.median
-        figures = {"GB/s": rate / 1e9, "of streaming": rate / stream_rate}
-        if name not in moved:
-            figures["tokens/s"] = new_tokens / spread.median
+        figures = {} if name in moved else {"tokens/s": new_tokens / spread.median}
+        if name in moved or name == numpy.name:  # the book's decoder is not about reading weights
+            figures |= {"GB/s": rate / 1e9, "of streaming": rate / stream_rate}
         ratios = {}
         if name == numpy.name:
             of_pairs = ratio(times, fastest, name)[1]

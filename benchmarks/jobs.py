@@ -41,10 +41,10 @@ SMALL = Job(  # nanoGPT's example for a CPU, six layers of its baby GPT; 65 char
     T=64,
     judged=True,
 )
-_TWO_LAYERS = {"emb_dim": 128, "n_heads": 2, "n_layers": 2, "drop_rate": 0.1}
-QUICK_BOOK = Job("2 × 128", GPTConfig(context_length=128, **_TWO_LAYERS), B=2, T=64)
-QUICK_LONG = Job("2 × 128", GPTConfig(context_length=256, **_TWO_LAYERS), B=1, T=256)
-QUICK_SMALL = Job("2 × 128, V=65", GPTConfig(vocab_size=65, context_length=64, **_TWO_LAYERS), B=4, T=64)
+_TWO_LAYERS = {"vocab_size": 257, "emb_dim": 128, "n_heads": 2, "n_layers": 2, "drop_rate": 0.1}
+QUICK_BOOK = Job("2 × 128, V=257", GPTConfig(context_length=128, **_TWO_LAYERS), B=2, T=64)
+QUICK_LONG = Job("2 × 128, V=257", GPTConfig(context_length=256, **_TWO_LAYERS), B=1, T=256)
+QUICK_SMALL = Job("2 × 128, V=65", GPTConfig(context_length=64, **_TWO_LAYERS | {"vocab_size": 65}), B=4, T=64)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Each operation by itself, forward and backward, at the shapes of the book's job: where a step's time goes.
 
-Sizes: N = B·T rows of C features. What an operation must do at least is multiply-adds (matrix products) or bytes (the
-arrays it is given and gives, each moved once); the share of the machine's ceiling follows from that.
+Beside the time stands how much of what it is bound by an operation reaches: products by multiply-adds (GFLOP/s; in
+attention those of pairs that see each other), all others by the bytes that both passes cannot help moving (GB/s, and
+as a share of the rate at which all cores add up a long array).
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.agreement import DisagreementError
+from benchmarks.ceilings import LongArray
 from benchmarks.jobs import BOOK, QUICK_BOOK, Job
 from benchmarks.results import Ratio, Report, Row
 from benchmarks.settings import Settings
-from benchmarks.timing import Contender, Spread, interleaved, ratio
+from benchmarks.timing import WARM_UPS, Contender, Spread, interleaved, ratio
 from numpy_gpt import AdamW
 from numpy_gpt.ops import attention, cross_entropy, embedding, gelu, layernorm, linear
 from numpy_gpt.typing import Array
@@ -24,11 +26,16 @@ NUMPY, TORCH = "NumPy", "PyTorch"
 
 
 class Operation(NamedTuple):
-    """ours() and theirs() run forward and backward once and return what must agree, by name."""
+    """ours() and theirs() run forward and backward once and return what must agree, by name.
+
+    flops: of both passes, where products bind it; else bytes: read or written by both passes at least.
+    """
 
     name: str
     ours: Callable[[], dict[str, Array]]
     theirs: Callable[[], dict[str, torch.Tensor]]
+    flops: int = 0
+    bytes: int = 0
 
 
 def operations(job: Job) -> Iterator[Operation]:
@@ -48,7 +55,7 @@ def operations(job: Job) -> Iterator[Operation]:
         F.linear,
         {"x": x, "w": w, "b": b},
         dy4,
-    )
+    )._replace(flops=3 * 2 * x.size * 4 * C)
     scale, shift = array(C), array(C)
     yield _operation(
         f"layernorm, {C}",
@@ -74,7 +81,7 @@ def operations(job: Job) -> Iterator[Operation]:
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         {"q": q, "k": k, "v": v},
         dheads,
-    )
+    )._replace(flops=6 * 2 * C * B * T * (T + 1) // 2)
     ids = rng.integers(V, size=(B, T))
     yield _operation(
         f"embedding, {V}",
@@ -83,7 +90,7 @@ def operations(job: Job) -> Iterator[Operation]:
         lambda w: F.embedding(torch.from_numpy(ids), w),
         {"w": array(V, C)},
         dy,
-    )
+    )._replace(bytes=4 * (3 * dy.size + V * C))  # rows of w, y, rows of dy; all of dw
     yield _operation(
         f"cross entropy, {V}",
         lambda logits: cross_entropy.cross_entropy_forward(logits, ids),
@@ -115,7 +122,8 @@ def _operation(
         grads = torch.autograd.grad(y, list(tensors.values()), upstream)
         return {"y": y.detach()} | {f"d{key}": grad for key, grad in zip(inputs, grads, strict=True)}
 
-    return Operation(name, ours, torchs)
+    arrays = sum(each.nbytes for each in inputs.values())
+    return Operation(name, ours, torchs, bytes=3 * arrays + 2 * dy.nbytes)  # inputs in both passes, gradients; y, dy
 
 
 def _adamw(p: Array, g: Array) -> Operation:
@@ -133,7 +141,9 @@ def _adamw(p: Array, g: Array) -> Operation:
         theirs.step()
         return {"p": parameter.detach()}
 
-    return Operation(f"AdamW, {p.shape[0]} × {p.shape[1]}", step, torch_step)
+    return Operation(
+        f"AdamW, {p.shape[0]} × {p.shape[1]}", step, torch_step, bytes=7 * p.nbytes
+    )  # g; p, m, v there and back
 
 
 def run(settings: Settings, report: Report) -> None:
@@ -155,22 +165,28 @@ def agreement(operation: Operation) -> float:
 
 
 def measure(job: Job, settings: Settings, report: Report) -> None:
-    """Two rows an operation, added to the report as one case."""
+    """Two rows an operation, added to the report as one case, and one for the memory's rate."""
     case, rows = f"operations, forward and backward, {job}", []
+    long_array = LongArray(0.1 if settings.quick else 1.0)
+    reading = Spread.of(interleaved({"": Contender(lambda i: long_array.read())}, settings.runs)[""])
+    memory = long_array.bytes / reading.median  # bytes/s
     for operation in operations(job):
         error = agreement(operation)
-        contenders = {NUMPY: Contender(lambda i: operation.ours()), TORCH: Contender(lambda i: operation.theirs())}  # noqa: B023
-        with report.progress(operation.name, (2 + settings.runs) * 2) as tick:
+        works = {NUMPY: operation.ours, TORCH: operation.theirs}
+        contenders = {name: Contender(lambda i, work=work: work()) for name, work in works.items()}
+        with report.progress(operation.name, (WARM_UPS + settings.runs) * len(works)) as tick:
             times = interleaved(contenders, settings.runs, tick)
-        ratios = {f"{operation.name}: NumPy / PyTorch": Ratio(*ratio(times, NUMPY, TORCH))}
         for name, each in times.items():
-            rows.append(
-                Row(
-                    case,
-                    f"{operation.name}: {name}",
-                    Spread.of(each),
-                    {"apart": error} if name == NUMPY else {},
-                    ratios if name == NUMPY else {},
-                )
-            )
+            spread = Spread.of(each)
+            if operation.flops:
+                figures = {"GFLOP/s": operation.flops / spread.median / 1e9}
+            else:
+                rate = operation.bytes / spread.median
+                figures = {"GB/s": rate / 1e9, "of memory": rate / memory}
+            ratios = {}
+            if name == NUMPY:
+                figures["apart"] = error
+                ratios = {f"{operation.name}: NumPy / PyTorch": Ratio(*ratio(times, NUMPY, TORCH))}
+            rows.append(Row(case, f"{operation.name}: {name}", spread, figures, ratios))
+    rows.append(Row(case, "sum of a long array", reading, {"GB/s": memory / 1e9, "of memory": 1.0}))
     report.add(rows, "random inputs; dropout's masks are in `python -m benchmarks streams`")

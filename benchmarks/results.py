@@ -20,6 +20,7 @@ FORMATS = {  # of a row's figures: column heading -> format
     "GB/s": ".1f",
     "of products": ".0%",
     "of streaming": ".0%",
+    "of memory": ".0%",
     "grad error": ".1e",
     "loss error": ".1e",
     "logit error": ".1e",
