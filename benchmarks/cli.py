@@ -15,6 +15,7 @@ from benchmarks.machine import details
 from benchmarks.results import Report, as_document, draw, write_json
 from benchmarks.settings import Settings, gpus_here
 from numpy_gpt.cli import Commands
+from numpy_gpt.errors import InputError
 
 OUT = Path("benchmark-results")
 
@@ -62,7 +63,10 @@ def _measure(names: list[str], quick: bool, runs: int | None, compiled: bool, ou
     if (machine["load"] or 0) > 0.5:
         report.remark(f"other programs are at work (load {machine['load']:.1f}): the ratios will be noisy")
     settings = Settings(quick, runs or (2 if quick else 9), compiled, gpus_here())
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {out} cannot be made ({error.strerror}): choose another with --out") from error
     try:
         for name in names:
             MEASUREMENTS[name][0](settings, report)

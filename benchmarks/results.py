@@ -202,11 +202,15 @@ def draw(path: Path, rows: list[Row], machine: str) -> None:
     for row in rows:
         if row.seconds or "peak GB" in row.figures:
             cases.setdefault(row.case, []).append(row)
-    heights = [1 + 0.3 * len(each) for each in cases.values()]
-    figure = Figure(figsize=(9, 0.6 + sum(heights)), layout="constrained")
+    columns = 1 if len(cases) < 4 else 2
+    counts = [len(each) for each in cases.values()]
+    heights = [1 + 0.3 * max(counts[i : i + columns]) for i in range(0, len(cases), columns)]
+    figure = Figure(figsize=(9 * columns, 0.6 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (case, each) in zip(panels, cases.items(), strict=True):
+    panels = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).flat
+    for axes in panels[len(cases) :]:
+        axes.remove()
+    for axes, (case, each) in zip(panels, cases.items(), strict=False):
         axes.set_title(case, loc="left", fontsize=9)
         timed = [row for row in each if row.seconds]
         values = [row.seconds.median if row.seconds else row.figures["peak GB"] for row in timed or each]

@@ -386,6 +386,13 @@ def test_a_disagreement_ends_the_command(tiny, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(cli.main, ["step", "--quick", "--out", str(tmp_path / "file" / "folder")])
+    assert done.exit_code == 2
+    assert "choose another with --out" in done.stderr
+
+
 def test_scaling_rows():
     from benchmarks import scaling
 
