@@ -1,5 +1,7 @@
 """A transformer block out of the operations: attention and feed-forward, each normed before and added after."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from numpy_gpt.random import Generator
 from numpy_gpt.typing import Array, Float, Params
 
 Cache = tuple[Any, ...]
+
+QKV = ("W_query", "W_key", "W_value")
 
 
 class KVCache:
@@ -54,45 +58,64 @@ def _merge_heads(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(B, T, NH * HS)  # (B, T, C)
 
 
-def _without_none(grads: dict[str, Array | None]) -> Params:
-    return {name: grad for name, grad in grads.items() if grad is not None}  # a linear without bias has no db
+def joined(parts: Sequence[Array], axis: int = 0) -> Array:
+    """The array that these arrays of one shape are the consecutive parts of along axis, or a copy of them joined."""
+    base, shape = parts[0].base, list(parts[0].shape)
+    shape[axis] *= len(parts)
+    if isinstance(base, np.ndarray) and base.size == math.prod(shape) and base.flags.c_contiguous:
+        whole: Array = base.reshape(shape)
+        cuts = np.split(whole, len(parts), axis)
+        if all(a.__array_interface__ == b.__array_interface__ for a, b in zip(parts, cuts, strict=True)):
+            return whole
+    return np.concatenate(parts, axis)
+
+
+def side_by_side(params: Params) -> Params:
+    """params, with the query, key and value weights of a block moved into one (3C, C) array, for one product."""
+    params = dict(params)
+    for query in [name for name in params if "W_query" in name]:
+        names = [query.replace("W_query", each) for each in QKV]
+        whole = np.concatenate([params[name] for name in names])
+        params |= dict(zip(names, np.split(whole, 3), strict=True))
+    return params
 
 
 def attention_branch_forward(
     x: Array, p: Params, n_heads: int, drop: Dropout, past: KVCache | None, layer: int
 ) -> tuple[Array, Cache]:
     """Multi-head causal self-attention: x (B, T, C) -> (B, T, C)."""
-    q, c_q = linear.linear_forward(x, p["att.W_query.weight"], p.get("att.W_query.bias"))
-    k, c_k = linear.linear_forward(x, p["att.W_key.weight"], p.get("att.W_key.bias"))
-    v, c_v = linear.linear_forward(x, p["att.W_value.weight"], p.get("att.W_value.bias"))
-    qh, kh, vh = (_split_heads(each, n_heads) for each in (q, k, v))
+    w = joined([p[f"att.{name}.weight"] for name in QKV])  # (3C, C)
+    b = joined([p[f"att.{name}.bias"] for name in QKV]) if "att.W_query.bias" in p else None
+    qkv, c_qkv = linear.linear_forward(x, w, b)  # (B, T, 3C)
+    qh, kh, vh = (_split_heads(each, n_heads) for each in np.split(qkv, 3, axis=-1))
     if past is not None:
         kh, vh = past.extend(layer, kh, vh)
     mask = drop.mask((*qh.shape[:3], kh.shape[2]))  # (B, NH, T, S): dropout on the probabilities
     heads, c_att = attention.attention_forward(qh, kh, vh, mask)
     y, c_out = linear.linear_forward(_merge_heads(heads), p["att.out_proj.weight"], p["att.out_proj.bias"])
-    return y, (c_q, c_k, c_v, c_att, c_out, n_heads)
+    return y, (c_qkv, c_att, c_out, n_heads)
 
 
-def attention_branch_backward(dy: Array, cache: Cache) -> tuple[Array, Params]:
-    """dy (B, T, C) -> dx (B, T, C) and the branch's parameter gradients."""
-    c_q, c_k, c_v, c_att, c_out, n_heads = cache
-    dmerged, dw_out, db_out = linear.linear_backward(dy, c_out)
-    dqh, dkh, dvh = attention.attention_backward(_split_heads(dmerged, n_heads), c_att)
-    dx_v, dw_v, db_v = linear.linear_backward(_merge_heads(dvh), c_v)
-    dx_k, dw_k, db_k = linear.linear_backward(_merge_heads(dkh), c_k)
-    dx_q, dw_q, db_q = linear.linear_backward(_merge_heads(dqh), c_q)
-    grads = {
-        "att.W_query.weight": dw_q,
-        "att.W_query.bias": db_q,
-        "att.W_key.weight": dw_k,
-        "att.W_key.bias": db_k,
-        "att.W_value.weight": dw_v,
-        "att.W_value.bias": db_v,
-        "att.out_proj.weight": dw_out,
-        "att.out_proj.bias": db_out,
-    }
-    return dx_q + dx_k + dx_v, _without_none(grads)  # x fed all three
+def attention_branch_backward(dy: Array, cache: Cache, grads: Params) -> Array:
+    """dy (B, T, C) -> dx (B, T, C); the branch's parameter gradients go into grads, see block_backward."""
+    c_qkv, c_att, c_out, n_heads = cache
+    dmerged = _linear_backward(dy, c_out, "att.out_proj", grads)
+    dqkv = joined(
+        [_merge_heads(each) for each in attention.attention_backward(_split_heads(dmerged, n_heads), c_att)], -1
+    )
+    buffers = [grads[f"att.{name}.weight"] for name in QKV if f"att.{name}.weight" in grads]
+    dx, dw, db = linear.linear_backward(dqkv, c_qkv, joined(buffers) if buffers else None)
+    for kind, d in (("weight", dw), ("bias", db)):
+        if d is not None:
+            grads |= {f"att.{name}.{kind}": part for name, part in zip(QKV, np.split(d, 3), strict=True)}
+    return dx
+
+
+def _linear_backward(dy: Array, cache: Cache, name: str, grads: Params) -> Array:
+    dx, grads[f"{name}.weight"], db = linear.linear_backward(dy, cache, grads.get(f"{name}.weight"))
+    assert db is not None  # these all have a bias
+    grads[f"{name}.bias"] = db
+    return dx
 
 
 def mlp_forward(x: Array, p: Params) -> tuple[Array, Cache]:
@@ -103,14 +126,12 @@ def mlp_forward(x: Array, p: Params) -> tuple[Array, Cache]:
     return y, (c_0, c_gelu, c_2)
 
 
-def mlp_backward(dy: Array, cache: Cache) -> tuple[Array, Params]:
-    """dy (B, T, C) -> dx (B, T, C) and the branch's parameter gradients."""
+def mlp_backward(dy: Array, cache: Cache, grads: Params) -> Array:
+    """dy (B, T, C) -> dx (B, T, C); the branch's parameter gradients go into grads, see block_backward."""
     c_0, c_gelu, c_2 = cache
-    da, dw_2, db_2 = linear.linear_backward(dy, c_2)
+    da = _linear_backward(dy, c_2, "ff.layers.2", grads)
     dh = gelu.gelu_backward(da, c_gelu)
-    dx, dw_0, db_0 = linear.linear_backward(dh, c_0)
-    grads = {"ff.layers.0.weight": dw_0, "ff.layers.0.bias": db_0, "ff.layers.2.weight": dw_2, "ff.layers.2.bias": db_2}
-    return dx, _without_none(grads)
+    return _linear_backward(dh, c_0, "ff.layers.0", grads)
 
 
 def block_forward(
@@ -127,16 +148,18 @@ def block_forward(
     return mid + m, (c_norm1, c_branch, c_drop1, c_norm2, c_mlp, c_drop2)
 
 
-def block_backward(dy: Array, cache: Cache) -> tuple[Array, Params]:
-    """dy (B, T, C) -> dx (B, T, C) and the block's parameter gradients."""
+def block_backward(dy: Array, cache: Cache, grads: Params) -> Array:
+    """dy (B, T, C) -> dx (B, T, C); the block's parameter gradients go into grads.
+
+    What grads holds on entry under a weight's name is the array for its gradient; without one there is a new one.
+    """
     c_norm1, c_branch, c_drop1, c_norm2, c_mlp, c_drop2 = cache
     dm = dropout.dropout_backward(dy, c_drop2)  # y = mid + dropout(mlp(norm2(mid)))
-    dh, grads = mlp_backward(dm, c_mlp)
-    dmid, dscale2, dshift2 = layernorm.layernorm_backward(dh, c_norm2)
-    dmid = dmid + dy  # residual: dy takes both paths
+    dh = mlp_backward(dm, c_mlp, grads)
+    dmid, grads["norm2.scale"], grads["norm2.shift"] = layernorm.layernorm_backward(dh, c_norm2)
+    dmid += dy  # residual: dy takes both paths
     da = dropout.dropout_backward(dmid, c_drop1)  # mid = x + dropout(attention(norm1(x)))
-    dh, grads_att = attention_branch_backward(da, c_branch)
-    dx, dscale1, dshift1 = layernorm.layernorm_backward(dh, c_norm1)
-    grads |= grads_att
-    grads |= {"norm1.scale": dscale1, "norm1.shift": dshift1, "norm2.scale": dscale2, "norm2.shift": dshift2}
-    return dx + dmid, grads
+    dh = attention_branch_backward(da, c_branch, grads)
+    dx, grads["norm1.scale"], grads["norm1.shift"] = layernorm.layernorm_backward(dh, c_norm1)
+    dx += dmid
+    return dx

@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numpy_gpt.block import Cache, Dropout, KVCache, block_backward, block_forward
+from numpy_gpt.block import Cache, Dropout, KVCache, block_backward, block_forward, side_by_side
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.ops import cross_entropy, dropout, embedding, layernorm, linear
 from numpy_gpt.random import Generator
+from numpy_gpt.threads import in_blocks
 from numpy_gpt.typing import Array, Float, Params
+
+HEAD_ROWS = 256
+"""Tokens whose logits exist at a time while the loss is taken: (HEAD_ROWS, V) numbers, whatever B · T is."""
 
 
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -80,11 +84,14 @@ class GPT:
         """The model of `torch.manual_seed(seed); GPTModel(config)`; a Generator goes on from where it stands."""
         rng = seed if isinstance(seed, Generator) else Generator(seed)
         self.config, self.dtype = config, _float_dtype(dtype)
-        self.params = initial_parameters(config, rng, dtype)
+        self.params = side_by_side(initial_parameters(config, rng, dtype))
+        self._buffers: Params = {}
 
     @classmethod
     def from_params(cls, config: GPTConfig, params: Params) -> "GPT":
-        """A model over these arrays themselves (no copies), put in the order of parameter_shapes.
+        """A model over these arrays themselves, in the order of parameter_shapes.
+
+        Only W_query, W_key and W_value are copied: they are put side by side, for one product.
 
         Raises InputError naming the first parameter that is missing, unknown, of another shape or another dtype.
         """
@@ -100,7 +107,7 @@ class GPT:
                 )
         model = cls.__new__(cls)
         model.config, model.dtype = config, _float_dtype(params["tok_emb.weight"].dtype)
-        model.params = {name: params[name] for name in shapes}
+        model.params, model._buffers = side_by_side({name: params[name] for name in shapes}), {}
         for name, array in model.params.items():
             if array.dtype != model.dtype:
                 raise InputError(f"parameter {name} is {array.dtype}, tok_emb.weight is {model.dtype}: use one dtype")
@@ -114,7 +121,8 @@ class GPT:
     def loss(self, tokens: npt.ArrayLike, targets: npt.ArrayLike) -> Any:
         """Mean cross-entropy in nats per token, without dropout, a scalar of the model's dtype; both (B, T) ints."""
         ids, want = self._checked_pair(tokens, targets)
-        return cross_entropy.cross_entropy_forward(self(ids), want)[0]
+        h, _ = self._hidden_forward(ids, None, keep=False)
+        return self._head_loss(h, want, backward=False)[0]
 
     def loss_and_grads(
         self, tokens: npt.ArrayLike, targets: npt.ArrayLike, rng: Generator | None = None
@@ -125,17 +133,12 @@ class GPT:
         the attention branch, the feed-forward branch). The gradients are the model's own until its next call.
         """
         ids, want = self._checked_pair(tokens, targets)
+        if not self._buffers:
+            matrices = {n: np.empty(p.shape, p.dtype) for n, p in self.params.items() if p.ndim == 2}
+            self._buffers = side_by_side(matrices)
         h, c_hidden = self._hidden_forward(ids, rng, keep=True)
-        logits, c_head = linear.linear_forward(h, self._head(), None)
-        loss, c_loss = cross_entropy.cross_entropy_forward(logits, want)
-
-        dlogits = cross_entropy.cross_entropy_backward(1.0, c_loss)
-        dh, dw_head, _ = linear.linear_backward(dlogits, c_head)
-        grads = self._hidden_backward(dh, c_hidden)
-        if self.config.tie_weights:
-            grads["tok_emb.weight"] += dw_head  # one array, used twice
-        else:
-            grads["out_head.weight"] = dw_head
+        loss, dh, dw_head = self._head_loss(h, want, backward=True)
+        grads = self._hidden_backward(dh, c_hidden, dw_head)
         return loss, {name: grads[name] for name in self.params}
 
     def next_logits(self, tokens: npt.ArrayLike, past: KVCache) -> Array:
@@ -146,7 +149,10 @@ class GPT:
         return linear.linear_forward(h[:, -1], self._head(), None)[0]
 
     def _head(self) -> Array:
-        return self.params["tok_emb.weight" if self.config.tie_weights else "out_head.weight"]  # (V, C)
+        return self.params[self._head_name()]  # (V, C)
+
+    def _head_name(self) -> str:
+        return "tok_emb.weight" if self.config.tie_weights else "out_head.weight"
 
     def _blocks(self) -> Iterator[Params]:
         for i in range(self.config.n_layers):
@@ -172,17 +178,39 @@ class GPT:
         x, c_norm = layernorm.layernorm_forward(x, p["final_norm.scale"], p["final_norm.shift"])
         return x, (c_tok, c_pos, c_drop, c_blocks, c_norm)
 
-    def _hidden_backward(self, dx: Array, cache: Cache) -> Params:
-        """dx (B, T, C) of the final LayerNorm's output -> the gradients of all parameters but the head's use."""
+    def _head_loss(self, h: Array, want: Array, backward: bool) -> tuple[Any, Array, Any]:
+        """h, want (B, T) of them -> the loss; and if backward dh and the head's dw. HEAD_ROWS logits at a time."""
+        V, C = self._head().shape
+        N = want.size
+        flat, targets = h.reshape(N, C), want.reshape(N)
+        scratch = np.empty((min(N, HEAD_ROWS), V), h.dtype)
+        dh, dw = np.empty_like(flat), self._buffers.get(self._head_name())
+        loss = self.dtype.type(0)
+        for start in range(0, N, HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            part = len(targets[rows]) / N  # of the mean
+            logits, c_head = linear.linear_forward(flat[rows], self._head(), None, out=scratch[: len(targets[rows])])
+            part_loss, c_loss = cross_entropy.cross_entropy_forward(logits, targets[rows], out=logits)
+            loss += part_loss * part
+            if backward:
+                dlogits = cross_entropy.cross_entropy_backward(part, c_loss, out=logits)
+                dh[rows], dw, _ = linear.linear_backward(dlogits, c_head, dw, add=start > 0)
+        return loss, dh.reshape(h.shape), dw
+
+    def _hidden_backward(self, dx: Array, cache: Cache, dw_head: Array) -> Params:
+        """dx (B, T, C) of the final LayerNorm's output, and the head's gradient -> the gradients of all parameters."""
         c_tok, c_pos, c_drop, c_blocks, c_norm = cache
-        grads: Params = {}
+        grads: Params = {} if self.config.tie_weights else {"out_head.weight": dw_head}
         dx, grads["final_norm.scale"], grads["final_norm.shift"] = layernorm.layernorm_backward(dx, c_norm)
         for i in reversed(range(self.config.n_layers)):
-            dx, block_grads = block_backward(dx, c_blocks.pop())  # popped: the activations are freed as we go
-            grads |= {f"trf_blocks.{i}.{name}": grad for name, grad in block_grads.items()}
+            prefix = f"trf_blocks.{i}."
+            block = {n.removeprefix(prefix): a for n, a in self._buffers.items() if n.startswith(prefix)}
+            dx = block_backward(dx, c_blocks.pop(), block)  # popped: the activations are freed as we go
+            grads |= {prefix + name: grad for name, grad in block.items()}
         dx = dropout.dropout_backward(dx, c_drop)
         dx, grads["pos_emb.weight"] = embedding.position_embedding_backward(dx, c_pos)
-        grads["tok_emb.weight"] = embedding.embedding_backward(dx, c_tok)
+        dw = dw_head if self.config.tie_weights else _cleared(self._buffers["tok_emb.weight"])  # tied: used twice
+        grads["tok_emb.weight"] = embedding.embedding_backward(dx, c_tok, dw)
         return grads
 
     def _checked(self, what: str, tokens: npt.ArrayLike, room: int | None = None) -> Array:
@@ -207,3 +235,13 @@ def _float_dtype(dtype: Float) -> Any:
     if np.dtype(dtype) not in (np.float32, np.float64):
         raise InputError(f"a model is float32 or float64, not {np.dtype(dtype)}")
     return np.dtype(dtype)
+
+
+def _cleared(a: Array) -> Array:
+    flat = a.reshape(-1)
+
+    def clear(part: slice) -> None:
+        flat[part] = 0
+
+    in_blocks(clear, flat.size)
+    return a

@@ -1,14 +1,14 @@
 """AdamW, global-norm clipping and the learning-rate schedule: everything between a gradient and a parameter."""
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from numpy_gpt.errors import InputError
+from numpy_gpt.threads import in_blocks
 from numpy_gpt.typing import Array, Params
-
-BLOCK = 1 << 17
-"""Floats updated at a time: the five arrays of an update then stay in the cache between its passes."""
 
 
 class AdamW:
@@ -20,7 +20,10 @@ class AdamW:
         θ ← θ − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + eps)
 
     Every parameter decays, biases and LayerNorms too, as in the book. lr may be changed between steps. State:
-    t, and m and v under the parameters' names.
+    t, and m and v under the parameters' names: to be read; restore writes them.
+
+    A row of a matrix whose gradient has been 0 ever since the first step (a token that never occurred) has m = v = 0:
+    it only decays, and only that is done to it.
     """
 
     def __init__(
@@ -34,8 +37,10 @@ class AdamW:
         self.params = params
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.t = 0
-        self.m: Params = {name: np.zeros_like(p) for name, p in params.items()}
-        self.v: Params = {name: np.zeros_like(p) for name, p in params.items()}
+        self.m: Params = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}  # no memory until written to
+        self.v: Params = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}
+        # row by row, whether m and v may hold anything but 0; a matrix all of whose rows may is left out
+        self._moved: Params = {n: np.zeros(len(p), bool) for n, p in params.items() if p.ndim == 2 and eps > 0}
 
     def step(self, grads: Params) -> None:
         """Update every parameter in place. grads has params' keys and shapes and is not written to.
@@ -48,13 +53,16 @@ class AdamW:
                 raise ValueError(f"AdamW: {name} has shape {p.shape}, its gradient: {found}")
         self.t += 1
         for name, p in self.params.items():
-            arrays = [p, grads[name], self.m[name], self.v[name]]
-            if not p.flags.c_contiguous:  # a view with gaps has no flat view to cut into blocks
-                self._update(*arrays)
-                continue
-            flat = [a.reshape(-1) for a in arrays]
-            for start in range(0, p.size, BLOCK):
-                self._update(*(a[start : start + BLOCK] for a in flat))
+            g, m, v = grads[name], self.m[name], self.v[name]
+            if name in self._moved:
+                self._update_moved(self._moved[name], p, g, m, v)
+                if self._moved[name].all():
+                    del self._moved[name]
+            elif all(a.flags.c_contiguous for a in (p, g, m, v)):
+                flat = [a.reshape(-1) for a in (p, g, m, v)]
+                in_blocks(partial(self._update_part, flat), p.size)
+            else:  # a view with gaps has no flat view to cut into blocks
+                self._update(p, g, m, v)
 
     def state(self) -> Params:
         """t, and every m and v as "m.NAME" and "v.NAME": the arrays themselves, to be written to a checkpoint."""
@@ -72,10 +80,28 @@ class AdamW:
         self.t = int(state["t"][0])
         for name, array in own.items():
             array[...] = state[name]
+        for name in self._moved:
+            self._moved[name] = np.logical_or(self.m[name].any(axis=1), self.v[name].any(axis=1))
+
+    def _update_part(self, arrays: Sequence[Array], part: slice) -> None:
+        self._update(*(a[part] for a in arrays))
+
+    def _update_moved(self, moved: Array, p: Array, g: Array, m: Array, v: Array) -> None:
+        """Of a matrix the rows that this gradient or one before it moves, which moved keeps; the others decay."""
+
+        def some(part: slice) -> None:
+            moved[part] |= (g[part].max(axis=1) != 0) | (g[part].min(axis=1) != 0)
+            rows = part.start + np.flatnonzero(moved[part])
+            arrays = p[rows], g[rows], m[rows], v[rows]
+            p[part] *= 1 - self.lr * self.weight_decay
+            self._update(*arrays)
+            p[rows], m[rows], v[rows] = arrays[0], arrays[2], arrays[3]
+
+        in_blocks(some, *p.shape)
 
     def _update(self, p: Array, g: Array, m: Array, v: Array) -> None:
         beta1, beta2 = self.betas
-        step_size = self.lr / (1 - beta1**self.t)
+        root = math.sqrt(1 - beta2**self.t)
         p *= 1 - self.lr * self.weight_decay
         d = g - m
         d *= 1 - beta1
@@ -85,10 +111,9 @@ class AdamW:
         v *= beta2
         v += d
         np.sqrt(v, out=d)
-        d /= math.sqrt(1 - beta2**self.t)
-        d += self.eps
-        np.divide(m, d, out=d)
-        d *= step_size
+        d += self.eps * root
+        np.divide(m, d, out=d)  # m / (√v / root + eps), short of the factor root
+        d *= self.lr / (1 - beta1**self.t) * root
         p -= d
 
 

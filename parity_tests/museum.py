@@ -140,8 +140,8 @@ def remembering_ids(accumulate):
             kept.append(ids)
             return forward(ids, w)
 
-        def wrong_backward(dy, cache):
-            dw = np.zeros_like(backward(dy, cache))
+        def wrong_backward(dy, cache, dw=None):
+            dw = np.zeros_like(backward(dy, cache)) if dw is None else dw
             accumulate(dw, kept[-1], dy)
             return dw
 
@@ -210,10 +210,10 @@ def tanh_cdf(cubic, root=SQRT_2_OVER_PI):
 def loss_with(per_token, over):
     """Cross-entropy's forward as sum(per_token(p_target)) / over(targets)."""
 
-    def change(real, logits, targets):
+    def change(real, logits, targets, out=None):
         e = np.exp(logits - logits.max(axis=-1, keepdims=True))
         p = np.take_along_axis(e / e.sum(axis=-1, keepdims=True), targets[..., None], axis=-1)
-        return per_token(p).sum() / over(targets), real(logits, targets)[1]
+        return per_token(p).sum() / over(targets), real(logits, targets, out)[1]
 
     return around(cross_entropy, "cross_entropy_forward", change)
 
@@ -223,13 +223,13 @@ def without_mean(monkeypatch):
     forward, backward = cross_entropy.cross_entropy_forward, cross_entropy.cross_entropy_backward
     sizes = []
 
-    def wrong_forward(logits, targets):
+    def wrong_forward(logits, targets, out=None):
         sizes.append(targets.size)
-        return forward(logits, targets)
+        return forward(logits, targets, out)
 
     monkeypatch.setattr(cross_entropy, "cross_entropy_forward", wrong_forward)
     monkeypatch.setattr(
-        cross_entropy, "cross_entropy_backward", lambda dloss, cache: backward(dloss, cache) * sizes[-1]
+        cross_entropy, "cross_entropy_backward", lambda *args, **kwargs: backward(*args, **kwargs) * sizes[-1]
     )
 
 
@@ -452,7 +452,8 @@ def naive_attention():
     own = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
     x = np.random.default_rng(0).standard_normal((1, 6, config.emb_dim)).astype(np.float32)
     y, cache = block.attention_branch_forward(x, own, config.n_heads, block.Dropout(0.0, None, np.float32), None, 0)
-    dx, grads = block.attention_branch_backward(np.ones_like(y), cache)
+    grads = {}
+    dx = block.attention_branch_backward(np.ones_like(y), cache, grads)
     module = from_params(config, params, attention="plain").trf_blocks[0].att
     leaf = torch.from_numpy(x).requires_grad_()
     ty = module(leaf)
@@ -892,7 +893,7 @@ FAULTS = [
         "cross_entropy",
         "",
         "dloss taken for 1",
-        around(cross_entropy, "cross_entropy_backward", lambda real, dloss, cache: real(1.0, cache)),
+        around(cross_entropy, "cross_entropy_backward", lambda real, dloss, cache, out=None: real(1.0, cache, out)),
         LOGITS,
         "dlogits",
         "the gradient from above is dloss: multiply by it",
@@ -1012,7 +1013,9 @@ FAULTS = [
         "linear",
         "",
         "a bias gradient averaged",
-        around(linear, "linear_backward", lambda real, dy, cache: (*real(dy, cache)[:2], dy.mean(axis=(0, 1)))),
+        around(
+            linear, "linear_backward", lambda real, dy, *args, **kw: (*real(dy, *args, **kw)[:2], dy.mean(axis=(0, 1)))
+        ),
         LINEAR,
         "db",
         "db is the sum of dy over every leading axis",
@@ -1021,7 +1024,11 @@ FAULTS = [
         "linear",
         "",
         "a weight gradient transposed",
-        around(linear, "linear_backward", lambda real, *args: [real(*args)[0], real(*args)[1].T, real(*args)[2]]),
+        around(
+            linear,
+            "linear_backward",
+            lambda real, dy, cache, *args, **kw: [real(dy, cache)[0], real(dy, cache)[1].T, real(dy, cache)[2]],
+        ),
         LINEAR,
         "dw",
         "w is (out, in), so dw = dyᵀ @ x",

@@ -285,10 +285,8 @@ def test_a_function_that_fails_is_named_with_its_line(my_ops):
 
 def test_one_half_of_an_operation_is_judged_by_what_it_gives(my_ops):
     """A backward alone is given our forward's cache; a forward alone keeps what it likes."""
-    forward, backward = only(RIGHT, "gelu").split("\ndef gelu_backward")
+    forward, _ = only(RIGHT, "gelu").split("\ndef gelu_backward")
     (verdict,) = my_ops(forward)
     assert (verdict.wrong, verdict.cases) == (None, 260)
-    head = "import math\nimport numpy as np\n\ndef gelu_backward"
-    backward = backward.replace("(dy, x)", "(dy, cache)").replace("    c =", "    x, _ = cache\n    c =")
-    (verdict,) = my_ops(head + backward)
+    (verdict,) = my_ops("def gelu_backward(dy, slope):\n    return dy * slope\n")
     assert (verdict.wrong, verdict.cases) == (None, 260)

@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from numpy_gpt import block
 from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
 from parity_tests import compare
 from parity_tests.compare import check
@@ -28,10 +29,8 @@ OPERATIONS = {  # of numpy_gpt.ops, as the model calls them
     "cross_entropy": cross_entropy,
 }
 BLOCK = (  # an activation of a block, the operation that makes it, those whose backward makes its gradient
-    ("norm1", "layernorm", "att.W_query, W_key and W_value"),
-    ("att.W_query", "linear", "att.heads"),
-    ("att.W_key", "linear", "att.heads"),
-    ("att.W_value", "linear", "att.heads"),
+    ("norm1", "layernorm", "att.W_query, att.W_key, att.W_value"),
+    (", ".join(f"att.{name}" for name in block.QKV), "linear", "att.heads"),  # one product
     ("att.heads", "attention", "att.out_proj"),
     ("att.out_proj", "linear", "drop_shortcut.1"),
     ("drop_shortcut.1", "dropout", "norm2 and of the shortcut"),
@@ -80,6 +79,19 @@ def merged(a):
     return a.swapaxes(1, 2).reshape(a.shape[0], a.shape[2], -1) if a.ndim == 4 else a
 
 
+def parts(step):
+    """The names of what a step makes: one array, or the queries, keys and values side by side."""
+    first, *others = step.name.split(", ")
+    prefix = first[: first.index("att.")] if others else ""
+    return [first] + [prefix + other for other in others]
+
+
+def by_name(step, a, tokens):
+    """Name -> array (B, T, features) of a step's array, heads merged; the head's has its (B, T) as one axis."""
+    a = merged(a).reshape(*tokens.shape, -1)
+    return dict(zip(parts(step), np.split(a, len(parts(step)), axis=-1), strict=True))
+
+
 def numpy_trace(model, tokens, targets, rng=None):
     """The trace of model.loss_and_grads. Fails if the operations are not those of `steps`, or not undone in reverse."""
     made, undone, order = [], [], steps(model.config) + [Step("loss", "cross_entropy", "")]
@@ -88,13 +100,14 @@ def numpy_trace(model, tokens, targets, rng=None):
         forward, backward = (getattr(module, f"{operation}_{way}") for way in ("forward", "backward"))
 
         def recording_forward(x, *args, **kwargs):
+            before = np.array(x)  # the loss is taken in the logits' own memory
             y, cache = forward(x, *args, **kwargs)
-            made.append((operation, np.array(x), np.array(y)))
+            made.append((operation, before, np.array(y)))
             return y, cache
 
-        def recording_backward(dy, cache):
+        def recording_backward(dy, *args, **kwargs):
             undone.append((operation, np.array(dy)))
-            return backward(dy, cache)
+            return backward(dy, *args, **kwargs)
 
         yield f"{operation}_forward", recording_forward
         yield f"{operation}_backward", recording_backward
@@ -110,11 +123,11 @@ def numpy_trace(model, tokens, targets, rng=None):
     for step, (operation, x, y) in zip(order, made, strict=True):
         if operation == "layernorm":
             activations[f"{step.name}, what it reads"] = x
-        activations[step.name] = merged(y)
-    # W_value's gradient is asked for before W_key's and W_query's: the backward pass is the forward pass reversed
+        activations |= {"loss": y} if step.name == "loss" else by_name(step, y, tokens)
     assert [operation for operation, _ in undone] == [step.operation for step in order[::-1]], "the backward pass"
-    gradients = {step.name: merged(dy) for step, (_, dy) in zip(order[::-1], undone, strict=True)}
-    del gradients["loss"]
+    gradients = {}
+    for step, (_, dy) in zip(order[-2::-1], undone[1:], strict=True):  # the loss has no gradient to be compared
+        gradients |= by_name(step, dy, tokens)
     return Trace(activations, gradients)
 
 
@@ -175,7 +188,7 @@ def check_traces(config, got, want):
     for name, activation in got.activations.items():
         check(f"{name}", activation, want.activations[name], largest, compare.MODEL)
     G = max(float(np.abs(g).max()) for g in want.gradients.values())
-    consumers = {step.name: step.consumer for step in steps(config)}
+    consumers = {name: step.consumer for step in steps(config) for name in parts(step)}
     for name, gradient in got.gradients.items():
         try:
             check(f"d {name}", gradient, want.gradients[name], G, compare.MODEL)

@@ -1,12 +1,17 @@
-"""Causal scaled dot-product attention (Vaswani et al. 2017), heads as a batch axis."""
+"""Causal scaled dot-product attention (Vaswani et al. 2017), heads as a batch axis, in O(T) memory."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
+from numpy_gpt.threads import share
 from numpy_gpt.typing import Array
 
-Cache = tuple[Array, Array, Array, Array, Array | None]
+ROWS = 64
+"""Queries at a time: their scores stay in a core's cache, and of the future half a diagonal block is computed."""
+
+Cache = tuple[Array, Array, Array, Array, Array, Array | None]
 
 
 def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, Cache]:
@@ -15,33 +20,83 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     q (B, NH, T, HS), k and v (B, NH, S, HS) -> y (B, NH, T, HS). The T queries are the last of the S positions (S = T
     in training, more with a key-value cache): query t sees keys 0 … t + S − T. mask (B, NH, T, S): dropout's factors
     for the probabilities, or None. Raises ValueError if there are fewer keys than queries.
-    cache: q, k, v, p before dropout, mask.
+    cache: q, k, v, y, mask, and lse = log Σ exp s (B, NH, T, 1), from which backward makes p = exp(s − lse) again: no
+    (T, S) array outlives its block of rows (Dao et al. 2022, FlashAttention).
 
     Softmax's Jacobian is diag(p) − p pᵀ, so with dp = mask · (dy @ vᵀ):
-        ds = p · (dp − Σ dp · p),  dv = (p · mask)ᵀ @ dy,  dq = ds @ k / √HS,  dk = dsᵀ @ q / √HS.
+        ds = p · (dp − Σ dp · p),  dv = (p · mask)ᵀ @ dy,  dq = ds @ k / √HS,  dk = dsᵀ @ q / √HS,
+    and Σ dp · p over the keys is dy · y.
     """
     T, S = q.shape[-2], k.shape[-2]
     if S < T:
         raise ValueError(f"attention: {T} queries but only {S} keys")
-    s = (q / math.sqrt(q.shape[-1])) @ k.swapaxes(-1, -2)
-    np.copyto(s, -np.inf, where=np.triu(np.ones((T, S), bool), k=1 + S - T))
-    s -= s.max(axis=-1, keepdims=True)  # softmax does not change, and exp cannot overflow
-    p = np.exp(s, out=s)
-    p /= p.sum(axis=-1, keepdims=True)
-    y = (p if mask is None else p * mask) @ v
-    return y, (q, k, v, p, mask)
+    B, NH, _, HS = q.shape
+    y = np.empty((B, T, NH, HS), q.dtype).swapaxes(1, 2)  # in memory the heads lie side by side, as out_proj reads them
+    lse = np.empty((B, NH, T, 1), q.dtype)
+
+    def heads(start: int, stop: int) -> None:
+        h = slice(start, stop)
+        for rows, seen in _blocks(T, S):
+            s = _scores(q[:, h, rows], k[:, h, seen])
+            largest = s.max(axis=-1, keepdims=True)
+            s -= largest  # softmax does not change, and exp cannot overflow
+            p = np.exp(s, out=s)
+            total = p.sum(axis=-1, keepdims=True)
+            lse[:, h, rows] = np.log(total) + largest
+            if mask is not None:
+                p *= mask[:, h, rows, seen]
+            y[:, h, rows] = (p @ v[:, h, seen]) / total
+
+    share(heads, NH)
+    return y, (q, k, v, y, lse, mask)
 
 
 def attention_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """dy (B, NH, T, HS) -> dq (B, NH, T, HS), dk (B, NH, S, HS), dv (B, NH, S, HS)."""
-    q, k, v, p, mask = cache
-    scale = 1 / math.sqrt(q.shape[-1])
-    dv = (p if mask is None else p * mask).swapaxes(-1, -2) @ dy  # y = (p · mask) @ v
-    ds = dy @ v.swapaxes(-1, -2)
-    if mask is not None:
-        ds *= mask  # this is dp
-    ds -= (ds * p).sum(axis=-1, keepdims=True)  # p = softmax(s); 0 where masked
-    ds *= p
-    dq = (ds @ k) * scale  # s = q @ k.T * scale
-    dk = (ds.swapaxes(-1, -2) @ q) * scale
+    """dy (B, NH, T, HS) -> dq (B, NH, T, HS), dk (B, NH, S, HS), dv (B, NH, S, HS).
+
+    In memory the three lie side by side, as (B, S, 3, NH, HS), for the one product that reads them.
+    """
+    q, k, v, y, lse, mask = cache
+    (B, NH, T, HS), S = q.shape, k.shape[2]
+    d = np.zeros((B, S, 3, NH, HS), q.dtype)
+    dq, dk, dv = (d[:, :, i].swapaxes(1, 2) for i in range(3))
+    dq = dq[:, :, S - T :]
+    scale = 1 / math.sqrt(HS)
+
+    def heads(start: int, stop: int) -> None:
+        h = slice(start, stop)
+        for rows, seen in _blocks(T, S):
+            s = _scores(q[:, h, rows], k[:, h, seen])
+            s -= lse[:, h, rows]
+            p = np.exp(s, out=s)  # p = softmax(s); 0 where masked
+            dyr = dy[:, h, rows]
+            dp = dyr @ v[:, h, seen].swapaxes(-1, -2)
+            if mask is None:
+                dv[:, h, seen] += p.swapaxes(-1, -2) @ dyr  # y = (p · mask) @ v
+            else:
+                factors = mask[:, h, rows, seen]
+                dv[:, h, seen] += (p * factors).swapaxes(-1, -2) @ dyr
+                dp *= factors
+            ds = np.subtract(dp, (dyr * y[:, h, rows]).sum(axis=-1, keepdims=True), out=dp)
+            ds *= p
+            ds *= scale  # s = q @ k.T * scale
+            dq[:, h, rows] = ds @ k[:, h, seen]
+            dk[:, h, seen] += ds.swapaxes(-1, -2) @ q[:, h, rows]
+
+    share(heads, NH)
     return dq, dk, dv
+
+
+def _blocks(T: int, S: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of queries, and the keys that the last query of each sees: the lower triangle, in steps of ROWS."""
+    for start in range(0, T, ROWS):
+        stop = min(start + ROWS, T)
+        yield slice(start, stop), slice(0, stop + S - T)
+
+
+def _scores(q: Array, k: Array) -> Array:
+    """q @ kᵀ / √HS for some queries and the keys up to the last one's own; −inf for keys in a query's future."""
+    R = q.shape[-2]
+    s: Array = (q / math.sqrt(q.shape[-1])) @ k.swapaxes(-1, -2)
+    np.copyto(s[..., -R:], -np.inf, where=np.triu(np.ones((R, R), bool), k=1))
+    return s

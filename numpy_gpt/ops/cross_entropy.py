@@ -4,33 +4,53 @@ from typing import Any
 
 import numpy as np
 
+from numpy_gpt.threads import in_blocks
 from numpy_gpt.typing import Array
 
 Cache = tuple[Array, Array, Array]
 
 
-def cross_entropy_forward(logits: Array, targets: Array) -> tuple[Any, Cache]:
+def cross_entropy_forward(logits: Array, targets: Array, out: Array | None = None) -> tuple[Any, Cache]:
     """loss = mean_n (log Σ_v exp z_nv − z_{n, targets_n}), in nats per token, a scalar of the logits' dtype.
 
     logits z (..., V), targets (...) ints in [0, V). Raises ValueError on shapes that do not fit and on no targets.
-    cache: exp(z − max z), its row sums, targets.
+    cache: exp(z − max z), its row sums, targets. out: where to put the first, if given; it may be logits itself.
 
     d loss / dz_nv = (softmax(z)_nv − [v = targets_n]) / N: each row sums to 0.
     """
     if logits.shape[:-1] != targets.shape or not targets.size:
         raise ValueError(f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, not {targets.shape}")
-    z = logits - logits.max(axis=-1, keepdims=True)  # the loss does not change, and exp cannot overflow
-    at_target = np.take_along_axis(z, targets[..., None], axis=-1)
-    e = np.exp(z, out=z)
-    total = e.sum(axis=-1, keepdims=True)
-    return (np.log(total) - at_target).mean(), (e, total, targets)
+    V = logits.shape[-1]
+    e = np.empty_like(logits, order="C") if out is None else out
+    total, loss = np.empty((2, targets.size), logits.dtype)
+    z, flat, ids = logits.reshape(-1, V), e.reshape(-1, V), targets.reshape(-1)
+
+    def some(rows: slice) -> None:
+        zb = flat[rows]
+        # the loss does not change, and exp cannot overflow
+        np.subtract(z[rows], z[rows].max(axis=-1, keepdims=True), out=zb)
+        at_target = zb[np.arange(len(zb)), ids[rows]]
+        total[rows] = np.exp(zb, out=zb).sum(axis=-1)
+        loss[rows] = np.log(total[rows]) - at_target
+
+    in_blocks(some, targets.size, row=V)
+    return loss.mean(), (e, total, targets)
 
 
-def cross_entropy_backward(dloss: float, cache: Cache) -> Array:
-    """dloss, the gradient of the scalar (1 when the loss is the end of the line) -> dlogits (..., V)."""
+def cross_entropy_backward(dloss: float, cache: Cache, out: Array | None = None) -> Array:
+    """dloss, the gradient of the scalar (1 when the loss is the end of the line) -> dlogits (..., V).
+
+    out: where to put it, if given; it may be the cached exp(z − max z), which is then gone.
+    """
     e, total, targets = cache
-    dlogits = e / total
-    index = targets[..., None]
-    np.put_along_axis(dlogits, index, np.take_along_axis(dlogits, index, axis=-1) - 1, axis=-1)
-    dlogits *= dloss / targets.size
+    N, V = targets.size, e.shape[-1]
+    dlogits = np.empty_like(e) if out is None else out
+    flat, result, ids = e.reshape(-1, V), dlogits.reshape(-1, V), targets.reshape(-1)
+    share = dloss / N
+
+    def some(rows: slice) -> None:
+        np.multiply(flat[rows], (share / total[rows])[:, None], out=result[rows])
+        result[rows][np.arange(len(ids[rows])), ids[rows]] -= share
+
+    in_blocks(some, N, row=V)
     return dlogits

@@ -4,43 +4,48 @@ import math
 
 import numpy as np
 
+from numpy_gpt.threads import in_blocks
 from numpy_gpt.typing import Array
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
 
-Cache = tuple[Array, Array]
+Cache = Array
 
 
 def gelu_forward(x: Array) -> tuple[Array, Cache]:
     """y = ½ x (1 + tanh u),  u = √(2/π) (x + 0.044715 x³), elementwise, in x's dtype.
 
-    cache: x and t = tanh u. With dt/du = 1 − t² and du/dx = √(2/π) (1 + 3 · 0.044715 x²):
+    cache: the slope. With t = tanh u, dt/du = 1 − t² and du/dx = √(2/π) (1 + 3 · 0.044715 x²):
         dy/dx = ½ (1 + t) + ½ x (1 − t²) du/dx.
+    It is made while x and t are at hand, in blocks that stay in a core's cache: backward is then one product.
     """
-    u = x * x
-    u *= CUBIC
-    u += 1
-    u *= x
-    u *= SQRT_2_OVER_PI
-    t = np.tanh(u, out=u)
-    y = t + 1
-    y *= x
-    y *= 0.5
-    return y, (x, t)
+    y, slope = np.empty_like(x, order="C"), np.empty_like(x, order="C")
+    flat = [each.reshape(-1) for each in (x, y, slope)]
+
+    def block(part: slice) -> None:
+        xb, yb, sb = (each[part] for each in flat)
+        square = xb * xb
+        t = square * (SQRT_2_OVER_PI * CUBIC)
+        t += SQRT_2_OVER_PI
+        t *= xb
+        np.tanh(t, out=t)
+        np.multiply(square, 3 * CUBIC * SQRT_2_OVER_PI, out=sb)
+        sb += SQRT_2_OVER_PI  # du/dx
+        sb *= xb
+        np.multiply(t, t, out=square)
+        np.subtract(1, square, out=square)
+        sb *= square
+        t += 1
+        sb += t
+        sb *= 0.5  # ½ (1 + t) + ½ x (1 − t²) du/dx
+        t *= 0.5
+        np.multiply(t, xb, out=yb)
+
+    in_blocks(block, x.size)
+    return y, slope
 
 
 def gelu_backward(dy: Array, cache: Cache) -> Array:
-    """dy -> dx, of x's shape."""
-    x, t = cache
-    slope = x * x
-    slope *= 3 * CUBIC
-    slope += 1
-    slope *= SQRT_2_OVER_PI  # du/dx
-    slope *= x
-    slope *= 1 - t * t
-    slope += t
-    slope += 1
-    slope *= 0.5  # ½ (1 + t) + ½ x (1 − t²) du/dx
-    slope *= dy
-    return slope
+    """dy -> dx = dy · slope, of x's shape."""
+    return dy * cache

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from numpy_gpt.sums import sum_rows
+from numpy_gpt.threads import in_blocks
 from numpy_gpt.typing import Array
 
 EPS = 1e-5
@@ -23,23 +25,41 @@ def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Cach
     The mean is taken off twice, the second time that of what is left: in a row of equal numbers the first leaves the
     mean's rounding behind, and rstd = 1 / sqrt(eps) = 316 would enlarge it.
     """
-    centred = x - x.mean(axis=-1, keepdims=True)
-    centred -= centred.mean(axis=-1, keepdims=True)
-    rstd = 1 / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + EPS)
-    x_hat = np.multiply(centred, rstd, out=centred)
-    return x_hat * scale + shift, (x_hat, rstd, scale)
+    C = x.shape[-1]
+    y, x_hat, rstd = np.empty_like(x, order="C"), np.empty_like(x, order="C"), np.empty((*x.shape[:-1], 1), x.dtype)
+    flat = [each.reshape(-1, each.shape[-1]) for each in (x, y, x_hat, rstd)]
+
+    def some(rows: slice) -> None:
+        xb, yb, centred, rb = (each[rows] for each in flat)
+        np.subtract(xb, xb.mean(axis=-1, keepdims=True), out=centred)
+        centred -= centred.mean(axis=-1, keepdims=True)
+        np.multiply(centred, centred, out=yb)
+        rb[...] = 1 / np.sqrt(yb.mean(axis=-1, keepdims=True) + EPS)
+        centred *= rb  # x_hat
+        np.multiply(centred, scale, out=yb)
+        yb += shift
+
+    in_blocks(some, x.size // C, row=C)
+    return y, (x_hat, rstd, scale)
 
 
 def layernorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
     """dy (..., C) -> dx (..., C), dscale (C,), dshift (C,)."""
     x_hat, rstd, scale = cache
-    rows = tuple(range(dy.ndim - 1))
-    # float64 sums: NumPy adds a column up one row after the other
-    dshift = dy.sum(axis=rows, dtype=np.float64).astype(dy.dtype)
-    dscale = (dy * x_hat).sum(axis=rows, dtype=np.float64).astype(dy.dtype)
-    g = dy * scale  # dL/dx_hat
-    along_x_hat = (g * x_hat).mean(axis=-1, keepdims=True)
-    g -= g.mean(axis=-1, keepdims=True)
-    g -= x_hat * along_x_hat
-    g *= rstd
-    return g, dscale, dshift
+    C = dy.shape[-1]
+    dx, dy_x_hat = np.empty_like(x_hat), np.empty_like(x_hat)
+    flat = [each.reshape(-1, each.shape[-1]) for each in (dy, x_hat, rstd, dx, dy_x_hat)]
+
+    def some(rows: slice) -> None:
+        db, xb, rb, g, along = (each[rows] for each in flat)
+        np.multiply(db, scale, out=g)  # dL/dx_hat
+        np.multiply(g, xb, out=along)
+        along_x_hat = along.mean(axis=-1, keepdims=True)
+        g -= g.mean(axis=-1, keepdims=True)
+        np.multiply(xb, along_x_hat, out=along)
+        g -= along
+        g *= rb
+        np.multiply(db, xb, out=along)
+
+    in_blocks(some, x_hat.size // C, row=C)
+    return dx, sum_rows(flat[4]), sum_rows(flat[0])

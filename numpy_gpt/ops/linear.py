@@ -1,33 +1,42 @@
 """Affine map of the last axis."""
 
-import numpy as np
-
+from numpy_gpt.sums import sum_rows
+from numpy_gpt.threads import in_blocks, matmul
 from numpy_gpt.typing import Array
 
 Cache = tuple[Array, Array, bool]
 
 
-def linear_forward(x: Array, w: Array, b: Array | None) -> tuple[Array, Cache]:
+def linear_forward(x: Array, w: Array, b: Array | None, out: Array | None = None) -> tuple[Array, Cache]:
     """y = x @ w.T + b, in torch.nn.functional.linear's layout.
 
     x (..., I), w (O, I), b (O,) or None -> y (..., O), in x's dtype.
-    cache: x for dw, w for dx. Raises ValueError if the feature counts differ.
+    cache: x for dw, w for dx. out (N, O), N the product of the leading axes: where to put y, if given.
+    Raises ValueError if the feature counts differ.
 
     With y_no = Σ_i x_ni w_oi + b_o:  dx = dy @ w,  dw = dyᵀ @ x,  db = Σ_n dy_n.
     """
     if x.shape[-1] != w.shape[1]:
         raise ValueError(f"linear: x has {x.shape[-1]} features, w expects {w.shape[1]}")
-    y = x @ w.T
+    y = matmul(x.reshape(-1, w.shape[1]), w.T, out)  # (N, O): every leading axis is batch
     if b is not None:
-        y += b
-    return y, (x, w, b is not None)
+
+        def add_bias(rows: slice) -> None:
+            y[rows] += b
+
+        in_blocks(add_bias, len(y), row=len(w))
+    return y.reshape(*x.shape[:-1], len(w)), (x, w, b is not None)
 
 
-def linear_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
-    """dy (..., O) -> dx (..., I), dw (O, I), db (O,) or None where there was no bias."""
+def linear_backward(
+    dy: Array, cache: Cache, dw: Array | None = None, add: bool = False
+) -> tuple[Array, Array, Array | None]:
+    """dy (..., O) -> dx (..., I), dw (O, I), db (O,) or None where there was no bias.
+
+    dw given: the array to write into, or with add to add to.
+    """
     x, w, has_bias = cache
-    dy2 = dy.reshape(-1, w.shape[0])  # (N, O): every leading axis is batch
-    dw = dy2.T @ x.reshape(-1, w.shape[1])
-    # NumPy adds a column up one row after the other: float32 would lose a digit over 512 rows
-    db = dy2.sum(axis=0, dtype=np.float64).astype(dy.dtype) if has_bias else None
-    return dy @ w, dw, db
+    dy2 = dy.reshape(-1, w.shape[0])  # (N, O)
+    dw = matmul(dy2.T, x.reshape(-1, w.shape[1]), dw, add)
+    db = sum_rows(dy2) if has_bias else None
+    return matmul(dy2, w).reshape(x.shape), dw, db
