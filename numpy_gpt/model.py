@@ -9,9 +9,10 @@ import numpy.typing as npt
 from numpy_gpt.block import Cache, Dropout, KVCache, block_backward, block_forward, side_by_side
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
+from numpy_gpt.memory import keep_freed_memory
 from numpy_gpt.ops import cross_entropy, dropout, embedding, layernorm, linear
 from numpy_gpt.random import Generator
-from numpy_gpt.threads import in_blocks
+from numpy_gpt.threads import all_cores, in_blocks
 from numpy_gpt.typing import Array, Float, Params
 
 HEAD_ROWS = 256
@@ -113,17 +114,20 @@ class GPT:
                 raise InputError(f"parameter {name} is {array.dtype}, tok_emb.weight is {model.dtype}: use one dtype")
         return model
 
+    @all_cores()
     def __call__(self, tokens: npt.ArrayLike) -> Array:
         """Logits, without dropout: tokens (B, T) ints -> (B, T, V)."""
         h, _ = self._hidden_forward(self._checked("tokens", tokens), None, keep=False)
         return linear.linear_forward(h, self._head(), None)[0]
 
+    @all_cores()
     def loss(self, tokens: npt.ArrayLike, targets: npt.ArrayLike) -> Any:
         """Mean cross-entropy in nats per token, without dropout, a scalar of the model's dtype; both (B, T) ints."""
         ids, want = self._checked_pair(tokens, targets)
         h, _ = self._hidden_forward(ids, None, keep=False)
         return self._head_loss(h, want, backward=False)[0]
 
+    @all_cores()
     def loss_and_grads(
         self, tokens: npt.ArrayLike, targets: npt.ArrayLike, rng: Generator | None = None
     ) -> tuple[Any, Params]:
@@ -134,6 +138,7 @@ class GPT:
         """
         ids, want = self._checked_pair(tokens, targets)
         if not self._buffers:
+            keep_freed_memory()
             matrices = {n: np.empty(p.shape, p.dtype) for n, p in self.params.items() if p.ndim == 2}
             self._buffers = side_by_side(matrices)
         h, c_hidden = self._hidden_forward(ids, rng, keep=True)
@@ -141,6 +146,7 @@ class GPT:
         grads = self._hidden_backward(dh, c_hidden, dw_head)
         return loss, {name: grads[name] for name in self.params}
 
+    @all_cores()
     def next_logits(self, tokens: npt.ArrayLike, past: KVCache) -> Array:
         """Logits after the last token only (B, V), given the tokens (B, T) that follow those in `past`, which grows."""
         ids = self._checked("tokens", tokens, room=self.config.context_length - past.length)

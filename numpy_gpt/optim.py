@@ -1,13 +1,13 @@
 """AdamW, global-norm clipping and the learning-rate schedule: everything between a gradient and a parameter."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.threads import in_blocks
+from numpy_gpt.threads import blocks, share_all
 from numpy_gpt.typing import Array, Params
 
 
@@ -52,17 +52,19 @@ class AdamW:
                 found = grads[name].shape if name in grads else "no gradient"
                 raise ValueError(f"AdamW: {name} has shape {p.shape}, its gradient: {found}")
         self.t += 1
+        tasks: list[Callable[[], None]] = []
         for name, p in self.params.items():
-            g, m, v = grads[name], self.m[name], self.v[name]
+            arrays = p, grads[name], self.m[name], self.v[name]
             if name in self._moved:
-                self._update_moved(self._moved[name], p, g, m, v)
-                if self._moved[name].all():
-                    del self._moved[name]
-            elif all(a.flags.c_contiguous for a in (p, g, m, v)):
-                flat = [a.reshape(-1) for a in (p, g, m, v)]
-                in_blocks(partial(self._update_part, flat), p.size)
+                moved = self._moved[name]
+                tasks += [partial(self._update_moved, moved, arrays, rows) for rows in blocks(*p.shape)]
+            elif all(a.flags.c_contiguous for a in arrays):
+                flat = [a.reshape(-1) for a in arrays]
+                tasks += [partial(self._update, *(a[part] for a in flat)) for part in blocks(p.size)]
             else:  # a view with gaps has no flat view to cut into blocks
-                self._update(p, g, m, v)
+                tasks.append(partial(self._update, *arrays))
+        share_all(tasks)
+        self._moved = {name: moved for name, moved in self._moved.items() if not moved.all()}
 
     def state(self) -> Params:
         """t, and every m and v as "m.NAME" and "v.NAME": the arrays themselves, to be written to a checkpoint."""
@@ -83,21 +85,15 @@ class AdamW:
         for name in self._moved:
             self._moved[name] = np.logical_or(self.m[name].any(axis=1), self.v[name].any(axis=1))
 
-    def _update_part(self, arrays: Sequence[Array], part: slice) -> None:
-        self._update(*(a[part] for a in arrays))
-
-    def _update_moved(self, moved: Array, p: Array, g: Array, m: Array, v: Array) -> None:
-        """Of a matrix the rows that this gradient or one before it moves, which moved keeps; the others decay."""
-
-        def some(part: slice) -> None:
-            moved[part] |= (g[part].max(axis=1) != 0) | (g[part].min(axis=1) != 0)
-            rows = part.start + np.flatnonzero(moved[part])
-            arrays = p[rows], g[rows], m[rows], v[rows]
-            p[part] *= 1 - self.lr * self.weight_decay
-            self._update(*arrays)
-            p[rows], m[rows], v[rows] = arrays[0], arrays[2], arrays[3]
-
-        in_blocks(some, *p.shape)
+    def _update_moved(self, moved: Array, arrays: Sequence[Array], rows: slice) -> None:
+        """Those of these rows that this gradient or one before it moves, as moved keeps; the others only decay."""
+        p, g, m, v = (a[rows] for a in arrays)
+        moved[rows] |= (g.max(axis=1) != 0) | (g.min(axis=1) != 0)
+        some = np.flatnonzero(moved[rows])
+        p_some, m_some, v_some = p[some], m[some], v[some]
+        self._update(p_some, g[some], m_some, v_some)
+        p *= 1 - self.lr * self.weight_decay
+        p[some], m[some], v[some] = p_some, m_some, v_some
 
     def _update(self, p: Array, g: Array, m: Array, v: Array) -> None:
         beta1, beta2 = self.betas

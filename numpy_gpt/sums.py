@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numpy_gpt.threads import share
+from numpy_gpt.threads import LEAST, share
 from numpy_gpt.typing import Array
 
 
@@ -16,5 +16,5 @@ def sum_rows(x: Array) -> Array:
     def columns(start: int, stop: int) -> None:
         total[start:stop] = x[:, start:stop].sum(axis=0, dtype=np.float64)
 
-    share(columns, x.shape[1], least=256)
+    share(columns, x.shape[1], least=max(1, LEAST // len(x)))
     return total

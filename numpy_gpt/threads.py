@@ -1,16 +1,18 @@
 """Work shared out among threads: NumPy lets go of the interpreter lock inside its loops and its products.
 
-There are as many threads as NumPy's BLAS may use, and while they work each has a BLAS of one thread: the same cores
-then do the products and the loops between them. (BLAS's own threads keep spinning for a while after a product, on the
-very cores that the next loop needs.) Whoever limits BLAS, by OPENBLAS_NUM_THREADS or threadpoolctl, limits these too.
+There are as many threads as NumPy's BLAS may use, and while they are at it each has a BLAS of one thread: the same
+cores then do the products and the loops between them. (BLAS's own threads keep spinning for a while after a product, on
+the very cores that the next loop needs.) Whoever limits BLAS, by OPENBLAS_NUM_THREADS or threadpoolctl, limits these.
 """
 
 import os
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -22,12 +24,24 @@ if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 BLOCK = 2**17
-"""Numbers of an array in one pass: a handful of such blocks fit in a core's second-level cache."""
+"""Numbers of an array in one pass: a handful of such blocks fit in a core's cache, and the interpreter lock, which a
+pass takes at its end, is not asked for too often."""
 
-_SHARE = 2**15
-"""Numbers, or a product's multiplications / 2**5, below which waking a thread costs more than it does."""
+LEAST = 2 * BLOCK
+"""Numbers for each thread below which waking it, some 0.1 ms, costs more than it does."""
 
-_sharing = threading.Lock()
+LEAST_PRODUCT = 2**23
+"""The same in a product's multiplications."""
+
+
+class _Team(threading.local):
+    """The number of threads that may share this thread's work."""
+
+    size = 1
+
+
+_team = _Team()
+_taken = threading.Lock()
 
 
 @cache
@@ -43,72 +57,111 @@ def _pool(pid: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="numpy_gpt")
 
 
-def thread_count() -> int:
-    """How many threads may share the work: those of NumPy's BLAS, 1 if it cannot be asked."""
-    return max((library.num_threads or 1 for library in _blas().lib_controllers), default=1)
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Until the end, BLAS keeps to one thread, and `share` has as many as BLAS had.
 
-
-def share(work: Callable[[int, int], None], n: int, least: int = 1) -> None:
-    """work(start, stop) for parts that make up range(n), each of at least `least`, side by side.
-
-    Who comes while another thread is sharing does all of it alone: the limit on BLAS is the whole process's.
+    Within another one of the same thread it changes nothing. Where one is open in another thread, this one's work is
+    not shared: the limit on BLAS is the whole process's.
     """
-    threads = min(thread_count(), n // least)
-    if threads <= 1 or not _sharing.acquire(blocking=False):
+    if not _taken.acquire(blocking=False):
+        yield
+        return
+    try:
+        size = max((library.num_threads or 1 for library in _blas().lib_controllers), default=1)
+        with _blas().limit(limits=1):
+            _team.size = size
+            yield
+    finally:
+        _team.size = 1
+        _taken.release()
+
+
+@all_cores()
+def share(work: Callable[[int, int], None], n: int, least: int = 1) -> None:
+    """work(start, stop) for parts that make up range(n), each of at least `least`, side by side."""
+    size = min(_team.size, n // least)
+    if size <= 1:
         work(0, n)
         return
-    edges = [n * i // threads for i in range(threads + 1)]
+    edges = [n * i // size for i in range(size + 1)]
+    # each in a copy of the caller's context: np.errstate belongs to it
+    rest = [_pool(os.getpid()).submit(copy_context().run, work, start, stop) for start, stop in pairwise(edges[1:])]
     try:
-        with _blas().limit(limits=1):
-            # each in a copy of the caller's context: np.errstate belongs to it
-            rest = [
-                _pool(os.getpid()).submit(copy_context().run, work, start, stop) for start, stop in pairwise(edges[1:])
-            ]
-            try:
-                work(edges[0], edges[1])
-            finally:
-                for each in rest:
-                    each.exception()  # waits: the arrays are in use until then
-            for each in rest:
-                each.result()
+        work(edges[0], edges[1])
     finally:
-        _sharing.release()
+        for each in rest:
+            each.exception()  # waits: the arrays are in use until then
+    for each in rest:
+        each.result()
+
+
+def share_all(tasks: Iterable[Callable[[], None]]) -> None:
+    """Every one of these; each thread takes the next one when it is done with its last."""
+    left = deque(tasks)
+
+    def some(start: int, stop: int) -> None:
+        while True:
+            try:
+                task = left.popleft()
+            except IndexError:  # none left, or another thread has just taken the last
+                return
+            task()
+
+    share(some, len(left))
+
+
+def blocks(n: int, row: int = 1, start: int = 0) -> Iterator[slice]:
+    """Slices that make up range(start, n), each of about BLOCK numbers, row of them a row."""
+    step = max(1, BLOCK // row)
+    for i in range(start, n, step):
+        yield slice(i, min(i + step, n))
 
 
 def in_blocks(work: Callable[[slice], None], n: int, row: int = 1) -> None:
-    """work(rows) for slices that make up range(n), each of about BLOCK numbers, row of them a row; shared out."""
-    step = max(1, BLOCK // row)
+    """work(rows) for the blocks of range(n), shared out."""
 
     def part(start: int, stop: int) -> None:
-        for i in range(start, stop, step):
-            work(slice(i, min(i + step, stop)))
+        for rows in blocks(stop, row, start):
+            work(rows)
 
-    share(part, n, least=max(1, _SHARE // row))
+    share(part, n, least=max(1, LEAST // row))
 
 
 def matmul(a: Array, b: Array, out: Array | None = None, add: bool = False) -> Array:
-    """a (M, K) @ b (K, N) -> (M, N), into out if given (add: onto it): cut along the longer of M and N, shared out."""
+    """a (M, K) @ b (K, N) -> (M, N), into out if given (add: onto it): cut along the longer of M and N, shared out.
+
+    A single row with the columns of b is N dot products: they read b at the memory's speed, as BLAS's product of a
+    matrix and a vector does not.
+    """
     M, K, N = *a.shape, b.shape[1]
     if out is None:
         out = np.empty((M, N), np.result_type(a, b))
     if add:
-
-        def part(start: int, stop: int) -> None:
-            step = max(1, 4 * BLOCK // N)
-            for i in range(start, stop, step):
-                rows = slice(i, min(i + step, stop))
-                out[rows] += a[rows] @ b
-
-        share(part, M)
-        return out
-    if N > M:
-
-        def part(start: int, stop: int) -> None:
-            np.matmul(a, b[:, start:stop], out=out[:, start:stop])
+        product = partial(_add_product, a, b, out)
+    elif M == 1 and b.strides[0] == b.itemsize:
+        product = partial(_dot_products, a, b, out)
+    elif N > M:
+        product = partial(_columns, a, b, out)
     else:
-
-        def part(start: int, stop: int) -> None:
-            np.matmul(a[start:stop], b, out=out[start:stop])
-
-    share(part, max(M, N), least=max(1, 2**5 * _SHARE // max(1, K * min(M, N))))
+        product = partial(_rows, a, b, out)
+    n = M if add or N <= M else N
+    share(product, n, least=max(1, LEAST_PRODUCT * n // max(1, M * K * N)))
     return out
+
+
+def _columns(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
+    np.matmul(a, b[:, start:stop], out=out[:, start:stop])
+
+
+def _rows(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
+    np.matmul(a[start:stop], b, out=out[start:stop])
+
+
+def _dot_products(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
+    np.vecdot(b.T[start:stop], a[0], out=out[0, start:stop])
+
+
+def _add_product(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
+    for rows in blocks(stop, max(1, b.shape[1] // 4), start):  # four blocks at a time: BLAS is faster at more rows
+        out[rows] += a[rows] @ b

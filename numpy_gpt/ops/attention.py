@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from numpy_gpt.threads import share
+from numpy_gpt.threads import LEAST, share
 from numpy_gpt.typing import Array
 
 ROWS = 64
@@ -47,7 +47,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
                 p *= mask[:, h, rows, seen]
             y[:, h, rows] = (p @ v[:, h, seen]) / total
 
-    share(heads, NH)
+    share(heads, NH, least=_heads_for_a_thread(B, T, S))
     return y, (q, k, v, y, lse, mask)
 
 
@@ -83,8 +83,12 @@ def attention_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
             dq[:, h, rows] = ds @ k[:, h, seen]
             dk[:, h, seen] += ds.swapaxes(-1, -2) @ q[:, h, rows]
 
-    share(heads, NH)
+    share(heads, NH, least=_heads_for_a_thread(B, T, S))
     return dq, dk, dv
+
+
+def _heads_for_a_thread(B: int, T: int, S: int) -> int:
+    return max(1, LEAST // (4 * B * T * S))  # a score takes some four times as long as a number of an array elsewhere
 
 
 def _blocks(T: int, S: int) -> Iterator[tuple[slice, slice]]:

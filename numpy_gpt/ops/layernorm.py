@@ -28,13 +28,13 @@ def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Cach
     C = x.shape[-1]
     y, x_hat, rstd = np.empty_like(x, order="C"), np.empty_like(x, order="C"), np.empty((*x.shape[:-1], 1), x.dtype)
     flat = [each.reshape(-1, each.shape[-1]) for each in (x, y, x_hat, rstd)]
+    ones = np.ones(C, x.dtype)
 
     def some(rows: slice) -> None:
         xb, yb, centred, rb = (each[rows] for each in flat)
-        np.subtract(xb, xb.mean(axis=-1, keepdims=True), out=centred)
-        centred -= centred.mean(axis=-1, keepdims=True)
-        np.multiply(centred, centred, out=yb)
-        rb[...] = 1 / np.sqrt(yb.mean(axis=-1, keepdims=True) + EPS)
+        np.subtract(xb, _row_mean(xb, ones), out=centred)
+        centred -= _row_mean(centred, ones)
+        rb[...] = 1 / np.sqrt(_row_mean(centred, centred) + EPS)
         centred *= rb  # x_hat
         np.multiply(centred, scale, out=yb)
         yb += shift
@@ -49,17 +49,22 @@ def layernorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
     C = dy.shape[-1]
     dx, dy_x_hat = np.empty_like(x_hat), np.empty_like(x_hat)
     flat = [each.reshape(-1, each.shape[-1]) for each in (dy, x_hat, rstd, dx, dy_x_hat)]
+    ones = np.ones(C, x_hat.dtype)
 
     def some(rows: slice) -> None:
         db, xb, rb, g, along = (each[rows] for each in flat)
         np.multiply(db, scale, out=g)  # dL/dx_hat
-        np.multiply(g, xb, out=along)
-        along_x_hat = along.mean(axis=-1, keepdims=True)
-        g -= g.mean(axis=-1, keepdims=True)
-        np.multiply(xb, along_x_hat, out=along)
+        np.multiply(xb, _row_mean(g, xb), out=along)
+        g -= _row_mean(g, ones)
         g -= along
         g *= rb
         np.multiply(db, xb, out=along)
 
     in_blocks(some, x_hat.size // C, row=C)
     return dx, sum_rows(flat[4]), sum_rows(flat[0])
+
+
+def _row_mean(a: Array, b: Array) -> Array:
+    """The mean of each row of a · b, (N, 1): as dot products, which BLAS reads twice as fast as NumPy's sum does."""
+    mean: Array = np.vecdot(a, b)[:, None] / a.shape[-1]
+    return mean
