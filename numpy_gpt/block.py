@@ -1,7 +1,7 @@
 """A transformer block out of the operations: attention and feed-forward, each normed before and added after."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,26 +58,32 @@ def _merge_heads(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(B, T, NH * HS)  # (B, T, C)
 
 
+def side_by_side(shapes: Mapping[str, tuple[int, ...]], dtype: Float) -> Params:
+    """Uninitialised arrays of these names and shapes, one after the other in one piece of memory."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    parts = np.split(np.empty(sum(sizes), dtype), np.cumsum(sizes)[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
 def joined(parts: Sequence[Array], axis: int = 0) -> Array:
     """The array that these arrays of one shape are the consecutive parts of along axis, or a copy of them joined."""
     base, shape = parts[0].base, list(parts[0].shape)
     shape[axis] *= len(parts)
-    if isinstance(base, np.ndarray) and base.size == math.prod(shape) and base.flags.c_contiguous:
-        whole: Array = base.reshape(shape)
-        cuts = np.split(whole, len(parts), axis)
-        if all(a.__array_interface__ == b.__array_interface__ for a, b in zip(parts, cuts, strict=True)):
-            return whole
+    if isinstance(base, np.ndarray) and base.flags.c_contiguous:
+        offset = (_address(parts[0]) - _address(base)) // base.itemsize
+        flat = base.reshape(-1)[offset : offset + math.prod(shape)]
+        if flat.size == math.prod(shape):
+            whole = flat.reshape(shape)
+            step = whole.strides[axis] * parts[0].shape[axis]
+            begins = [_address(whole) + i * step for i in range(len(parts))]
+            if [_address(a) for a in parts] == begins and all(a.strides == whole.strides for a in parts):
+                return whole
     return np.concatenate(parts, axis)
 
 
-def side_by_side(params: Params) -> Params:
-    """params, with the query, key and value weights of a block moved into one (3C, C) array, for one product."""
-    params = dict(params)
-    for query in [name for name in params if "W_query" in name]:
-        names = [query.replace("W_query", each) for each in QKV]
-        whole = np.concatenate([params[name] for name in names])
-        params |= dict(zip(names, np.split(whole, 3), strict=True))
-    return params
+def _address(a: Array) -> int:
+    address: int = a.__array_interface__["data"][0]
+    return address
 
 
 def attention_branch_forward(
@@ -87,7 +93,8 @@ def attention_branch_forward(
     w = joined([p[f"att.{name}.weight"] for name in QKV])  # (3C, C)
     b = joined([p[f"att.{name}.bias"] for name in QKV]) if "att.W_query.bias" in p else None
     qkv, c_qkv = linear.linear_forward(x, w, b)  # (B, T, 3C)
-    qh, kh, vh = (_split_heads(each, n_heads) for each in np.split(qkv, 3, axis=-1))
+    B, T, C = x.shape
+    qh, kh, vh = qkv.reshape(B, T, 3, n_heads, C // n_heads).transpose(2, 0, 3, 1, 4)  # each (B, NH, T, HS)
     if past is not None:
         kh, vh = past.extend(layer, kh, vh)
     mask = drop.mask((*qh.shape[:3], kh.shape[2]))  # (B, NH, T, S): dropout on the probabilities

@@ -1,6 +1,6 @@
 """GPT-2: the model, its loss, and its backward pass as the forward pass read from bottom to top."""
 
-from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,28 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"trf_blocks.{i}.{name}": shape for name, shape in block.items()}
     shapes |= {"final_norm.scale": (C,), "final_norm.shift": (C,)}
     return shapes if config.tie_weights else shapes | {"out_head.weight": (V, C)}
+
+
+@cache
+def _block_names(config: GPTConfig) -> list[dict[str, str]]:
+    """Of each block: its own names for its parameters -> the model's names."""
+    names = list(parameter_shapes(config))
+    prefixes = [f"trf_blocks.{i}." for i in range(config.n_layers)]
+    return [{n.removeprefix(prefix): n for n in names if n.startswith(prefix)} for prefix in prefixes]
+
+
+def _blocks_memory(config: GPTConfig, dtype: Float) -> Params:
+    """Uninitialised arrays for the blocks' matrices, each block's in one piece.
+
+    The query, key and value weights are next to each other, so that one product makes all three; and memory in one
+    piece is read faster, being mapped in larger pages.
+    """
+    shapes = parameter_shapes(config)
+    arrays: Params = {}
+    for names in _block_names(config):
+        weights = [full for name, full in names.items() if name.endswith("weight")]
+        arrays |= side_by_side({full: shapes[full] for full in weights}, dtype)
+    return arrays
 
 
 def initial_parameters(config: GPTConfig, rng: Generator, dtype: Float = np.float32) -> Params:
@@ -85,14 +107,14 @@ class GPT:
         """The model of `torch.manual_seed(seed); GPTModel(config)`; a Generator goes on from where it stands."""
         rng = seed if isinstance(seed, Generator) else Generator(seed)
         self.config, self.dtype = config, _float_dtype(dtype)
-        self.params = side_by_side(initial_parameters(config, rng, dtype))
-        self._buffers: Params = {}
+        self.params = initial_parameters(config, rng, dtype)
+        self._lay_out()
 
     @classmethod
     def from_params(cls, config: GPTConfig, params: Params) -> "GPT":
-        """A model over these arrays themselves, in the order of parameter_shapes.
+        """A model over these arrays, in the order of parameter_shapes.
 
-        Only W_query, W_key and W_value are copied: they are put side by side, for one product.
+        The blocks' matrices are copied, to lie side by side; the others are these arrays themselves.
 
         Raises InputError naming the first parameter that is missing, unknown, of another shape or another dtype.
         """
@@ -108,11 +130,21 @@ class GPT:
                 )
         model = cls.__new__(cls)
         model.config, model.dtype = config, _float_dtype(params["tok_emb.weight"].dtype)
-        model.params, model._buffers = side_by_side({name: params[name] for name in shapes}), {}
-        for name, array in model.params.items():
-            if array.dtype != model.dtype:
-                raise InputError(f"parameter {name} is {array.dtype}, tok_emb.weight is {model.dtype}: use one dtype")
+        for name in shapes:
+            if params[name].dtype != model.dtype:
+                raise InputError(
+                    f"parameter {name} is {params[name].dtype}, tok_emb.weight is {model.dtype}: use one dtype"
+                )
+        model.params = {name: params[name] for name in shapes}
+        model._lay_out()
         return model
+
+    def _lay_out(self) -> None:
+        """Move the blocks' matrices to memory that suits the products; the gradients' memory comes with the first."""
+        for name, array in _blocks_memory(self.config, self.dtype).items():
+            array[...] = self.params[name]
+            self.params[name] = array
+        self._buffers: Params = {}
 
     @all_cores()
     def __call__(self, tokens: npt.ArrayLike) -> Array:
@@ -139,8 +171,9 @@ class GPT:
         ids, want = self._checked_pair(tokens, targets)
         if not self._buffers:
             keep_freed_memory()
-            matrices = {n: np.empty(p.shape, p.dtype) for n, p in self.params.items() if p.ndim == 2}
-            self._buffers = side_by_side(matrices)
+            outside = {"tok_emb.weight", self._head_name()}
+            self._buffers = {name: np.empty(self.params[name].shape, self.dtype) for name in outside}
+            self._buffers |= _blocks_memory(self.config, self.dtype)
         h, c_hidden = self._hidden_forward(ids, rng, keep=True)
         loss, dh, dw_head = self._head_loss(h, want, backward=True)
         grads = self._hidden_backward(dh, c_hidden, dw_head)
@@ -160,10 +193,9 @@ class GPT:
     def _head_name(self) -> str:
         return "tok_emb.weight" if self.config.tie_weights else "out_head.weight"
 
-    def _blocks(self) -> Iterator[Params]:
-        for i in range(self.config.n_layers):
-            prefix = f"trf_blocks.{i}."
-            yield {name.removeprefix(prefix): array for name, array in self.params.items() if name.startswith(prefix)}
+    def _block(self, i: int, arrays: Params) -> Params:
+        """Those of block i that are there, under the block's own names for them."""
+        return {name: arrays[full] for name, full in _block_names(self.config)[i].items() if full in arrays}
 
     def _hidden_forward(
         self, ids: Array, rng: Generator | None, keep: bool, past: KVCache | None = None
@@ -176,8 +208,8 @@ class GPT:
         x, c_pos = embedding.position_embedding_forward(x, p["pos_emb.weight"], start)
         x, c_drop = dropout.dropout_forward(x, drop.mask(x.shape))
         c_blocks = []
-        for i, block in enumerate(self._blocks()):
-            x, c_block = block_forward(x, block, config.n_heads, drop, past, i)
+        for i in range(config.n_layers):
+            x, c_block = block_forward(x, self._block(i, p), config.n_heads, drop, past, i)
             if keep:
                 c_blocks.append(c_block)
             del c_block  # or it would be there until the next block is done
@@ -209,10 +241,9 @@ class GPT:
         grads: Params = {} if self.config.tie_weights else {"out_head.weight": dw_head}
         dx, grads["final_norm.scale"], grads["final_norm.shift"] = layernorm.layernorm_backward(dx, c_norm)
         for i in reversed(range(self.config.n_layers)):
-            prefix = f"trf_blocks.{i}."
-            block = {n.removeprefix(prefix): a for n, a in self._buffers.items() if n.startswith(prefix)}
+            block = self._block(i, self._buffers)
             dx = block_backward(dx, c_blocks.pop(), block)  # popped: the activations are freed as we go
-            grads |= {prefix + name: grad for name, grad in block.items()}
+            grads |= {full: block[name] for name, full in _block_names(self.config)[i].items()}
         dx = dropout.dropout_backward(dx, c_drop)
         dx, grads["pos_emb.weight"] = embedding.position_embedding_backward(dx, c_pos)
         dw = dw_head if self.config.tie_weights else _cleared(self._buffers["tok_emb.weight"])  # tied: used twice

@@ -77,13 +77,16 @@ def all_cores() -> Iterator[None]:
         _taken.release()
 
 
-@all_cores()
 def share(work: Callable[[int, int], None], n: int, least: int = 1) -> None:
     """work(start, stop) for parts that make up range(n), each of at least `least`, side by side."""
-    size = min(_team.size, n // least)
-    if size <= 1:
+    if n < 2 * least:
         work(0, n)
         return
+    with all_cores():
+        _share(work, n, min(_team.size, n // least))
+
+
+def _share(work: Callable[[int, int], None], n: int, size: int) -> None:
     edges = [n * i // size for i in range(size + 1)]
     # each in a copy of the caller's context: np.errstate belongs to it
     rest = [_pool(os.getpid()).submit(copy_context().run, work, start, stop) for start, stop in pairwise(edges[1:])]
@@ -120,6 +123,9 @@ def blocks(n: int, row: int = 1, start: int = 0) -> Iterator[slice]:
 
 def in_blocks(work: Callable[[slice], None], n: int, row: int = 1) -> None:
     """work(rows) for the blocks of range(n), shared out."""
+    if n * row <= BLOCK:
+        work(slice(0, n))
+        return
 
     def part(start: int, stop: int) -> None:
         for rows in blocks(stop, row, start):

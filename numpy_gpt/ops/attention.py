@@ -102,5 +102,6 @@ def _scores(q: Array, k: Array) -> Array:
     """q @ kᵀ / √HS for some queries and the keys up to the last one's own; −inf for keys in a query's future."""
     R = q.shape[-2]
     s: Array = (q / math.sqrt(q.shape[-1])) @ k.swapaxes(-1, -2)
-    np.copyto(s[..., -R:], -np.inf, where=np.triu(np.ones((R, R), bool), k=1))
+    if R > 1:  # the last query sees every key
+        np.copyto(s[..., -R:], -np.inf, where=np.triu(np.ones((R, R), bool), k=1))
     return s
