@@ -8,7 +8,7 @@ the very cores that the next loop needs.) Whoever limits BLAS, by OPENBLAS_NUM_T
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -90,16 +90,18 @@ def _share(work: Callable[[int, int], None], n: int, size: int) -> None:
     edges = [n * i // size for i in range(size + 1)]
     # each in a copy of the caller's context: np.errstate belongs to it
     rest = [_pool(os.getpid()).submit(copy_context().run, work, start, stop) for start, stop in pairwise(edges[1:])]
+    _team.size, team = 1, _team.size  # they are all at work
     try:
         work(edges[0], edges[1])
     finally:
         for each in rest:
             each.exception()  # waits: the arrays are in use until then
+        _team.size = team
     for each in rest:
         each.result()
 
 
-def share_all(tasks: Iterable[Callable[[], None]]) -> None:
+def share_all(tasks: Iterable[Callable[[], object]]) -> None:
     """Every one of these; each thread takes the next one when it is done with its last."""
     left = deque(tasks)
 
@@ -114,11 +116,11 @@ def share_all(tasks: Iterable[Callable[[], None]]) -> None:
     share(some, len(left))
 
 
-def blocks(n: int, row: int = 1, start: int = 0) -> Iterator[slice]:
+def blocks(n: int, row: int = 1, start: int = 0) -> list[slice]:
     """Slices that make up range(start, n), each of about BLOCK numbers, row of them a row."""
-    step = max(1, BLOCK // row)
-    for i in range(start, n, step):
-        yield slice(i, min(i + step, n))
+    count = max(1, round((n - start) * row / BLOCK))
+    edges = [start + (n - start) * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def in_blocks(work: Callable[[slice], None], n: int, row: int = 1) -> None:
@@ -134,26 +136,43 @@ def in_blocks(work: Callable[[slice], None], n: int, row: int = 1) -> None:
     share(part, n, least=max(1, LEAST // row))
 
 
-def matmul(a: Array, b: Array, out: Array | None = None, add: bool = False) -> Array:
-    """a (M, K) @ b (K, N) -> (M, N), into out if given (add: onto it): cut along the longer of M and N, shared out.
+def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a (M, K) @ b (K, N) -> (M, N), into out if given, shared out.
 
     A single row with the columns of b is N dot products: they read b at the memory's speed, as BLAS's product of a
     matrix and a vector does not.
     """
-    M, K, N = *a.shape, b.shape[1]
     if out is None:
-        out = np.empty((M, N), np.result_type(a, b))
-    if add:
-        product = partial(_add_product, a, b, out)
-    elif M == 1 and b.strides[0] == b.itemsize:
-        product = partial(_dot_products, a, b, out)
-    elif N > M:
-        product = partial(_columns, a, b, out)
+        out = np.empty((len(a), b.shape[1]), np.result_type(a, b))
+    if len(a) == 1 and b.strides[0] == b.itemsize:
+        share(partial(_dot_products, a, b, out), b.shape[1], least=max(1, LEAST_PRODUCT // max(1, len(b))))
     else:
-        product = partial(_rows, a, b, out)
-    n = M if add or N <= M else N
-    share(product, n, least=max(1, LEAST_PRODUCT * n // max(1, M * K * N)))
+        matmuls([(a, b, out, False)])
     return out
+
+
+@all_cores()
+def matmuls(products: Sequence[tuple[Array, Array, Array, bool]], others: Sequence[Callable[[], object]] = ()) -> None:
+    """out = a @ b, or += if add, for each (a, b, out, add), side by side; and the others, which are small, with them.
+
+    Products are cut only where there are more threads: two halves take longer than the whole, as both read one operand.
+    """
+    multiplications = sum(out.size * len(b) for _, b, out, _ in products)
+    size = min(_team.size, multiplications // LEAST_PRODUCT)
+    tasks = [piece for product in products for piece in _pieces(*product, max(1, size // len(products)))]
+    if size > 1:
+        share_all([*tasks, *others])
+    else:
+        for task in [*tasks, *others]:
+            task()
+
+
+def _pieces(a: Array, b: Array, out: Array, add: bool, pieces: int) -> Iterator[Callable[[], None]]:
+    """The product in pieces along the longer axis of out."""
+    longer = int(out.shape[1] > len(out) and not add)
+    edges = [out.shape[longer] * i // pieces for i in range(pieces + 1)]
+    work = _add_product if add else _columns if longer else _rows
+    return (partial(work, a, b, out, start, stop) for start, stop in pairwise(edges))
 
 
 def _columns(a: Array, b: Array, out: Array, start: int, stop: int) -> None:

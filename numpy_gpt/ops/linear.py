@@ -1,7 +1,11 @@
 """Affine map of the last axis."""
 
+from functools import partial
+
+import numpy as np
+
 from numpy_gpt.sums import sum_rows
-from numpy_gpt.threads import in_blocks, matmul
+from numpy_gpt.threads import in_blocks, matmul, matmuls
 from numpy_gpt.typing import Array
 
 Cache = tuple[Array, Array, bool]
@@ -36,7 +40,9 @@ def linear_backward(
     dw given: the array to write into, or with add to add to.
     """
     x, w, has_bias = cache
-    dy2 = dy.reshape(-1, w.shape[0])  # (N, O)
-    dw = matmul(dy2.T, x.reshape(-1, w.shape[1]), dw, add)
-    db = sum_rows(dy2) if has_bias else None
-    return matmul(dy2, w).reshape(x.shape), dw, db
+    dy2, x2 = dy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])  # (N, O), (N, I)
+    dx, db = np.empty_like(x2, order="C"), np.empty(len(w), dy.dtype) if has_bias else None
+    dw = np.empty(w.shape, dy.dtype) if dw is None else dw
+    sums = [partial(sum_rows, dy2, db)] if has_bias else []
+    matmuls([(dy2, w, dx, False), (dy2.T, x2, dw, add)], sums)
+    return dx.reshape(x.shape), dw, db
