@@ -9,7 +9,7 @@ the number of threads. PLATFORMS says which torch draws the same.
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.typing import Array, Float
 
 Ints = npt.NDArray[np.int64]
+Shape = int | Sequence[int]
 
 PLATFORMS = """\
 These draws are those of PyTorch 2.7 and later on the CPU of an x86-64 machine with AVX2, and NumPy makes them on any
@@ -38,6 +39,7 @@ to 1e-5 after the book's ten epochs."""
 _BLOCK = 1 << 16  # elements handled at a time, a multiple of 16: their scratch stays in the cache
 _WORDS = 624  # in mt19937's state
 _MASK53 = (1 << 53) - 1
+_CATEGORIES = 1 << 24  # torch's limit
 _LARGEST = {each: float(np.finfo(each).max) for each in (np.dtype(np.float32), np.dtype(np.float64))}
 _STATE = np.dtype(
     [
@@ -68,7 +70,7 @@ class Generator:
 
     def __init__(self, seed: int) -> None:
         try:
-            self._seed = operator.index(seed)
+            self._seed = operator.index(bool(seed) if isinstance(seed, np.bool_) else seed)
         except TypeError:
             raise InputError(f"a seed is a whole number, not {seed!r}") from None
         if not -(1 << 63) <= self._seed < 1 << 64:
@@ -79,21 +81,26 @@ class Generator:
 
     def random_uint32(self, n: int) -> npt.NDArray[np.uint32]:
         """The next n r32, the engine's words: uint32 (n,)."""
+        n = _whole("random_uint32: n", n)
+        words = self._engine.randint(0, 1 << 32, n, dtype=np.uint32)
         self._fresh &= n == 0
-        return self._engine.randint(0, 1 << 32, n, dtype=np.uint32)
+        return words
 
     def random_uint64(self, n: int) -> npt.NDArray[np.uint64]:
         """The next n r64, two words each: uint64 (n,)."""
+        n = _whole("random_uint64: n", n)
+        words = self._engine.randint(0, 1 << 64, n, dtype=np.uint64)
         self._fresh &= n == 0
-        return self._engine.randint(0, 1 << 64, n, dtype=np.uint64)
+        return words
 
-    def random_(self, shape: tuple[int, ...] = ()) -> Ints:
+    def random_(self, shape: Shape = ()) -> Ints:
         """torch.empty(shape, dtype=torch.int64).random_(): int64 of that shape, r64 mod 2^63."""
+        shape = _sizes("random_", shape)
         words = self.random_uint64(math.prod(shape))
         words &= (1 << 63) - 1
         return words.view(np.int64).reshape(shape)
 
-    def randint(self, shape: tuple[int, ...], low: int, high: int) -> Ints:
+    def randint(self, shape: Shape, low: int, high: int) -> Ints:
         """torch.randint(low, high, shape): int64 of that shape, from low to high - 1.
 
         low + r mod (high - low), where r is an r32 for a range below 2^28, else an r64 (torch >= 2.7).
@@ -102,12 +109,13 @@ class Generator:
         low, high = operator.index(low), operator.index(high)
         if not -(1 << 63) <= low < high < 1 << 63:
             raise ValueError(f"randint: from {low} to {high} (excluded) is no range of int64 numbers")
+        shape = _sizes("randint", shape)
         span, n = high - low, math.prod(shape)
         words = self.random_uint64(n) if span >= 1 << 28 else self.random_uint32(n).astype(np.uint64)
         words %= np.uint64(span)
         return (words.view(np.int64) + low).reshape(shape)  # wraps where the sum of two uint64 would
 
-    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0, dtype: Float = np.float32) -> Array:
+    def uniform(self, shape: Shape, low: float = 0.0, high: float = 1.0, dtype: Float = np.float32) -> Array:
         """torch.empty(shape, dtype=dtype).uniform_(low, high): float32, one r32 an element, or float64, one r64.
 
         fma(u, high - low, low) with u24 or u53, in dtype; what rounds up to `high` becomes `low` (so torch 2.13).
@@ -116,6 +124,7 @@ class Generator:
         dtype, most = _dtype_and_largest("uniform", dtype)
         if not (-most <= low <= high <= most and high - low <= most):
             raise ValueError(f"uniform: from {low} to {high} is no range of {dtype} numbers")
+        shape = _sizes("uniform", shape)
         out = np.empty(math.prod(shape), dtype)
         a, b = dtype.type(low), dtype.type(high)
         wide = np.empty((4, min(out.size, _BLOCK)))
@@ -132,7 +141,7 @@ class Generator:
             block[block == b] = a
         return out.reshape(shape)
 
-    def normal(self, shape: tuple[int, ...], mean: float = 0.0, std: float = 1.0, dtype: Float = np.float32) -> Array:
+    def normal(self, shape: Shape, mean: float = 0.0, std: float = 1.0, dtype: Float = np.float32) -> Array:
         """torch.empty(shape, dtype=dtype).normal_(mean, std): float32 or float64, by Box and Muller's transform.
 
         From 16 elements on: a u24 each (float64: a u53), then in every 16 the first eight (radii) and the last eight
@@ -144,16 +153,19 @@ class Generator:
         dtype, most = _dtype_and_largest("normal", dtype)
         if not (abs(mean) <= most and 0 <= std <= most):
             raise ValueError(f"normal: mean {mean} and std {std} must be finite, and std not negative")
+        shape = _sizes("normal", shape)
         n = math.prod(shape)
         if n < 16:
-            return np.array([self._scalar_normal(mean, std) for _ in range(n)], dtype).reshape(shape)
+            with np.errstate(over="ignore"):  # to inf, as in torch
+                return np.array([self._scalar_normal(mean, std) for _ in range(n)], dtype).reshape(shape)
         out = np.empty(n, dtype)
         rows, wide = np.empty((6, min(n, _BLOCK) // 2), np.float32), np.empty((4, min(n, _BLOCK)))
 
         def transform(u: Array) -> None:
             if dtype == np.float32:
                 box_muller(u, rows, wide)
-                fma(u, np.float32(std), np.float32(mean), wide)
+                with np.errstate(over="ignore"):
+                    fma(u, np.float32(std), np.float32(mean), wide)
             else:
                 box_muller64(u)
                 u[:] = fma64(u.tolist(), std, mean)
@@ -168,8 +180,7 @@ class Generator:
 
     def permutation(self, n: int) -> Ints:
         """torch.randperm(n): int64 (n,), one r32 for each element but the last (Fisher and Yates, from the front)."""
-        if n < 0:
-            raise ValueError(f"permutation: n is {n}, and must not be negative")
+        n = _whole("permutation: n", n)
         order = list(range(n))
         steps = self.random_uint32(max(n - 1, 0)) % np.arange(n, 1, -1)
         for i, step in enumerate(steps.tolist()):
@@ -185,10 +196,11 @@ class Generator:
 
         Takes two r64, the base seed and the sampler's seed; the latter's own generator draws the permutation.
         """
+        n = _whole("loader_order: n", n)
         self.start_loader()
         return Generator(int(self.random_())).permutation(n)
 
-    def bernoulli(self, shape: tuple[int, ...], p: float) -> npt.NDArray[np.bool_]:
+    def bernoulli(self, shape: Shape, p: float) -> npt.NDArray[np.bool_]:
         """torch.empty(shape).bernoulli_(p): bool of that shape, True where u53 < p; one r64 an element, in order.
 
         p = 0 is False and p = 1 True everywhere, and both draw like any other p. What dropout keeps is
@@ -198,6 +210,7 @@ class Generator:
         if not 0 <= p <= 1:
             raise ValueError(f"bernoulli: {p} is no probability")
         threshold = math.ceil(math.ldexp(p, 53))  # u53 < p in whole numbers
+        shape = _sizes("bernoulli", shape)
         out = np.empty(math.prod(shape), np.bool_)
         for block in _blocks(out):
             draws = self.random_uint64(block.size)
@@ -205,7 +218,7 @@ class Generator:
             np.less(draws, threshold, out=block)
         return out.reshape(shape)
 
-    def exponential(self, shape: tuple[int, ...], lambd: float = 1.0, dtype: Float = np.float32) -> Array:
+    def exponential(self, shape: Shape, lambd: float = 1.0, dtype: Float = np.float32) -> Array:
         """torch.empty(shape, dtype=dtype).exponential_(lambd): float32 or float64, one r64 an element.
 
         (-1 / lambd) ln(1 - u53) in float64, rounded to dtype. For float64 the logarithm is the C library's; before
@@ -215,10 +228,12 @@ class Generator:
         dtype, _ = _dtype_and_largest("exponential", dtype)
         if not lambd > 0:
             raise ValueError(f"exponential: lambd is {lambd}, and must be above 0")
+        shape = _sizes("exponential", shape)
         u = -self._u53(math.prod(shape))
         logs = np.log1p(u) if dtype == np.float32 else np.array([math.log1p(each) for each in u.tolist()])
-        logs *= -1 / lambd
-        return logs.astype(dtype).reshape(shape)
+        with np.errstate(over="ignore"):  # to inf, as in torch
+            logs *= -1 / lambd
+            return logs.astype(dtype).reshape(shape)
 
     def multinomial(self, p: Array, num_samples: int = 1, replacement: bool = False) -> Ints:
         """torch.multinomial(p, num_samples, replacement): p (V,) or (B, V), float32 or float64 -> int64 (k,) or (B, k).
@@ -231,8 +246,20 @@ class Generator:
         whose sum reaches a u53.
         Raises ValueError, naming the row, where an entry is negative, infinite or nan, or too few are above 0.
         """
+        if not isinstance(p, np.ndarray):
+            raise TypeError(
+                f"multinomial: p must be an array, whose dtype has part in the draw; not a {type(p).__name__}"
+            )
         if p.ndim not in (1, 2) or p.shape[-1] == 0 or p.dtype not in _LARGEST:
-            raise ValueError(f"multinomial: p must be float32 or float64, (V,) or (B, V), not {p.dtype} {p.shape}")
+            mend = (
+                "" if p.dtype.isnative else ": its bytes are the other way round, take p.astype(p.dtype.newbyteorder())"
+            )
+            raise ValueError(
+                f"multinomial: p must be float32 or float64, (V,) or (B, V), not {p.dtype} {p.shape}{mend}"
+            )
+        if p.shape[-1] > _CATEGORIES:
+            raise ValueError(f"multinomial: {p.shape[-1]} categories are more than 2^24, the most that torch takes")
+        num_samples = _whole("multinomial: num_samples", num_samples)
         if num_samples < 1:
             raise ValueError(f"multinomial: num_samples is {num_samples}, and must be at least 1")
         rows = p.reshape(-1, p.shape[-1])
@@ -263,7 +290,8 @@ class Generator:
         Raises InputError, and changes nothing, for another size or type or for bytes that no generator holds.
         """
         if not isinstance(state, np.ndarray) or state.dtype != np.uint8 or state.shape != (_STATE.itemsize,):
-            raise InputError(f"a random state is a uint8 array of {_STATE.itemsize} bytes; this is none")
+            mend = ": of a torch tensor give .numpy()" if hasattr(state, "numpy") else ""
+            raise InputError(f"a random state is a uint8 array of {_STATE.itemsize} bytes; this is none{mend}")
         new = np.frombuffer(state.tobytes(), _STATE)[0]
         left, position, words = int(new["left"]), int(new["next"]), new["words"]
         fresh = (left, position) == (1, 0)
@@ -320,6 +348,25 @@ class Generator:
         for i, row in enumerate(sums):
             ids[i] = row.searchsorted(self._u53(k))
         return ids
+
+
+def _whole(what: str, n: int) -> int:
+    """n as an int, asked before anything is drawn. Raises TypeError if it is no whole number, ValueError below 0."""
+    try:
+        whole = operator.index(n)
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(n, bool):
+        raise TypeError(f"{what} is {n!r}, and must be a whole number")
+    if whole < 0:
+        raise ValueError(f"{what} is {n}, and must not be negative")
+    return whole
+
+
+def _sizes(what: str, shape: Shape) -> tuple[int, ...]:
+    """shape as a tuple; a number is one axis, as in torch. Raises as _whole does."""
+    sizes = shape if isinstance(shape, Iterable) else (shape,)
+    return tuple(_whole(f"{what}: a size of shape {shape}", size) for size in sizes)
 
 
 def _blocks(out: Array) -> Iterator[Array]:

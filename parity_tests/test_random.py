@@ -602,6 +602,11 @@ def broken_states():
     yield from (change("normal_is_valid", 2), change("normal_y", math.nan), change("normal_y", -math.inf))
 
 
+def test_a_tensor_as_a_state_is_told_the_mend():
+    with pytest.raises(InputError, match=r"of a torch tensor give \.numpy\(\)"):
+        Generator(0).set_state(torch.get_rng_state())
+
+
 @pytest.mark.parametrize("state", list(broken_states()))
 def test_impossible_states_are_refused(state):
     rng = start(11)
@@ -613,6 +618,10 @@ def test_impossible_states_are_refused(state):
 
 
 # --- what is refused, and then draws nothing
+
+
+def test_numpys_true_is_a_seed_like_pythons():
+    check_same_bits(Generator(np.True_).random_(5), Generator(True).random_(5))
 
 
 @pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64, 1.5, "7", None])
@@ -660,6 +669,97 @@ def test_arguments_that_are_refused(name, args):
     rng = start(11)
     with pytest.raises(ValueError, match=f"^{name}: "):
         getattr(rng, name)(*args)
+    check_same_state(rng)
+
+
+SHAPED = {  # name: what stands after the shape
+    "random_": (),
+    "randint": (0, 5),
+    "uniform": (),
+    "normal": (),
+    "bernoulli": (0.5,),
+    "exponential": (),
+}
+
+
+@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize(
+    ("shape", "error"),
+    [
+        (-1, ValueError),
+        ((-2, -3), ValueError),
+        ((-5, -5), ValueError),
+        ((0, -1), ValueError),
+        (2.0, TypeError),
+        ((2, 2.5), TypeError),
+        ((2, True), TypeError),
+        ((2, np.True_), TypeError),
+        (True, TypeError),
+        (None, TypeError),
+        ("23", TypeError),
+    ],
+)
+def test_shapes_are_checked_before_anything_is_drawn(name, shape, error):
+    rng = start(11)
+    with pytest.raises(error, match=rf"^{name}: a size of shape .* must "):
+        getattr(rng, name)(shape, *SHAPED[name])
+    check_same_state(rng)
+
+
+@pytest.mark.parametrize("name", SHAPED)
+@pytest.mark.parametrize("n", [0, 3, 20, np.int64(20)])
+def test_a_number_is_a_shape_of_one_axis_and_a_list_one_of_several(name, n):
+    ours = getattr(Generator(1), name)
+    check_same_bits(ours(n, *SHAPED[name]), getattr(Generator(1), name)((n,), *SHAPED[name]))
+    check_same_bits(
+        getattr(Generator(1), name)([n, 2], *SHAPED[name]), getattr(Generator(1), name)((n, 2), *SHAPED[name])
+    )
+
+
+@pytest.mark.parametrize("name", ["random_uint32", "random_uint64", "permutation", "loader_order"])
+@pytest.mark.parametrize(("n", "error"), [(-1, ValueError), (2.0, TypeError), (True, TypeError), (None, TypeError)])
+def test_counts_are_checked_before_anything_is_drawn(name, n, error):
+    rng = start(11)
+    with pytest.raises(error, match=f"^{name}: n is {n}, and must "):
+        getattr(rng, name)(n)
+    check_same_state(rng)
+
+
+@pytest.mark.parametrize(
+    ("p", "rest", "error", "message"),
+    [
+        ([0.5, 0.5], (), TypeError, "p must be an array, .* not a list"),
+        (np.ones(2, np.dtype(np.float32).newbyteorder()), (), ValueError, r"the other way round, take p.astype"),
+        (np.broadcast_to(np.float32(1), 2**24 + 1), (), ValueError, r"16777217 categories are more than 2\^24"),
+        (np.ones(2), (1.0,), TypeError, "num_samples is 1.0, and must be a whole number"),
+        (np.ones(2), (True,), TypeError, "num_samples is True, and must be a whole number"),
+    ],
+    ids=["list", "byte order", "categories", "1.0 samples", "True samples"],
+)
+def test_what_multinomial_cannot_use_is_said_clearly(p, rest, error, message):
+    rng = start(11)
+    with pytest.raises(error, match=f"^multinomial: .*{message}"):
+        rng.multinomial(p, *rest)
+    check_same_state(rng)
+
+
+def test_torch_refuses_as_many_categories():
+    with pytest.raises(RuntimeError, match="number of categories cannot exceed"):
+        torch.multinomial(torch.ones(1).expand(2**24 + 1), 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [7, 20, 100])
+def test_what_overflows_is_infinite_without_a_warning(n, dtype):
+    """As in torch. A warning is an error in these tests."""
+    theirs, most = torch.empty(n, dtype=getattr(torch, np.dtype(dtype).name)), float(np.finfo(dtype).max)
+    rng = start(11)
+    got = rng.normal((n,), 0.9 * most, 0.9 * most, dtype)
+    check_same_bits(got, theirs.normal_(0.9 * most, 0.9 * most).numpy())
+    assert np.isinf(got).any()
+    got = rng.exponential((n,), 0.2 / most, dtype)
+    check_same_bits(got, theirs.exponential_(0.2 / most).numpy())
+    assert np.isinf(got).any()
     check_same_state(rng)
 
 
