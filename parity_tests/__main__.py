@@ -10,12 +10,23 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from parity_tests import profiles
-
 PAGE = Path(__file__).parent / "museum.md"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Bench(click.Group):
+    """A group whose commands end with one line and exit code 2 where what they run on is not installed."""
+
+    def main(self, *args, **kwargs):
+        try:
+            return super().main(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            if error.name not in ("hypothesis", "pytest", "torch"):
+                raise
+            click.echo(f"parity_tests needs {error.name}: pip install 'numpy-gpt[test]'", err=True)
+            raise SystemExit(2) from None
+
+
+@click.group(cls=Bench, context_settings={"help_option_names": ["-h", "--help"]})
 def main():
     """numpy_gpt's numbers on the bench: errors against the truth, faults on show, and your own operations judged."""
 
@@ -28,6 +39,8 @@ def museum(out):
     Beside it stands what a naive check (weights times 0.02, atol 1e-4, the gradient of .sum()) says of the same fault.
     Writes the page museum.md; takes a minute or two. Exit code 1 if a fault goes unnoticed.
     """
+    from parity_tests import profiles
+
     profiles.load(expect_failure=True)  # before the tests are imported
     from parity_tests.exhibition import exhibit, page
     from parity_tests.museum import FAULTS
@@ -115,6 +128,8 @@ def check(file):
 
     The file is run, so run only one that you trust.
     """
+    from parity_tests import profiles
+
     profiles.load(expect_failure=True)
     from parity_tests.student import judge_file
 
