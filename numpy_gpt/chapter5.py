@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from numpy_gpt.config import GPTConfig
+from numpy_gpt.data import VERDICT_SHA256, load_text
 from numpy_gpt.decoding import keep_top_k, softmax
 from numpy_gpt.errors import InputError
 from numpy_gpt.learner import NumpyLearner
@@ -103,8 +104,11 @@ class NumpyChapter(NumpyLearner):
 def replay(make: MakeChapter, text: str = "the-verdict", quick: bool = False) -> abc.Generator[Item, None, None]:
     """The chapter's figures one by one, as they are found. quick: only those that need no training.
 
-    text: the story, as load_text takes it. Raises InputError if the story or GPT-2's vocabulary cannot be had.
+    text: the story, as load_text takes it. Raises InputError if the story or GPT-2's vocabulary cannot be had, and for
+    any other text.
     """
+    if sha256(load_text(text).encode()).hexdigest() != VERDICT_SHA256:
+        raise InputError(f"{text} is not the chapter's story, of which its figures are: give that file, or no --text")
     config, settings = GPTConfig(), Settings(text=text)  # the book's GPT_CONFIG_124M, and its run
     batches = Batches(settings)
     words = batches.encoding

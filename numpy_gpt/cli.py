@@ -252,7 +252,7 @@ def info(checkpoint: Path | None, model: str | None) -> None:
 
 @main.command(short_help="The book's chapter 5, figure by figure.")
 @click.option(
-    "--text", default="the-verdict", show_default=True, metavar="FILE", help="The story the chapter trains on."
+    "--text", default="the-verdict", show_default=True, metavar="FILE", help="The chapter's story, where it is a file."
 )
 @click.option("--quick", is_flag=True, help="Stop before the ten epochs: half a minute.")
 @click.option("--no-torch", is_flag=True, help="Leave torch out where it is installed: half the time and memory.")

@@ -226,6 +226,17 @@ def test_a_torch_that_fails_is_said(monkeypatch):
         list(chapter5.torch_replay("the-verdict", quick=True))
 
 
+def test_a_text_that_is_not_the_story_is_refused(tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("I had always thought Jack Gisburn rather a cheap genius")
+    result = CliRunner().invoke(main, ["chapter5", "--no-torch", "--text", str(short)])
+    assert result.exit_code == 2
+    assert (
+        result.stderr
+        == f"Error: {short} is not the chapter's story, of which its figures are: give that file, or no --text\n"
+    )
+
+
 def test_sides_of_different_lengths_do_not_pass(monkeypatch):
     """A column that ends early must not end the chapter with a good verdict."""
     monkeypatch.setattr(chapter5, "replay", lambda *args: (item for item in [("tokens", 5145), ("characters", 20479)]))
