@@ -34,6 +34,10 @@ INPUTS = np.array([[16833, 3626, 6100], [40, 1107, 588]])
 TARGETS = np.array([[3626, 6100, 345], [1107, 588, 11311]])
 TOY_DRAWS = 1000
 
+OF_THE_TEXT = {"target text", "story", "characters", "tokens"}
+OF_THE_TEXT |= {f"{part} {what}" for part in ("train", "val", "all") for what in ("batches", "tokens")}
+"""Figures of the text and its windows, in which no backend has a part: they stand in NumPy's column alone."""
+
 Item = tuple[str | None, Any]
 """A found figure: its name in PRINTED, and a value that JSON can carry. None: [steps made, steps in all] so far."""
 
@@ -221,4 +225,7 @@ def figures(text: str, quick: bool, with_torch: bool, progress: Callable[[str], 
         sides = [found_by(side, stack.enter_context(closing(items))) for side, items in replays.items()]
         for found in zip(*sides, strict=True):
             (key,) = {key for key, _ in found}  # the same replay: the same figures
-            yield Figure(PRINTED[key], {side: value for side, (_, value) in zip(replays, found, strict=True)})
+            sides_found = {side: value for side, (_, value) in zip(replays, found, strict=True)}
+            if key in OF_THE_TEXT:
+                sides_found.pop("torch", None)
+            yield Figure(PRINTED[key], sides_found)
