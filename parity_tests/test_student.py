@@ -265,6 +265,7 @@ def test_the_command_of_right_operations_ends_with_0(tmp_path):
     [
         ("def gelu_forward(x):\n    return (\n", "does not run: SyntaxError"),
         ("import numpy\n\nx = 1 / 0\n", r"does not run: ZeroDivisionError: division by zero \(my_ops.py, line 3\)"),
+        ("import sys\n\nsys.exit(0)\n", r"does not run: SystemExit: 0 \(my_ops.py, line 3\)"),
         ("def relu_forward(x):\n    return x\n", "none of the functions that can be judged: linear_forward"),
         (None, "is not a Python file"),
     ],
@@ -280,7 +281,94 @@ def test_a_file_that_cannot_be_judged_is_named(tmp_path, source, message):
 
 def test_a_function_that_fails_is_named_with_its_line(my_ops):
     (verdict,) = my_ops(only(RIGHT, "gelu").replace("    t = np.tanh(c", "    t = np.tahn(c"))
-    assert re.match(r"the backward function fails: AttributeError: .*\(my_ops.py, line \d+\)", verdict.wrong)
+    assert re.match(
+        r"the backward function fails: gelu_backward: AttributeError: .*\(my_ops.py, line \d+\)", verdict.wrong
+    )
+
+
+OURS = """
+from numpy_gpt.ops import gelu, layernorm
+
+def gelu_forward(x):
+    return gelu.gelu_forward(x)
+
+def gelu_backward(dy, cache):
+    return gelu.gelu_backward(dy, cache)
+"""
+
+
+def test_a_function_may_call_ours(my_ops):
+    """Through its module too, where theirs stands while it is judged."""
+    (verdict,) = my_ops(OURS)
+    assert (verdict.wrong, verdict.cases) == (None, 260)
+
+
+STATEFUL = """
+import numpy as np
+calls = []
+
+def dropout_backward(dy, mask):
+    calls.append(1)
+    return dy * mask * ({wrong} if {when} else 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "when"),
+    [
+        ("2", "len(calls) == 30"),
+        ("2", "len(calls) % 3 == 0"),
+        ("2", "len(calls) < 200 and len(calls) % 7 > 3"),
+        ("2", "np.random.default_rng().random() < 0.5"),
+        ("np.random.random()", "True"),
+    ],
+)
+def test_a_function_that_answers_now_so_now_otherwise_is_said_to(my_ops, wrong, when):
+    (verdict,) = my_ops(STATEFUL.format(wrong=wrong, when=when))
+    assert (verdict.wrong or "").startswith("gives different answers for the same input")
+    assert verdict.case is not None
+
+
+GELU = only(RIGHT, "gelu")
+ATTENTION = only(RIGHT, "attention")
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        (GELU.replace("(1 + t), x\n", "(1 + t)\n"), r"gelu_forward returns an array \(.*\), should be y, cache"),
+        (GELU.replace("    return dy", "    dx = dy"), "gelu_backward returns NoneType, should be dx"),
+        (
+            GELU.replace("    return dy", "    return 0 * dy, dy"),
+            r"gelu_backward returns a tuple of 2: .*, should be dx",
+        ),
+        (GELU.replace("    return dy", "    return [[1, 2], [3]], dy"), "gelu_backward returns a tuple of 2: a list"),
+        (
+            ATTENTION.replace("@ q, dv", "@ q"),
+            r"attention_backward returns a tuple of 2: an array \(.*\), an array \(.*\), should be dq, dk, dv",
+        ),
+        (
+            only(RIGHT, "linear").replace("return dx, dw, (None", "return dx, None, (None"),
+            r"linear_backward returns a tuple of 3: an array .*, NoneType, .*, should be dx, dw, db",
+        ),
+    ],
+)
+def test_what_a_function_returns_instead_is_said(my_ops, source, wrong):
+    (verdict,) = my_ops(source)
+    assert re.fullmatch(rf"{wrong}.* \(my_ops.py, line \d+\)", verdict.wrong), verdict.wrong
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong"),
+    [
+        ("raise AssertionError", "AssertionError"),
+        ("assert False, 'not yet'", "AssertionError: not yet"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_a_function_that_gives_up_is_named_with_its_line(my_ops, line, wrong):
+    (verdict,) = my_ops(f"def gelu_forward(x):\n    {line}\n")
+    assert verdict.wrong == f"the forward function fails: gelu_forward: {wrong} (my_ops.py, line 2)"
 
 
 def test_one_half_of_an_operation_is_judged_by_what_it_gives(my_ops):
