@@ -146,6 +146,8 @@ def check(file):
             console.print(f"  smallest case: {escape(str(verdict.case))}", highlight=False, soft_wrap=True)
             if verdict.hint:
                 console.print(f"  perhaps: {escape(verdict.hint)}", highlight=False, soft_wrap=True)
+            if verdict.seen:
+                console.print(f"  seen in: {escape(verdict.seen)}", highlight=False, soft_wrap=True)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     sys.exit(1 if wrong else 0)

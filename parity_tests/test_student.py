@@ -5,6 +5,7 @@ import re
 import pytest
 from click.testing import CliRunner
 
+from parity_tests import student
 from parity_tests.__main__ import main
 from parity_tests.student import judge_file, names
 
@@ -203,6 +204,22 @@ FAULTS = [  # what is changed into what, the operation, how the report of the wr
 ]
 
 
+FAULTS += [
+    ("flat(dy * xhat), flat(dy)", "flat(dy), flat(dy * xhat)", "layernorm", "dscale[", "this is dshift"),
+    (
+        "(g - g.sum(-1, keepdims=True) / N - xhat * (g * xhat).sum(-1, keepdims=True) / N) / std",
+        "g / std",
+        "layernorm",
+        "dx[",
+        "along 1 and along x̂, which are to be taken off",
+    ),
+]
+NO_HINT = [  # where none of the relations says anything of use
+    ("return dx, dw, (None", "return dx * np.sqrt(-1.0), dw, (None", "linear", "dx["),
+    ("return 0.5 * x * (1 + t), x", "return (0.5 * x * (1 + t)).astype(np.float32), x", "gelu", "y: dtype float32"),
+]
+
+
 @pytest.fixture
 def my_ops(tmp_path):
     """Writes a file and judges it."""
@@ -240,6 +257,45 @@ def test_a_fault_is_found_and_named(my_ops, old, new, operation, wrong, hint):
     assert hint in (verdict.hint or ""), verdict
 
 
+@pytest.mark.parametrize(("old", "new", "operation", "wrong"), NO_HINT)
+def test_no_hint_is_better_than_one_that_contradicts(my_ops, old, new, operation, wrong):
+    (verdict,) = my_ops(only(RIGHT.replace(old, new), operation))
+    assert verdict.wrong.startswith(wrong), verdict
+    assert verdict.hint is None
+    assert "budget" not in verdict.wrong
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "dx[1]: 1.5e+00 vs -2.5e+00, 1.2e+03x the budget",
+            "dx[1]: yours 1.5e+00, torch's -2.5e+00, 1.2e+03x the budget",
+        ),
+        ("dx[1]: nan vs 2.0e+00, nanx the budget", "dx[1]: yours nan, torch's 2.0e+00"),
+        ("y[0]: 1.0e+00 vs 0.0e+00, infx the budget", "y[0]: yours 1.0e+00, torch's 0.0e+00"),
+        (
+            "dx[0, 0]: np.float32(1.5) vs np.float32(-2e-05), 3 of 4 differ",
+            "dx[0, 0]: yours 1.5, torch's -2e-05, 3 of 4 differ",
+        ),
+        ("y: shape (1, 2), should be (2,)", "y: shape (1, 2), should be (2,)"),
+    ],
+)
+def test_it_is_said_whose_number_is_whose(said, words):
+    assert student.in_words(said) == words
+
+
+def test_a_hint_is_of_the_tensor_that_is_shown(my_ops):
+    """y is wrong in the smallest case, of constant rows only: what is wrong with dx elsewhere is another matter."""
+    source = only(RIGHT, "layernorm").replace(
+        "return xhat * scale + shift,", "return np.where(np.ptp(x, -1, keepdims=True) == 0, 7, xhat * scale + shift),"
+    )
+    source = source.replace("g - g.sum(-1, keepdims=True) / N - xhat", "g - xhat")
+    (verdict,) = my_ops(source)
+    assert verdict.wrong.startswith("y["), verdict
+    assert (verdict.hint, verdict.seen) == (None, None)
+
+
 def test_the_command_says_what_is_wrong_and_where(tmp_path):
     path = tmp_path / "my_ops.py"
     path.write_text(only(RIGHT, "gelu").replace("0.044715", "0.0044715") + only(RIGHT, "embedding"))
@@ -247,10 +303,13 @@ def test_the_command_says_what_is_wrong_and_where(tmp_path):
     assert result.exit_code == 1, result.output
     lines = result.output.splitlines()
     assert lines[0] == "gelu (gelu_forward, gelu_backward): wrong"
-    assert re.fullmatch(r"  y\[0, 0, 0\]: \S+ vs \S+, \S+x the budget", lines[1])
+    assert re.fullmatch(r"  y\[0, 0, 0\]: yours \S+, torch's \S+, \S+x the budget", lines[1])
     assert lines[2].startswith("  smallest case: OperationCase(shape={'B': 1, 'T': 1, 'C': 1}")
     assert lines[3].startswith("  perhaps: 0.0044715 for 0.044715")
-    assert lines[4] == "embedding (embedding_forward, embedding_backward): matches torch in 260 cases"
+    assert re.fullmatch(
+        r"  seen in: y\[\d, \d, \d\]: yours \S+, torch's \S+, \S+x the budget; of OperationCase\(.*\)", lines[4]
+    )
+    assert lines[5] == "embedding (embedding_forward, embedding_backward): matches torch in 260 cases"
 
 
 def test_the_command_of_right_operations_ends_with_0(tmp_path):
