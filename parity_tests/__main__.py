@@ -117,7 +117,7 @@ class WithSignatures(click.Command):
 
 
 @main.command(cls=WithSignatures)
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def check(file):
     """Judge your own operations: FILE.py has functions under numpy_gpt.ops' names, as many as you like.
 
@@ -135,10 +135,11 @@ def check(file):
 
     console, wrong = Console(), 0
     try:
-        for verdict in judge_file(file):
+        for verdict in judge_file(file, lambda line: console.print(escape(line), highlight=False, soft_wrap=True)):
             name = f"[bold]{verdict.operation}[/] ({', '.join(verdict.functions)})"
             if verdict.wrong is None:
-                console.print(f"{name}: [green]matches torch[/] in {verdict.cases} cases")
+                sizes = ", ".join(f"{axis} ≤ {most}" for axis, most in verdict.sizes.items())
+                console.print(f"{name}: [green]matches torch[/] in {verdict.cases} cases: {sizes}", soft_wrap=True)
                 continue
             wrong += 1
             console.print(f"{name}: [red]wrong[/]")

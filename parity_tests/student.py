@@ -6,6 +6,7 @@ tensor is then set beside what each fault of the museum makes of the same number
 diagnosis.
 """
 
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -15,7 +16,7 @@ import sys
 import traceback
 import warnings
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -63,6 +64,8 @@ class Verdict:
     case: Any = None
     hint: str | None = None
     seen: str | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    """The largest that were tried."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,10 @@ def signatures():
 
 
 def read(path):
-    """The file's functions that have names of numpy_gpt.ops. Raises ValueError if it cannot be run or has none."""
+    """The file's functions that have names of numpy_gpt.ops, and of others the names that may be meant for one.
+
+    Raises ValueError if the file cannot be run or has none.
+    """
     path = Path(path)
     spec = importlib.util.spec_from_file_location("my_ops", path)
     if spec is None or spec.loader is None or not path.is_file():
@@ -106,9 +112,18 @@ def read(path):
     finally:
         sys.path.pop(0)
     functions = {name: getattr(module, name) for name in names() if callable(getattr(module, name, None))}
+    others = {
+        each: near[0]
+        for each, value in vars(module).items()
+        if each not in functions
+        and inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and (near := difflib.get_close_matches(each, names(), n=1, cutoff=0.85))
+    }
     if not functions:
-        raise ValueError(f"{path} has none of the functions that can be judged: {', '.join(names())}")
-    return functions
+        meant = "".join(f"; for {each}, did you mean {near}?" for each, near in others.items())
+        raise ValueError(f"{path} has none of the functions that can be judged: {', '.join(names())}{meant}")
+    return functions, others
 
 
 def _where(error, path):
@@ -211,9 +226,10 @@ def judge(functions, operation, path=Path("my_ops.py")):
     backward = has_backward or not any(name.endswith("_forward") for name in own)  # a cache of their own, or ours
 
     theirs = {name: called(name, functions[name], path) for name in own}
-    failing = []
+    failing, sizes = [], {}
 
     def wrong(case):
+        sizes.update({axis: max(n, sizes.get(axis, 0)) for axis, n in case.shape.items()})
         with in_place(theirs), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a wrong number is what counts
             found = first_wrong(operation, one.inputs(case), backward)
@@ -245,7 +261,7 @@ def judge(functions, operation, path=Path("my_ops.py")):
             hint, case, shown = diagnose(operation, wrong, smallest, found)
             seen = None if hint is None or case == smallest else f"{in_words(shown.message)}; of {case}"
             return Verdict(operation, own, cases, in_words(found.message), smallest, hint, seen)
-    return Verdict(operation, own, cases)
+    return Verdict(operation, own, cases, sizes=sizes)
 
 
 def in_words(message):
@@ -343,9 +359,14 @@ def _factor(factor):
     return f"every number is {larger:.6g} times too {way}: a count or a scale is missing, or is there twice"
 
 
-def judge_file(path):
-    """A Verdict for every operation the file has functions of, in the suite's order, as they are reached."""
-    functions = read(path)
+def judge_file(path, tell=lambda line: None):
+    """A Verdict for every operation the file has functions of, in the suite's order, as they are reached.
+
+    tell is given a line for every function that may have been meant to be judged, but has another name.
+    """
+    functions, others = read(path)
+    for name, near in others.items():
+        tell(f"not judged: {name} (did you mean {near}?)")
     for operation in OPERATIONS:
         if any(names()[name][1] == operation for name in functions):
             yield judge(functions, operation, Path(path))

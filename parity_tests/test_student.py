@@ -309,7 +309,10 @@ def test_the_command_says_what_is_wrong_and_where(tmp_path):
     assert re.fullmatch(
         r"  seen in: y\[\d, \d, \d\]: yours \S+, torch's \S+, \S+x the budget; of OperationCase\(.*\)", lines[4]
     )
-    assert lines[5] == "embedding (embedding_forward, embedding_backward): matches torch in 260 cases"
+    assert (
+        lines[5]
+        == "embedding (embedding_forward, embedding_backward): matches torch in 260 cases: B ≤ 4, T ≤ 9, V ≤ 40, C ≤ 16"
+    )
 
 
 def test_the_command_of_right_operations_ends_with_0(tmp_path):
@@ -326,7 +329,11 @@ def test_the_command_of_right_operations_ends_with_0(tmp_path):
         ("import numpy\n\nx = 1 / 0\n", r"does not run: ZeroDivisionError: division by zero \(my_ops.py, line 3\)"),
         ("import sys\n\nsys.exit(0)\n", r"does not run: SystemExit: 0 \(my_ops.py, line 3\)"),
         ("def relu_forward(x):\n    return x\n", "none of the functions that can be judged: linear_forward"),
-        (None, "is not a Python file"),
+        (None, r"File '.*my_ops.py' does not exist"),
+        (
+            "def layernorm_backwrd(dy, cache):\n    return dy\n",
+            r"for layernorm_backwrd, did you mean layernorm_backward\?",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_judged_is_named(tmp_path, source, message):
@@ -336,6 +343,24 @@ def test_a_file_that_cannot_be_judged_is_named(tmp_path, source, message):
     result = CliRunner().invoke(main, ["check", str(path)])
     assert result.exit_code == 2
     assert re.search(message, result.output), result.output
+
+
+def test_a_file_that_is_no_python_is_named(tmp_path):
+    path = tmp_path / "my_ops.txt"
+    path.write_text("def gelu_forward(x): ...")
+    with pytest.raises(ValueError, match="is not a Python file"):
+        list(judge_file(path))
+
+
+def test_a_misspelled_function_beside_right_ones_is_said(tmp_path):
+    path = tmp_path / "my_ops.py"
+    helpers = "def dropout_rate(x):\n    return x\n\n\ndef scaled(x):\n    return x\n\n\n"
+    path.write_text(helpers + only(RIGHT, "dropout").replace("dropout_backward(", "dropout_bakward("))
+    result = CliRunner().invoke(main, ["check", str(path)])
+    assert result.exit_code == 0, result.output
+    said, verdict = result.output.splitlines()
+    assert said == "not judged: dropout_bakward (did you mean dropout_backward?)"
+    assert verdict.startswith("dropout (dropout_mask, dropout_forward): matches torch in 260 cases")
 
 
 def test_a_function_that_fails_is_named_with_its_line(my_ops):
