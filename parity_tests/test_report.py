@@ -14,7 +14,7 @@ from parity_tests.report import operation_rows, worst_rows
 
 
 def test_the_report_names_every_operation_and_writes_its_rows_and_a_plot(tmp_path):
-    result = CliRunner().invoke(main, ["report", "--quick", "--out", str(tmp_path)])
+    result = CliRunner().invoke(main, ["report", "--quick", "--out", str(tmp_path)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     figures = json.loads((tmp_path / "report.json").read_text())
     assert {row["operation"] for row in figures["rows"]} == {*OPERATIONS, "model"} - {"dropout"}
@@ -23,6 +23,8 @@ def test_the_report_names_every_operation_and_writes_its_rows_and_a_plot(tmp_pat
     assert set(figures["float32 rule"]) == {"dropout 0", "dropout 0.1"}
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "attention.dv" in result.output
+    assert "too few cases for the float32 rule: 95th percentile of NumPy's error / torch's" in result.output
+    assert "at most 2" not in result.output
     assert "d trf_blocks.*.att.W_key.weight" in result.output
 
 
