@@ -1048,9 +1048,10 @@ FAULTS = [
 
 
 def find(name):
-    """The fault of this name. Raises KeyError with the names nearest to it if there is none."""
+    """The fault of this name. Raises KeyError with the names that have it in them, or are nearest, if there is none."""
     faults = {str(fault): fault for fault in FAULTS}
     if name not in faults:
-        near = difflib.get_close_matches(name, faults, n=5, cutoff=0.3)
+        near = [each for each in faults if name.lower() in each.lower()]
+        near = near or difflib.get_close_matches(name, faults, n=5, cutoff=0)
         raise KeyError(f"no fault {name!r} among the {len(faults)} of museum.md; near it: {', '.join(near)}")
     return faults[name]

@@ -57,6 +57,22 @@ def test_a_fault_that_is_not_in_the_museum_is_refused_with_the_nearest_names():
 
 
 @pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("gelu", ["gelu: 0.0044715 for 0.044715", "gelu: the exact erf for tanh", "gelu: a six-digit constant"]),
+        ("dQ and dK exchanged", ["our own: dQ and dK exchanged"]),
+        ("nope", [": "]),
+        ("", ["gelu: "]),
+    ],
+)
+def test_a_part_of_a_name_is_answered_with_the_names_that_have_it(name, near):
+    with pytest.raises(KeyError) as error:
+        find(name)
+    suggested = error.value.args[0].partition("near it: ")[2]
+    assert all(each in suggested for each in near), suggested
+
+
+@pytest.mark.parametrize(
     ("apply", "case", "first", "spared"),
     [
         (
