@@ -48,7 +48,7 @@ def test_the_museums_page_says_what_the_suite_says_today(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "museum.md").read_text(encoding="utf-8")
     assert len(rows(page)) == len(FAULTS)
-    assert rows(page) == rows(PAGE.read_text(encoding="utf-8")), "make the page anew: python -m parity_tests museum"
+    assert rows(page) == rows(PAGE.read_text(encoding="utf-8")), f"make the page anew: museum --out {PAGE}"
 
 
 def test_a_fault_that_is_not_in_the_museum_is_refused_with_the_nearest_names():
