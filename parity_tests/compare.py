@@ -49,15 +49,15 @@ def kind(name):
 def record(title, name, value):
     """Keep the largest value seen of this tensor kind, for the summary."""
     table = _largest.setdefault(title, {})
-    table[kind(name)] = max(value, table.get(kind(name), 0.0))
+    table[kind(name)] = float(np.maximum(value, table.get(kind(name), 0.0)))  # a NaN stays one
 
 
 def summary():
-    """The lines of the terminal summary: per heading, every tensor kind and its largest value, largest first."""
+    """The terminal summary: per heading, every tensor kind and its largest value, in falling order after any NaN."""
     for title in sorted(_largest):
         yield ""
         yield title
-        for name, value in sorted(_largest[title].items(), key=lambda item: -item[1]):
+        for name, value in sorted(_largest[title].items(), key=lambda item: (not math.isnan(item[1]), -item[1])):
             yield f"  {value:10.3g}  {name}"
 
 

@@ -259,7 +259,7 @@ def errors_by_kind(got, want):
     errors = {}
     for name, answer in want.items():
         error = float(np.abs(got[name].astype(np.float64) - answer).max())
-        errors[compare.kind(name)] = max(error, errors.get(compare.kind(name), 0.0))
+        errors[compare.kind(name)] = float(np.maximum(error, errors.get(compare.kind(name), 0.0)))  # a NaN stays one
     return errors
 
 
@@ -279,10 +279,8 @@ def float32_ratios(case):
     torchs = [errors_by_kind(torch_answers(case, each, torch.float32), want) for each in ("plain", "sdpa")]
     G = max(float(np.abs(answer).max()) for name, answer in want.items() if name.startswith("d "))
     G = dict.fromkeys(error, G) | {name: float(np.abs(want[name]).max()) for name in ("logits", "loss")}
-    return {
-        name: error[name] / (max(each[name] for each in torchs) + 4 * float(np.spacing(np.float32(G[name]))))
-        for name in error
-    }
+    worst = {name: float(np.max([each[name] for each in torchs])) for name in error}
+    return {name: error[name] / (worst[name] + 4 * float(np.spacing(np.float32(G[name])))) for name in error}
 
 
 def float32_percentiles(cases):

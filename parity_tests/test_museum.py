@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from numpy_gpt import GPT
 from parity_tests import compare, test_model
 from parity_tests.__main__ import PAGE
 from parity_tests.museum import (
@@ -105,6 +106,21 @@ def test_the_float32_rule_sees_a_four_digit_constant(monkeypatch):
         test_model.test_float32_is_no_worse_than_torchs()
 
 
+def test_the_float32_rule_sees_a_nan_in_the_first_block_alone(monkeypatch):
+    """A tensor kind has the errors of all blocks: what comes after a NaN must not cover it."""
+    real = GPT.loss_and_grads
+
+    def wrong(self, *args):
+        loss, grads = real(self, *args)
+        grads["trf_blocks.0.norm1.scale"][0] = np.nan
+        return loss, grads
+
+    monkeypatch.setattr(GPT, "loss_and_grads", wrong)
+    cases = [case for case in map(test_model.float32_case, range(8)) if case.config.n_layers > 1]
+    with pytest.raises(AssertionError, match=r"float32 worse than torch's: \{'d trf_blocks\.\*\.norm1\.scale': nan\}"):
+        test_model.check_float32(cases)
+
+
 # The judge itself
 
 
@@ -165,3 +181,11 @@ def test_the_largest_share_of_each_kind_is_kept_for_the_summary(monkeypatch):
     for block, error in ((0, 8.0), (1, 32.0), (2, 16.0)):
         compare.check(f"d trf_blocks.{block}.norm1.scale", got + error * eps, got, 1.0)
     assert [line.split() for line in compare.summary()][-1] == ["0.5", "d", "trf_blocks.*.norm1.scale"]
+
+
+def test_a_nan_is_kept_for_the_summary_and_stands_first(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(compare, "_largest", {})
+    for name, value in (("a", 0.5), ("b", np.nan), ("b", 0.25), ("c", 0.75)):
+        compare.record("a heading", name, value)
+    assert [line.split() for line in compare.summary()][2:] == [["nan", "b"], ["0.75", "c"], ["0.5", "a"]]
