@@ -6,6 +6,7 @@ element (for a model's gradients: to the largest gradient). The share is that of
 """
 
 import json
+import math
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ def _largest(a):
     return float(np.abs(np.asarray(a, np.float64)).max())
 
 
+def _most(numbers):
+    """The largest of some numbers, or NaN if one of them is: Python's max would drop it."""
+    return float(np.max(list(numbers)))
+
+
 def operation_rows(operation, dtype, T, scale):
     """Every tensor of one operation; torch's error is the largest of its ways (attention has two or three)."""
     inputs = OPERATIONS[operation].inputs(OperationCase({**SHAPE, "T": T}, scale=scale, dtype=dtype))
@@ -65,9 +71,9 @@ def operation_rows(operation, dtype, T, scale):
     for tensor, want in truth.items():
         error, size, S = np.abs(np.asarray(got[tensor], np.float64) - want), _largest(want) or 1.0, scales[tensor]
         share = (
-            0.0 if S is None else float(np.divide(error, limit * S, where=error > 0, out=np.zeros_like(error)).max())
+            0.0 if S is None else float(np.divide(error, limit * S, where=error != 0, out=np.zeros_like(error)).max())
         )
-        torchs = max(_largest(answer[tensor] - want) for answer in others) / size if others else None
+        torchs = _most(_largest(answer[tensor] - want) for answer in others) / size if others else None
         yield Row(operation, tensor, dtype, None, T, scale, _largest(error) / size, torchs, share)
 
 
@@ -85,9 +91,9 @@ def model_rows(dtype, depth, T, scale):
         size = max(_largest(truth[name]) for name in tensors)
 
         def worst(answer, tensors=tensors, size=size):
-            return max(_largest(answer[name] - np.asarray(truth[name], np.float64)) for name in tensors) / size
+            return _most(_largest(answer[name] - np.asarray(truth[name], np.float64)) for name in tensors) / size
 
-        numpys, torchs = worst(got), max(map(worst, others))
+        numpys, torchs = worst(got), _most(map(worst, others))
         budget = compare.MODEL.factor * float(np.finfo(np.float64).eps)
         share = numpys / budget if dtype == "float64" and kind != "loss" else None
         yield Row("model", kind, dtype, depth, T, scale, numpys, torchs, share)
@@ -106,10 +112,14 @@ def cases(quick=False):
 
 
 def worst_rows(rows):
-    """Of every tensor the float32 row with the largest ratio and the float64 row with the largest share or error."""
+    """Of every tensor the float32 row with the largest ratio and the float64 row with the largest share or error.
+
+    A NaN is worse than any number.
+    """
     worst = {}
     for row in rows:
-        badness = (row.ratio or 0.0, row.numpy) if row.dtype == "float32" else (row.share or 0.0, row.numpy)
+        numbers = (row.ratio if row.dtype == "float32" else row.share) or 0.0, row.numpy
+        badness = any(map(math.isnan, numbers)), *(0.0 if math.isnan(x) else x for x in numbers)
         key = (row.operation, row.tensor, row.dtype)
         if key not in worst or badness > worst[key][0]:
             worst[key] = badness, row

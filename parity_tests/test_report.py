@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from numpy_gpt import GPT
 from numpy_gpt.ops import gelu
 from parity_tests.__main__ import main
 from parity_tests.operations import OPERATIONS
-from parity_tests.report import operation_rows, worst_rows
+from parity_tests.report import model_rows, operation_rows, worst_rows
 
 
 def test_the_report_names_every_operation_and_writes_its_rows_and_a_plot(tmp_path):
@@ -50,3 +51,28 @@ def test_the_table_shows_the_worst_row(dtype, worst):
     rows = [row for T in (8, 64, 16) for row in operation_rows("linear", dtype, T, 0.3)]
     largest = max((row for row in rows if row.tensor == "y"), key=attrgetter(worst))
     assert next(row for row in worst_rows(rows) if row.tensor == "y") == largest
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_nan_is_the_worst_of_all(monkeypatch, dtype):
+    """Among an operation's numbers, among a model's gradients, and among the rows of the table."""
+    lengths, (forward, backward) = (8, 64, 16), (gelu.gelu_forward, GPT.loss_and_grads)
+
+    def nan_at_64(x):
+        y, cache = forward(x)
+        return np.where((np.arange(y.size) == 5).reshape(y.shape) & (x.shape[1] == 64), np.nan, y), cache
+
+    def nan_in_the_first_block(self, *args):
+        loss, grads = backward(self, *args)
+        grads["trf_blocks.0.norm1.scale"][0] = np.nan
+        return loss, grads
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gelu, "gelu_forward", nan_at_64)
+        rows = [row for T in lengths for row in operation_rows("gelu", dtype, T, 0.3)]
+    bad = next(row for row in rows if (row.T, row.tensor) == (64, "y"))
+    assert np.isnan(bad.numpy)
+    assert np.isnan(bad.share)
+    assert next(row for row in worst_rows(rows) if row.tensor == "y") == bad
+    monkeypatch.setattr(GPT, "loss_and_grads", nan_in_the_first_block)
+    assert [row.tensor for row in model_rows(dtype, 2, 8, 0.3) if np.isnan(row.numpy)] == ["gradients"]
