@@ -65,7 +65,8 @@ def check(name, got, want, scale, budget=OPERATION):
     """Fail unless |got − want| <= budget.factor · eps · scale everywhere; return the largest share of the budget used.
 
     got and want are arrays (or scalars) of one shape and one dtype, whose eps counts; scale (>= 0) broadcasts to them.
-    A NaN on either side, or in the scale, fails. The message names the tensor, the index, both values and the share.
+    A NaN on either side fails, and so does a scale that is not finite: under an infinite one everything would pass. The
+    message names the tensor, the index, both values and the share.
     """
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape, f"{name}: shape {got.shape}, should be {want.shape}"
@@ -73,10 +74,12 @@ def check(name, got, want, scale, budget=OPERATION):
     if not got.size:
         return 0.0
     scale, limits = np.asarray(scale, np.float64), np.finfo(got.dtype)
+    usable = (scale >= 0) & (scale < np.inf)
+    assert usable.all(), f"{name}: a scale of {scale[~usable][0]} is none"
     allowed = budget.factor * float(limits.eps) * np.where(scale > 0, scale + float(limits.tiny), scale)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         error = np.abs(got.astype(np.float64) - want.astype(np.float64))
-        share = np.where(error == 0, 0 * allowed, error / allowed)  # 0 · NaN is NaN: a broken scale cannot pass
+        share = np.where(error == 0, 0.0, error / allowed)
     at = np.unravel_index(share.argmax(), share.shape)  # argmax takes the first NaN, if there is one
     used = float(share[at])
     index = [int(i) for i in at]

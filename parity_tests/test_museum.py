@@ -159,6 +159,12 @@ def test_check_fails_on_nan_on_infinity_and_on_any_error_at_scale_0(got, want, s
         compare.check("x", np.array([0.0, got]), np.array([0.0, want]), scale)
 
 
+@pytest.mark.parametrize("scale", [np.inf, np.nan, -1.0, [1e9, np.inf]])
+def test_check_refuses_a_scale_under_which_everything_would_pass(scale):
+    with pytest.raises(AssertionError, match=r"x: a scale of (inf|nan|-1\.0) is none"):
+        compare.check("x", np.array([1.0, 2.0]), np.array([1.1, 2.1]), scale)
+
+
 def test_check_fails_on_another_shape_or_dtype():
     with pytest.raises(AssertionError, match=r"x: shape \(1, 2\), should be \(2,\)"):
         compare.check("x", np.zeros((1, 2)), np.zeros(2), 1.0)
