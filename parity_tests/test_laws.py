@@ -414,9 +414,12 @@ def test_permuting_the_batch_changes_nothing(case, data):
     order = data.draw(st.permutations(range(case.B)))
     logits = model(tokens)
     check("permuted batch: logits", model(tokens[order]), logits[order], np.abs(logits).max(), MODEL)
-    grads = {name: g.copy() for name, g in model.loss_and_grads(tokens, targets)[1].items()}
+    loss, grads = model.loss_and_grads(tokens, targets)
+    grads = {name: g.copy() for name, g in grads.items()}
     G = max(largest(model.loss_and_grads(tokens[b : b + 1], targets[b : b + 1])[1]) for b in range(case.B))
-    for name, g in model.loss_and_grads(tokens[order], targets[order])[1].items():
+    got_loss, got = model.loss_and_grads(tokens[order], targets[order])
+    check("permuted batch: loss", got_loss, loss, max(float(loss), 1.0), MODEL)
+    for name, g in got.items():
         check(f"permuted batch: d {name}", g, grads[name], G, MODEL)
 
 
