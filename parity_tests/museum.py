@@ -10,6 +10,7 @@ suite with one fault in place; `python -m parity_tests museum` does that with ea
 import difflib
 import math
 import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -261,12 +262,13 @@ def l2_decay(real, self, grads):
 
 
 def stepped(update):
-    """AdamW's step for step, out of update(optimiser, m, v) -> what is subtracted; m and v kept here."""
+    """AdamW's step for step, out of update(optimiser, t, m, v) -> what is subtracted; t, m and v kept here for each."""
 
     def apply(monkeypatch):
-        state = {}
+        states = weakref.WeakKeyDictionary()
 
         def wrong(self, grads):
+            state = states.setdefault(self, {})
             t, (b1, b2) = state.get("t", 0) + 1, self.betas
             state["t"] = t
             for name, p in self.params.items():

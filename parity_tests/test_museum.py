@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from numpy_gpt import GPT
+from numpy_gpt import GPT, AdamW
 from parity_tests import compare, test_model
 from parity_tests.__main__ import PAGE
 from parity_tests.museum import (
@@ -97,6 +97,24 @@ def test_the_models_check_shows_where_a_gradient_goes_wrong(apply, case, first, 
     assert "d tok_emb.weight[" in message, "what lies below is wrong too"
     for name in (*(f"{last}{each}" for each in spared), "d final_norm.scale", "d out_head.weight"):
         assert f"{name}[" not in message
+
+
+def test_a_fault_of_adamw_is_one_of_each_optimiser(monkeypatch):
+    """Two at a time, as a run and the one resumed from it: the moments of neither are the other's."""
+    find("AdamW: eps inside the root").apply(monkeypatch)
+    grads = np.random.default_rng(0).standard_normal((2, 3, 4))
+
+    def after(*steps, beside=None):
+        params = {"w": np.ones(4)}
+        optimiser = AdamW(params)
+        for g in steps:
+            optimiser.step({"w": g})
+            if beside is not None:
+                beside.step({"w": -7 * g})
+        return params["w"]
+
+    alone = after(*grads[0])
+    compare.check_exact("w", after(*grads[0], beside=AdamW({"w": np.ones(4)})), alone)
 
 
 def test_the_float32_rule_sees_a_four_digit_constant(monkeypatch):
