@@ -215,7 +215,9 @@ def _wrong_in(operation, got, wants, scales, dtype):
                 check_tensor(tensor, got[tensor], answer, scales[tensor])
             except AssertionError as error:
                 return Wrong(tensor, str(error), np.asarray(got[tensor]), answer)
-    return None
+    asked = {tensor for want in wants.values() for tensor in want}
+    extra = next((tensor for tensor in got if tensor not in asked), None)
+    return None if extra is None else Wrong(extra, f"{extra}: an answer where None is right: there is no {extra[1:]}")
 
 
 def judge(functions, operation, path=Path("my_ops.py")):

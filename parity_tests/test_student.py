@@ -455,6 +455,12 @@ def test_a_function_that_gives_up_is_named_with_its_line(my_ops, line, wrong):
     assert verdict.wrong == f"the forward function fails: gelu_forward: {wrong} (my_ops.py, line 2)"
 
 
+def test_a_gradient_of_a_bias_that_is_not_there_is_wrong(my_ops):
+    bias = '(None if cache["b"] is None else dy.reshape(-1, dy.shape[-1]).sum(0))'
+    (verdict,) = my_ops(only(RIGHT, "linear").replace(bias, "dy.reshape(-1, dy.shape[-1]).sum(0)"))
+    assert verdict.wrong == "db: an answer where None is right: there is no b"
+
+
 def test_one_half_of_an_operation_is_judged_by_what_it_gives(my_ops):
     """A backward alone is given our forward's cache; a forward alone keeps what it likes."""
     forward, _ = only(RIGHT, "gelu").split("\ndef gelu_backward")
