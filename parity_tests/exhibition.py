@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,28 +51,46 @@ def naive_verdict(fault):
 
 
 class FirstFailure:
-    """A pytest plugin that keeps the first failure."""
+    """A pytest plugin that keeps the first failure of a test itself: a fixture that fails has tested nothing."""
 
     def __init__(self):
         self.report = None
 
     def pytest_runtest_logreport(self, report):
-        if report.failed and self.report is None:
+        if report.failed and report.when == "call" and self.report is None:
             self.report = report
+
+    @property
+    def message(self):
+        crash = getattr(self.report.longrepr, "reprcrash", None)
+        return (crash.message if crash else str(self.report.longrepr)).splitlines()[0]
+
+
+def first_failure(suite, fault=""):
+    """Run a test file with this fault in place ("": with none) up to its first red test. Raises if it cannot be run."""
+    first = FirstFailure()
+    options = ["-x", "--assert=plain", "-p", "no:terminal", "-p", "no:cacheprovider", "--fault", fault]
+    code = pytest.main([*options, str(Path(__file__).with_name(suite))], plugins=[first])
+    if code != (pytest.ExitCode.OK if first.report is None else pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(f"pytest could not run {suite} on the fault {fault!r}: {code!r}")
+    return first
+
+
+@cache
+def check_green(suite):
+    """Raises RuntimeError if a test file is red with no fault in place: its red would say nothing about a fault."""
+    first = first_failure(suite)
+    if first.report is not None:
+        raise RuntimeError(f"{suite} is red without a fault: {first.report.nodeid}: {first.message}")
 
 
 def exhibit(fault):
-    """Run the fault's test file on it, up to the first red test."""
-    first = FirstFailure()
-    options = ["-x", "--assert=plain", "-p", "no:terminal", "-p", "no:cacheprovider", "--fault", str(fault)]
-    code = pytest.main([*options, str(Path(__file__).with_name(fault.suite))], plugins=[first])
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        raise RuntimeError(f"pytest could not run {fault.suite} on the fault {fault}: {code!r}")
+    """Run the fault's test file on it, up to the first red test, and before the first fault of the file without any."""
+    check_green(fault.suite)
+    first = first_failure(fault.suite, str(fault))
     if first.report is None:
         return Exhibit(fault, naive_verdict(fault), None, "")
-    crash = getattr(first.report.longrepr, "reprcrash", None)
-    message = crash.message if crash else str(first.report.longrepr)
-    return Exhibit(fault, naive_verdict(fault), first.report.nodeid, message.splitlines()[0])
+    return Exhibit(fault, naive_verdict(fault), first.report.nodeid, first.message)
 
 
 def page(shown):

@@ -52,6 +52,41 @@ def test_the_museums_page_says_what_the_suite_says_today(tmp_path):
     assert rows(page) == rows(PAGE.read_text(encoding="utf-8")), f"make the page anew: museum --out {PAGE}"
 
 
+EXHIBIT = """
+from dataclasses import replace
+from parity_tests import profiles
+profiles.load(expect_failure=True)
+from numpy_gpt.ops import linear
+from parity_tests import exhibition, museum
+
+def applied_once(monkeypatch):
+    monkeypatch.undo()
+    if not tried:
+        tried.append(1)
+        raise OSError("cannot be put in place")
+
+tried, real = [], linear.linear_backward
+if {broken}:
+    linear.linear_backward = lambda dy, cache: tuple(g * 2 for g in real(dy, cache) if g is not None)
+museum.FAULTS[:] = [replace(museum.FAULTS[0], apply=applied_once)]
+print(exhibition.exhibit(museum.FAULTS[0]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (True, "RuntimeError: test_operations.py is red without a fault: "),
+        (False, "RuntimeError: pytest could not run"),
+    ],
+)
+def test_neither_a_red_suite_nor_a_fault_that_cannot_be_put_in_place_counts_as_found(broken, message):
+    command = [sys.executable, "-c", EXHIBIT.replace("{broken}", str(broken))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert message in done.stderr
+
+
 def test_a_fault_that_is_not_in_the_museum_is_refused_with_the_nearest_names():
     with pytest.raises(KeyError, match=r"no fault .*dropped.* near it: tied head: the head.s gradient dropped,"):
         find("tied head: dropped")
