@@ -35,8 +35,10 @@ def keep_top_p(probs: Array, p: float) -> Array:
     """
     rows, order = np.arange(len(probs))[:, None], np.argsort(-probs, stable=True)
     sorted_probs = probs[rows, order]
-    # what the likelier tokens already hold; in float32 a running sum of 50,257 terms would reach p too early or late
-    before = np.cumsum(sorted_probs, axis=1, dtype=np.float64) - sorted_probs
+    # what the likelier tokens already hold; in float32 a running sum of 50,257 terms would reach p too early or late,
+    # and a sum with a token's own share taken off again is not the sum before it
+    before = np.zeros(probs.shape)
+    np.cumsum(sorted_probs[:, :-1], axis=1, dtype=np.float64, out=before[:, 1:])
     kept = np.zeros_like(probs)
     kept[rows, order] = np.where(before < p, sorted_probs, 0)
     return kept

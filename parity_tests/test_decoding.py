@@ -256,6 +256,18 @@ def test_a_nucleus_that_is_full_takes_no_more():
     check_exact("nucleus of 0.5", keep_top_p(p, 0.5), np.array([[0, 0, 0.5, 0], [0.5, 0, 0, 0]]))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_nucleus_holds_p_where_p_is_a_running_sum_and_just_above_it(seed):
+    """p is what the first k hold, added up one by one: k tokens are enough. For the next larger p it takes one more."""
+    p = np.random.default_rng(seed).dirichlet(np.ones(12))
+    mass = 0.0
+    for k, share in enumerate(sorted(p.tolist(), reverse=True)[:-2], start=1):
+        mass += share
+        for top_p, count in ((mass, k), (math.nextafter(mass, 1), k + 1)):
+            got = int(np.count_nonzero(keep_top_p(p[None], top_p)))
+            assert got == count, f"top_p {top_p!r} keeps {got} tokens, {k} hold {mass!r}"
+
+
 def test_a_nucleus_of_a_large_vocabulary_is_counted_in_float64():
     """In float32 a running sum of 2^17 equal terms would be off by hundreds of them."""
     V = 2**17
