@@ -53,7 +53,7 @@ def choose(
         return ids
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
-    probs = softmax(logits / temperature)
+    probs = softmax(logits / float(temperature))  # a NumPy scalar would bring its own dtype along
     if top_p is not None and top_p < 1:  # at 1 everything stays, whatever the rounding of a sum
         probs = keep_top_p(probs, top_p)
         probs /= probs.sum(axis=1, keepdims=True)

@@ -122,6 +122,7 @@ class Generator:
         Raises ValueError unless low <= high and both, and high - low, are finite in dtype.
         """
         dtype, most = _dtype_and_largest("uniform", dtype)
+        low, high = float(low), float(high)  # as torch takes them: a NumPy float32 would round what is made of it
         if not (-most <= low <= high <= most and high - low <= most):
             raise ValueError(f"uniform: from {low} to {high} is no range of {dtype} numbers")
         shape = _sizes("uniform", shape)
@@ -151,6 +152,7 @@ class Generator:
         Raises ValueError unless mean and std are finite in dtype and std >= 0.
         """
         dtype, most = _dtype_and_largest("normal", dtype)
+        mean, std = float(mean), float(std)
         if not (abs(mean) <= most and 0 <= std <= most):
             raise ValueError(f"normal: mean {mean} and std {std} must be finite, and std not negative")
         shape = _sizes("normal", shape)
@@ -226,6 +228,7 @@ class Generator:
         Raises ValueError unless lambd > 0.
         """
         dtype, _ = _dtype_and_largest("exponential", dtype)
+        lambd = float(lambd)
         if not lambd > 0:
             raise ValueError(f"exponential: lambd is {lambd}, and must be above 0")
         shape = _sizes("exponential", shape)

@@ -234,6 +234,17 @@ def test_top_p_of_1_leaves_the_distribution_as_it_is(dtype):
         check("top_p of 1", p, full, full)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scalar", [np.float32, np.float64])
+def test_a_temperature_of_numpys_is_the_number_it_holds(scalar, dtype):
+    """The probabilities stay of the model's dtype, and are those of torch, which takes a Python float."""
+    logits, temperature = np.random.default_rng(0).standard_normal(50), scalar(0.7)
+    p = drawn_from(logits, dtype, temperature=temperature)
+    check_exact("probabilities", p, drawn_from(logits, dtype, temperature=float(temperature)))
+    want = torch.softmax(torch.from_numpy(logits.astype(dtype)) / float(temperature), dim=-1).numpy()
+    check("probabilities", p, want, want * (1 + np.abs(logits).max() / 0.7))
+
+
 def test_top_p_is_taken_after_temperature_and_top_k():
     logits = np.log([0.4, 0.3, 0.2, 0.1])
     assert kept(drawn_from(logits, top_p=0.65)) == [0, 1]

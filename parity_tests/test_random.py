@@ -240,6 +240,19 @@ def test_shapes_and_order():
     check_same_state(rng)
 
 
+@pytest.mark.parametrize("scalar", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("name", ["uniform", "normal", "exponential", "bernoulli"])
+@pytest.mark.parametrize("n", [7, 1000])
+def test_a_numpy_scalar_is_the_number_it_holds(n, name, scalar):
+    """As in torch, which takes numbers as Python's floats."""
+    given = [scalar(each) for each in {"uniform": (-0.1, 0.7), "normal": (0.2, 0.7)}.get(name, (0.3,))]
+    rng = start(5)
+    for call in (each for each in (name, f"{name}, float64") if each in CALLS):
+        ours, theirs = CALLS[call]
+        check_same_bits(ours(rng, n, *given), theirs(n, *map(float, given)))
+        check_same_state(rng)
+
+
 def test_words_have_their_own_types():
     assert Generator(0).random_uint32(3).dtype == np.uint32
     assert Generator(0).random_uint64(3).dtype == np.uint64
