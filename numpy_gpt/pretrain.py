@@ -110,18 +110,18 @@ def pretrain(
     job = prepare(flags, resume, init)
     settings, batches = job.settings, job.batches
     with _signals() as received:
-        state: Params | None
+        report = Report()
         if job.resumed is None:
-            position, state = Position(), None
-            run = Run.create(out or free_folder(settings), settings, batches.text)
+            run, position = Run.create(out or free_folder(settings), settings, batches.text), Position()
+            _describe(report, backend, job, run)
+            learner = make_learner(job.config, settings, job.total_steps, job.params)
         else:
             run = job.resumed
             position, state = run.resume(settings, batches.text)
-        report = Report()
-        _describe(report, backend, job, run)
-        learner = make_learner(job.config, settings, job.total_steps, job.params)
-        if state is not None:
+            learner = make_learner(job.config, settings, job.total_steps, job.params)
             learner.restore(state)
+            run.go_on(settings, batches.text, position)
+            _describe(report, backend, job, run)
             report.line(f"resumed   after {position.step} steps, {max(0, job.total_steps - position.step)} to go")
         report.line()
 

@@ -159,7 +159,7 @@ class Run:
         return cls(folder, settings)
 
     def resume(self, settings: Settings, text: str) -> tuple[Position, Params]:
-        """Where the checkpoint left off and the state to restore; rows of losses.csv beyond it are taken out.
+        """Where the checkpoint left off, and the state to restore. Writes nothing: that is what `go_on` does.
 
         settings: the run's own, but for MAY_CHANGE. Raises InputError if more, or the text, is different.
         """
@@ -176,15 +176,17 @@ class Run:
                 f"or begin another run with --init {self.folder}"
             )
         state = load_training(self.folder)
-        position = Position.restored(state)
+        return Position.restored(state), state
+
+    def go_on(self, settings: Settings, text: str, position: Position) -> None:
+        """Take up the run at this position, with these settings: rows of losses.csv beyond it are taken out."""
         rows = [row for row in self.losses() if row["step"] < position.step]
         self.settings = settings
-        self._write_settings(sha256)
+        self._write_settings(hashlib.sha256(text.encode()).hexdigest())
         with self._losses.open("w", newline="") as f:
             writer = csv.writer(f)
             writer.writerow(COLUMNS)
             writer.writerows([_digits(row[name]) for name in COLUMNS] for row in rows)
-        return position, state
 
     def append(self, step: Step, seconds: float) -> None:
         """One more row of losses.csv, for a step with an evaluation."""

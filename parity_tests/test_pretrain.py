@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from numpy_gpt import GPT, Generator, GPTConfig, load, save
 from numpy_gpt.cli import main as numpy_main
@@ -353,6 +355,25 @@ def test_a_checkpoint_without_training_state_is_not_resumed(tmp_path, text):
     pretrain(numpy_main, text, tmp_path / "run", "--max-steps", 1)
     (tmp_path / "run" / "checkpoint" / "training.safetensors").unlink()
     check_refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "no training state to go on from")
+
+
+@pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])
+@pytest.mark.parametrize(
+    ("missing", "message"), [("rng", "the checkpoint "), ("optimizer.m.pos_emb.weight", "pos_emb.weight")]
+)
+def test_a_training_state_that_cannot_be_restored_changes_nothing(tmp_path, text, command, missing, message):
+    """Neither run.json, which would name other settings, nor losses.csv."""
+    out = tmp_path / "run"
+    pretrain(numpy_main, text, out, "--max-steps", 3)
+    file = out / "checkpoint" / "training.safetensors"
+    with safe_open(file, "np") as f:
+        state, metadata = {name: f.get_tensor(name) for name in f.keys() if name != missing}, f.metadata()  # noqa: SIM118
+    save_file(state, file, metadata)
+    with (out / "losses.csv").open("a") as f:
+        f.write("6,1,448,1.0,1.0,1.0,0.002,1.0\n")  # as after a kill between a row and the next save
+    before = snapshot(out)
+    check_refused(invoke(command, "pretrain", "--resume", out, "--max-steps", 5), message)
+    assert snapshot(out) == before
 
 
 def test_devices():
