@@ -17,6 +17,7 @@ from numpy_gpt.console import Report, one_line
 from numpy_gpt.data import CORPORA
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import parameter_shapes
+from numpy_gpt.random import Generator
 from numpy_gpt.run import TINY, Batches, MakeLearner, Run, Settings, for_tiny, free_folder
 from numpy_gpt.tokenizer import decode, encode, get_encoding
 from numpy_gpt.train import Learner, Position, train
@@ -85,6 +86,7 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
         settings = replace(defaults_for(flags.get("model", "tiny")), **flags)
         config = settings.config(get_encoding(settings.encoding).n_vocab)
         job = Job(settings, Batches(settings), config, None, None)
+    Generator(settings.seed)  # raises for a number that is no seed
     if not settings.prompt:
         raise InputError("the --prompt is empty: give at least one character to go on from")
     return job
