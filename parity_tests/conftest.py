@@ -3,8 +3,6 @@
 import os
 
 import pytest
-import torch
-from threadpoolctl import threadpool_limits
 
 from parity_tests import compare, profiles
 
@@ -54,18 +52,15 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """torch and BLAS on one thread: with many tiny tensors, two threads spend their time waiting for each other."""
-    torch.set_num_threads(1)
-    with threadpool_limits(1, user_api="blas"):
+    with profiles.threads(1):
         yield
 
 
 @pytest.fixture
 def all_threads():
     """Every core, for a test at GPT-2's size."""
-    torch.set_num_threads(os.cpu_count() or 1)
-    with threadpool_limits(os.cpu_count(), user_api="blas"):
+    with profiles.threads(os.cpu_count() or 1):
         yield
-    torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter):

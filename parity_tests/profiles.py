@@ -1,12 +1,15 @@
-"""Hypothesis profiles of the suite, registered once.
+"""How the suite runs: on how many threads, and Hypothesis profiles, registered once.
 
 dev: new cases at every run. ci: the same cases at every run, and more of them. broken: few, the same, and no shrinking,
 for runs of which a failure is expected (the museum, mutation testing).
 """
 
 import os
+from contextlib import contextmanager
+from importlib.util import find_spec
 
 from hypothesis import HealthCheck, Phase, settings
+from threadpoolctl import threadpool_limits
 
 IN_CI = bool(os.environ.get("CI"))
 
@@ -32,3 +35,21 @@ def load(expect_failure=False):
         settings.load_profile("broken")
     else:
         settings.load_profile("ci" if IN_CI else "dev")
+
+
+@contextmanager
+def threads(count):
+    """BLAS on so many threads meanwhile, and torch as well where it is installed."""
+    if find_spec("torch") is None:
+        with threadpool_limits(count, user_api="blas"):
+            yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)

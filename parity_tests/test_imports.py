@@ -146,3 +146,16 @@ def test_the_reader_of_imports_reads_every_form(name, source, want, tmp_path):
     path = tmp_path / "module.py"
     path.write_text(source)
     assert [what for what, _ in imports(name, path)] == want
+
+
+def test_the_laws_run_without_torch():
+    """Collected as a whole; a few of them are run."""
+    code = """
+import sys, pytest
+sys.modules["torch"] = None
+sys.exit(pytest.main([sys.argv[1], "-q", "-p", "no:cacheprovider", "-k", "first_query or keeps_the_mean or log_v"]))
+"""
+    path = Path(__file__).with_name("test_laws.py")
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "9 passed" in done.stdout
