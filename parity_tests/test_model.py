@@ -16,14 +16,14 @@ import torch
 from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
-from threadpoolctl import threadpool_limits
 
 import torch_gpt.model
 from numpy_gpt import GPT, Generator, GPTConfig, block
 from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import checked_ids, parameter_shapes
-from parity_tests import compare, strategies
+from numpy_gpt.threads import thread_count
+from parity_tests import compare, profiles, strategies
 from parity_tests.compare import check, check_exact
 from parity_tests.strategies import ModelCase
 from torch_gpt.model import GPTModel, from_params, loss_and_grads, to_params
@@ -204,8 +204,9 @@ def test_only_a_batch_whose_gradients_cancel_is_rejected():
 def test_the_number_of_threads_changes_no_more_than_rounding(drop_rate):
     """BLAS and torch on one thread and on all: either answer is within the budget of torch's."""
     config = GPTConfig(700, 128, 96, 3, 2, drop_rate)
-    for threads in (1, os.cpu_count()):
-        with threadpool_limits(threads, user_api="blas"):
+    for threads in (1, os.cpu_count() or 1):
+        with profiles.threads(threads):
+            assert (torch.get_num_threads(), thread_count()) == (threads, threads)
             check_model(ModelCase(config, B=4, T=128, scale=0.2))
 
 
