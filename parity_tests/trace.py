@@ -3,6 +3,9 @@
 NumPy's are what goes in and out of the operations while the model runs: an operation's output is an activation, and the
 upstream gradient its backward is given is that activation's gradient. torch's are taken by hooks. A residual stream is
 what a LayerNorm reads; its gradient is that of the branch that was added last.
+
+Attention's scores and probabilities have no place here: numpy_gpt keeps none of them, its backward makes them anew from
+the rows' log-sums. They are judged by what they make of the values, att.heads, and by the gradients of q and k.
 """
 
 from contextlib import ExitStack
