@@ -1,6 +1,7 @@
 """numpy_gpt.random against torch's CPU generator: the same bits from every draw, and the same state after it."""
 
 import math
+import os
 import sys
 from fractions import Fraction
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from numpy_gpt import box_muller, random
 from numpy_gpt.errors import InputError
 from numpy_gpt.random import Generator
+from parity_tests import profiles
 
 BLOCK = random._BLOCK
 MAX = sys.float_info.max
@@ -90,7 +92,15 @@ CALLS = {  # name: the call on a Generator, and on torch's global one (as an arr
     "exponential": (lambda rng, n, lambd: rng.exponential((n,), lambd), theirs("exponential_", torch.float32)),
     "exponential, float64": (ours64("exponential"), theirs("exponential_", torch.float64)),
     "bernoulli": (lambda rng, n, p: rng.bernoulli((n,), p), theirs("bernoulli_", torch.bool)),
+    "dropout's mask": (
+        lambda rng, n, p_drop: rng.bernoulli((n,), 1 - p_drop),
+        lambda n, p_drop: (torch.nn.functional.dropout(torch.ones(n), p_drop) != 0).numpy(),
+    ),
     "permutation": (lambda rng, n: rng.permutation(n), lambda n: torch.randperm(n).numpy()),
+    "loader_order": (
+        lambda rng, n: rng.loader_order(n + 1),
+        lambda n: next(iter(torch.utils.data.DataLoader(range(n + 1), batch_size=n + 1, shuffle=True))).numpy(),
+    ),
     "multinomial": (
         lambda rng, *args: rng.multinomial(rows(*args)),
         lambda *args: torch.multinomial(torch.from_numpy(rows(*args)), 1).numpy(),
@@ -155,6 +165,8 @@ def arguments(name, most):
             return st.tuples(n, st.one_of(st.just(1.0), st.floats(1e-6, 1e6)))
         case "bernoulli":
             return st.tuples(n, probabilities)
+        case "dropout's mask":
+            return st.tuples(n, st.floats(0, 1, exclude_min=True, exclude_max=True))
         case "randint":
             return st.tuples(n, ranges).map(lambda a: (a[0], *a[1]))
         case "multinomial" if "without" in name:
@@ -218,11 +230,17 @@ def test_long_sequences_of_draws(seed, calls, handover):
     test_sequences_of_draws.hypothesis.inner_test(seed, calls, handover)
 
 
+@pytest.mark.parametrize("threads", sorted({1, os.cpu_count() or 1}))
 @pytest.mark.parametrize("n", [BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 15, BLOCK + 16, BLOCK + 17, 2 * BLOCK + 5])
-def test_draws_longer_than_a_block(n):
+def test_draws_longer_than_a_block(n, threads):
+    """torch on one thread and on all: its draws are made in memory's order all the same."""
     rng = start(n)
-    for name, args in (("uniform", (-0.02, 0.03)), ("normal", (0.1, 0.02)), ("normal", ()), ("bernoulli", (0.9,))):
-        check_same_draw(rng, name, (n, *args))
+    with profiles.threads(threads):
+        assert torch.get_num_threads() == threads
+        for name, args in (("uniform", (-0.02, 0.03)), ("normal", (0.1, 0.02)), ("normal", ()), ("bernoulli", (0.9,))):
+            check_same_draw(rng, name, (n, *args))
+        for name in ("dropout's mask", "exponential", "uniform, float64", "normal, float64"):
+            check_same_draw(rng, name, (n, *((0.1, 0.3) if "6" in name else (0.1,))))
 
 
 def test_shapes_and_order():
