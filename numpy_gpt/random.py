@@ -24,12 +24,13 @@ Shape = int | Sequence[int]
 
 PLATFORMS = """\
 These draws are those of PyTorch 2.7 and later on the CPU of an x86-64 machine with AVX2, and NumPy makes them on any
-machine. PyTorch itself makes others elsewhere:
+machine; but float64 normals and exponentials, and normals fewer than 16 at a time, take logarithms, sines and cosines
+from the machine's C library, in PyTorch as here. PyTorch itself makes others elsewhere:
 
 * up to 2.6 on x86-64 its dropout, exponential_ and multinomial come from another generator (MKL's MCG31);
 * on CUDA and MPS dropout, and whatever else is drawn there, comes from the device's own generator; weights and
   shuffles, drawn on the CPU, are the same;
-* without AVX2 (old x86; ARM and Apple processors) float32 weights differ in the last bits of 4 or 5 in 10 elements,
+* without AVX2 (old x86; ARM and Apple processors) float32 weights differ in the last bits of 2 to 5 in 10 elements,
   measured with AVX2 switched off; dropout, shuffles and multinomial are the same.
 
 Equal draws do not make equal sums: a loss differs from machine to machine, and from PyTorch, by some 1e-6, and by up

@@ -1,7 +1,10 @@
 """numpy_gpt.random against torch's CPU generator: the same bits from every draw, and the same state after it."""
 
+import json
 import math
 import os
+import re
+import subprocess
 import sys
 from fractions import Fraction
 
@@ -269,6 +272,37 @@ def test_a_numpy_scalar_is_the_number_it_holds(n, name, scalar):
         ours, theirs = CALLS[call]
         check_same_bits(ours(rng, n, *given), theirs(n, *map(float, given)))
         check_same_state(rng)
+
+
+WITHOUT_AVX2 = """
+import json, numpy as np, torch
+from numpy_gpt import Generator
+
+def share(ours, theirs):
+    torch.manual_seed(1)
+    return float((ours(Generator(1)) != theirs(torch.empty(200_000)).numpy()).mean())
+
+assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+n, b = (200_000,), 768**-0.5
+weights = [share(lambda rng: rng.normal(n), lambda a: a.normal_())]
+weights += [share(lambda rng, e=e: rng.uniform(n, *e), lambda a, e=e: a.uniform_(*e)) for e in ((-b, b), (0.1, 0.7))]
+same = [share(lambda rng: rng.bernoulli(n, 0.9), lambda a: a.bernoulli_(0.9) != 0)]
+same += [share(lambda rng: rng.permutation(n[0]), lambda a: torch.randperm(n[0]))]
+same += [share(lambda rng: rng.exponential(n), lambda a: a.exponential_())]
+print(json.dumps([weights, same]))
+"""
+
+
+def test_what_is_said_of_torch_without_avx2():
+    """How many float32 weights differ: in PLATFORMS as measured here; and what draws the same."""
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    command = [sys.executable, "-c", WITHOUT_AVX2]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    weights, same = json.loads(done.stdout)
+    low, high = map(int, re.search(r"(\d) \w+ (\d) in 10 elements", random.PLATFORMS).groups())
+    tenths = [round(10 * each) for each in weights]
+    assert (min(tenths), max(tenths)) == (low, high), f"{weights}: is it {low} to {high} in 10?"
+    assert same == [0, 0, 0]
 
 
 def test_words_have_their_own_types():
