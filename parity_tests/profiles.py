@@ -1,7 +1,8 @@
 """How the suite runs: on how many threads, and Hypothesis profiles, registered once.
 
-dev: new cases at every run. ci: the same cases at every run, and more of them. broken: few, the same, and no shrinking,
-for runs of which a failure is expected (the museum, mutation testing).
+dev: new cases at every run. ci: the same cases at every run of the same tests (Hypothesis takes constants from whatever
+modules are loaded) under the same Hypothesis, and 200 where a test names no number of its own. broken: few, the same,
+and no shrinking, for runs of which a failure is expected (the museum, mutation testing).
 """
 
 import os
