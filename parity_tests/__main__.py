@@ -57,7 +57,7 @@ def museum(out):
     """Put every fault of the museum into numpy_gpt, one after the other, and see which test turns red.
 
     Beside it stands what a naive check (weights times 0.02, atol 1e-4, the gradient of .sum()) says of the same fault.
-    Takes a minute or two. Exit code 1 if a fault goes unnoticed.
+    Takes two to five minutes. Exit code 1 if a fault goes unnoticed.
     """
     from parity_tests import profiles
 

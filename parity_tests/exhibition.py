@@ -46,7 +46,7 @@ def naive_verdict(fault):
         except Exception as error:  # whatever stops it is red too
             return f"red: {type(error).__name__}"
     if math.isnan(difference):
-        return "red: another shape"
+        return "red: another shape, or NaN"
     return f"{'green' if difference < NAIVE_ATOL else 'red'}, {difference:.0e}" if difference else "green, 0"
 
 

@@ -1,5 +1,7 @@
 """The suite is itself tested: every fault of the museum must turn its check red, in words that name the tensor."""
 
+import math
+import re
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pytest
 from numpy_gpt import GPT, AdamW
 from parity_tests import compare, test_model
 from parity_tests.__main__ import PAGE
+from parity_tests.exhibition import naive_verdict
 from parity_tests.museum import (
     DK,
     DROPPED,
@@ -18,6 +21,7 @@ from parity_tests.museum import (
     find,
     gelu_with,
     layernorm_without,
+    naive_difference,
     tanh_cdf,
 )
 
@@ -50,6 +54,24 @@ def test_the_museums_page_says_what_the_suite_says_today(tmp_path):
     page = (tmp_path / "museum.md").read_text(encoding="utf-8")
     assert len(rows(page)) == len(FAULTS)
     assert rows(page) == rows(PAGE.read_text(encoding="utf-8")), f"make the page anew: museum --out {PAGE}"
+
+
+def test_the_readme_counts_as_the_page_does():
+    faults, found, naive = re.search(
+        r"^(\d+) faults: this suite finds (\d+), the naive check (\d+)\.$",
+        PAGE.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    ).groups()
+    readme = PAGE.parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    assert f"[{faults} faults](parity_tests/museum.md)" in readme
+    assert found == faults, "each turns the suite red"
+    assert re.search(rf"a naive check as such projects have .*\n.*finds {naive}\.\n", readme)
+
+
+def test_the_naive_check_is_naive_and_sees_a_nan():
+    """It has nothing of this suite's own: that an argument is written into is none of its business."""
+    assert naive_verdict(find("our own: an argument written into")).startswith("green")
+    assert math.isnan(naive_difference({"a": np.array([np.nan]), "b": np.ones(1)}, {"a": np.ones(1), "b": np.ones(1)}))
 
 
 EXHIBIT = """
