@@ -37,7 +37,7 @@ class Dropout:
     """Draws one pass's dropout masks, in the order in which the pass asks for them."""
 
     def __init__(self, rate: float, rng: Generator | None, dtype: Float):
-        self._rate, self._rng, self._dtype = rate, rng, dtype
+        self._rate, self._rng, self._dtype = float(rate), rng, dtype  # a NumPy scalar would take its dtype along
 
     def mask(self, shape: tuple[int, ...]) -> Array | None:
         """The factors of an array of this shape, or None where nothing is dropped; rates 0 and 1 draw nothing."""

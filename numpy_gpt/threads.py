@@ -54,7 +54,12 @@ def _blas() -> "ThreadpoolController":
 @cache
 def _pool(pid: int) -> ThreadPoolExecutor:
     """The threads of this process; a forked child has a process number of its own, and none of its parent's."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="numpy_gpt")
+    return ThreadPoolExecutor(thread_name_prefix="numpy_gpt")
+
+
+def thread_count() -> int:
+    """How many threads NumPy's BLAS has, 1 if it cannot be asked."""
+    return max((library.num_threads or 1 for library in _blas().lib_controllers), default=1)
 
 
 @contextmanager
@@ -68,7 +73,7 @@ def all_cores() -> Iterator[None]:
         yield
         return
     try:
-        size = max((library.num_threads or 1 for library in _blas().lib_controllers), default=1)
+        size = thread_count()
         with _blas().limit(limits=1):
             _team.size = size
             yield

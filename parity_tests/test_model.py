@@ -401,6 +401,14 @@ def test_masks_of_every_site_are_torchs(dtype, case):
     check_exact("state after the pass", rng.get_state(), torch.get_rng_state().numpy())
 
 
+@pytest.mark.parametrize("scalar", [np.float32, np.float64])
+def test_a_rate_that_is_a_numpy_scalar_is_the_number_it_holds(scalar):
+    rate = scalar(0.42)
+    got = block.Dropout(rate, Generator(1), np.float32).mask((1000,))
+    torch.manual_seed(1)
+    check_exact("mask", got, torch.nn.functional.dropout(torch.ones(1000), float(rate)).numpy())
+
+
 def test_dropout_is_off_without_rng_and_with_rate_0():
     dropped = ModelCase(replace(SMALL, drop_rate=0.5))
     tokens, targets = dropped.batch()

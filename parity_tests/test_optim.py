@@ -128,6 +128,46 @@ def test_adamw_matches_torch_on_a_parameter_of_many_blocks(dtype):
         check("AdamW many blocks", params["w"], leaf.detach().numpy(), scales.S["w"])
 
 
+def rows_at_times(rng, shape, step):
+    """A table's gradient: no row, then some, then others while the first are still, at last every row."""
+    g = rng.standard_normal(shape)
+    read = [np.zeros(shape[0]), rng.random(shape[0]) < 0.02, rng.random(shape[0]) < 0.02, np.ones(shape[0])]
+    return g * read[min(step, 3)][:, None]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_rows_of_a_table_that_were_never_read_decay_as_in_torch(dtype, resumed):
+    """And those read once go on moving; the same when the optimiser is restored in the midst of it."""
+    shape, rng = (611, 1021), np.random.default_rng(0)
+    params = {"w": rng.standard_normal(shape).astype(dtype)}
+    leaf, scales = torch.from_numpy(params["w"].copy()).requires_grad_(), AdamWScales(params)
+    ours, torchs = optim.AdamW(params), torch.optim.AdamW([leaf])
+    for step in range(6):
+        g = rows_at_times(rng, shape, step).astype(dtype)
+        leaf.grad = torch.from_numpy(g.copy())
+        if resumed and step in (2, 5):
+            state = {name: array.copy() for name, array in ours.state().items()}
+            ours = optim.AdamW(params)
+            ours.restore(state)
+        ours.step({"w": g})
+        torchs.step()
+        scales.step({"w": g}, 1e-3, (0.9, 0.999), 1e-8, 0.01)
+        check(f"AdamW rows, step {step}", params["w"], leaf.detach().numpy(), scales.S["w"])
+        state = torchs.state[leaf]
+        assert np.array_equal(ours.m["w"] != 0, state["exp_avg"].numpy() != 0), "rows with a moment"
+
+
+def test_a_parameter_whose_layout_changes_keeps_its_moments():
+    """An array may be put in another's place; the moments' own layout is not the first one's."""
+    rng = np.random.default_rng(0)
+    params = {"w": np.asfortranarray(rng.standard_normal((7, 5)))}
+    ours = optim.AdamW(params)
+    params["w"] = np.ascontiguousarray(params["w"])
+    ours.step({"w": rng.standard_normal((7, 5))})
+    assert np.all(ours.m["w"] != 0)
+
+
 @pytest.mark.parametrize("layout", ["C", "transposed", "gaps"])
 def test_adamw_takes_gradients_in_any_layout(layout):
     params, same = draw_params(0, "float64"), draw_params(0, "float64")

@@ -1,0 +1,169 @@
+"""Work shared out among threads: the same numbers, BLAS as it was before, and errors that arrive."""
+
+import os
+import threading
+import warnings
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from numpy_gpt import GPT, Generator, GPTConfig, generate, threads
+from numpy_gpt.ops import attention, cross_entropy, gelu, layernorm, linear
+from parity_tests.compare import check_exact
+
+
+@pytest.fixture
+def team_of_three(monkeypatch):
+    """Three threads for however little work, on any machine."""
+    monkeypatch.setattr(threads, "LEAST", 1)
+    monkeypatch.setattr(threads, "LEAST_PRODUCT", 1)
+    monkeypatch.setattr(attention, "LEAST", 1)
+    with threadpool_limits(3, user_api="blas"):
+        yield
+
+
+def used(work):
+    """The names of the threads that worked, after `work` has been given a callable to be shared out."""
+    names = set()
+    together = threading.Barrier(3, timeout=30)
+
+    def part(start, stop):
+        names.add(threading.current_thread().name)
+        together.wait()  # or one quick thread could do another's part as well
+
+    work(part)
+    return names
+
+
+def test_a_team_has_as_many_threads_as_blas_and_blas_one(team_of_three):
+    inside = []
+    names = used(lambda part: threads.share(lambda *edges: (part(*edges), inside.append(threads.thread_count())), 3))
+    assert len(names) == 3
+    assert inside == [1] * 3
+    assert threads.thread_count() == 3
+
+
+def test_nobody_shares_within_a_part(team_of_three):
+    parts = []
+
+    def part(start, stop):
+        threads.share(lambda *edges: parts.append(edges), 10)
+
+    threads.share(part, 3)
+    assert parts == [(0, 10)] * 3
+
+
+def test_another_threads_work_is_its_own_and_the_limit_ends_with_the_first(team_of_three):
+    parts = []
+    with threads.all_cores():
+        other = threading.Thread(target=lambda: threads.share(lambda *edges: parts.append(edges), 10))
+        other.start()
+        other.join(30)
+        assert parts == [(0, 10)]
+        assert threads.thread_count() == 1
+    assert threads.thread_count() == 3
+    threads.share(lambda *edges: parts.append(edges), 3)
+    assert len(parts) == 1 + 3
+
+
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_an_error_in_a_part_arrives_when_all_parts_are_done(where, team_of_three):
+    done = []
+
+    def part(start, stop):
+        if start == where:
+            raise ArithmeticError(f"part {where}")
+        done.append(start)
+
+    with pytest.raises(ArithmeticError, match=f"part {where}"):
+        threads.share(part, 3)
+    assert sorted(done) == sorted({0, 1, 2} - {where})
+    assert threads.thread_count() == 3
+
+
+def test_the_callers_errstate_holds_in_every_part(team_of_three):
+    x = np.zeros(3)
+    with np.errstate(divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        threads.share(lambda start, stop: np.divide(1, x[start:stop]), 3)
+    with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
+        threads.share(lambda start, stop: np.divide(1, x[start:stop]), 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is Unix's")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_has_threads_of_its_own(team_of_three):
+    threads.share(lambda *edges: None, 3)  # the parent's are there
+    child = os.fork()
+    if child == 0:
+        names = used(lambda part: threads.share(part, 3))
+        os._exit(len(names))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+@pytest.mark.parametrize(("n", "row", "start"), [(0, 1, 0), (1, 1, 0), (7, 2**17, 0), (1000, 2**15, 3), (3, 2**20, 1)])
+def test_blocks_make_up_the_range(n, row, start):
+    blocks = threads.blocks(n, row, start)
+    assert [i for block in blocks for i in range(block.start, block.stop)] == list(range(start, n))
+    assert all((block.stop - block.start) * row <= max(1.5 * threads.BLOCK, row) for block in blocks)
+
+
+def operations_answers(dtype):
+    """What every operation that shares its work out gives, forward and backward, on some inputs."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.standard_normal(shape).astype(dtype)
+
+    x, w, b = draw(3, 70, 24), draw(31, 24), draw(31)
+    y, cache = linear.linear_forward(x, w, b)
+    yield "linear", (y, *linear.linear_backward(draw(3, 70, 31), cache))
+    y, cache = linear.linear_forward(x[:1, :1], w, b)
+    yield "linear of one row", (y, *linear.linear_backward(draw(1, 1, 31), cache))
+    y, cache = gelu.gelu_forward(x)
+    yield "gelu", (y, gelu.gelu_backward(draw(3, 70, 24), cache))
+    y, cache = layernorm.layernorm_forward(x, draw(24), draw(24))
+    yield "layernorm", (y, *layernorm.layernorm_backward(draw(3, 70, 24), cache))
+    q, k, v = draw(3, 2, 5, 70, 8)
+    y, cache = attention.attention_forward(q, k, v)
+    yield "attention", (y, *attention.attention_backward(draw(2, 5, 70, 8), cache))
+    loss, cache = cross_entropy.cross_entropy_forward(x, rng.integers(0, 24, (3, 70)))
+    yield "cross_entropy", (np.asarray(loss), cross_entropy.cross_entropy_backward(0.7, cache))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_three_threads_give_what_one_gives(dtype, request):
+    """To the bit but for the products, whose pieces BLAS may add up in another order."""
+    alone = dict(operations_answers(dtype))
+    request.getfixturevalue("team_of_three")
+    for operation, arrays in operations_answers(dtype):
+        for got, want in zip(arrays, alone[operation], strict=True):
+            if operation in ("linear", "attention"):
+                assert np.abs(got - want).max() <= 64 * np.finfo(dtype).eps * np.abs(want).max(), operation
+            else:
+                check_exact(operation, got, want)
+
+
+def test_models_in_two_threads_do_not_disturb_each_other(team_of_three):
+    config = GPTConfig(40, 16, 24, 3, 2, 0.1)
+    tokens = np.random.default_rng(0).integers(0, 40, (2, 16))
+    models = [GPT(config, seed=seed) for seed in (1, 2)]
+    alone = [model.loss_and_grads(tokens, tokens, Generator(3)) for model in models]
+    alone = [(loss, {name: g.copy() for name, g in grads.items()}) for loss, grads in alone]
+    wrong = []
+
+    def again(i):
+        for _ in range(20):
+            loss, grads = models[i].loss_and_grads(tokens, tokens, Generator(3))
+            if abs(loss - alone[i][0]) > 1e-5 or any(np.abs(grads[n] - g).max() > 1e-4 for n, g in alone[i][1].items()):
+                wrong.append(i)
+            generate(models[i], tokens[:, :3], 5)
+
+    pair = [threading.Thread(target=again, args=(i,)) for i in range(2)]
+    for each in pair:
+        each.start()
+    for each in pair:
+        each.join(120)
+    assert not wrong
+    assert threads.thread_count() == 3
