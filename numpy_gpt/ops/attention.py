@@ -36,8 +36,9 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
 
     def heads(start: int, stop: int) -> None:
         h = slice(start, stop)
+        scores = np.empty((B, stop - start, min(T, ROWS), S), q.dtype)
         for rows, seen in _blocks(T, S):
-            s = _scores(q[:, h, rows], k[:, h, seen])
+            s = _scores(q[:, h, rows], k[:, h, seen], scores)
             largest = s.max(axis=-1, keepdims=True)
             s -= largest  # softmax does not change, and exp cannot overflow
             p = np.exp(s, out=s)
@@ -65,12 +66,13 @@ def attention_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
     def heads(start: int, stop: int) -> None:
         h = slice(start, stop)
+        scores, dscores = np.empty((2, B, stop - start, min(T, ROWS), S), q.dtype)
         for rows, seen in _blocks(T, S):
-            s = _scores(q[:, h, rows], k[:, h, seen])
+            s = _scores(q[:, h, rows], k[:, h, seen], scores)
             s -= lse[:, h, rows]
             p = np.exp(s, out=s)  # p = softmax(s); 0 where masked
             dyr = dy[:, h, rows]
-            dp = dyr @ v[:, h, seen].swapaxes(-1, -2)
+            dp = np.matmul(dyr, v[:, h, seen].swapaxes(-1, -2), out=dscores[..., : s.shape[-2], : s.shape[-1]])
             if mask is None:
                 dv[:, h, seen] += p.swapaxes(-1, -2) @ dyr  # y = (p · mask) @ v
             else:
@@ -98,10 +100,10 @@ def _blocks(T: int, S: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(0, stop + S - T)
 
 
-def _scores(q: Array, k: Array) -> Array:
+def _scores(q: Array, k: Array, memory: Array) -> Array:
     """q @ kᵀ / √HS for some queries and the keys up to the last one's own; −inf for keys in a query's future."""
-    R = q.shape[-2]
-    s: Array = (q / math.sqrt(q.shape[-1])) @ k.swapaxes(-1, -2)
+    R, N = q.shape[-2], k.shape[-2]
+    s: Array = np.matmul(q / math.sqrt(q.shape[-1]), k.swapaxes(-1, -2), out=memory[..., :R, :N])
     if R > 1:  # the last query sees every key
         np.copyto(s[..., -R:], -np.inf, where=np.triu(np.ones((R, R), bool), k=1))
     return s
