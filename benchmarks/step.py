@@ -55,7 +55,7 @@ def measure(job: Job, forms: tuple[str, ...], settings: Settings, report: Report
             f"{text.name}; the batches touch {rows:,} of {job.config.vocab_size:,} embedding rows "
             f"({rows / job.config.vocab_size:.1%}), {np.mean([np.unique(x).size for x, _ in fresh]):.0f} each"
         )
-        report.add(_timed(job, form, backends, errors, fresh, settings, report, form == DROPOUT), share)
+        report.add(_timed(job, form, backends, errors, fresh, settings, report), share)
 
 
 def agreeing(
@@ -85,8 +85,8 @@ def _timed(
     fresh: list[tuple[np.ndarray, np.ndarray]],
     settings: Settings,
     report: Report,
-    dropout: bool,
 ) -> Iterator[Row]:
+    dropout = form == DROPOUT
     losses: dict[str, list[float]] = {backend.name: [] for backend in backends}
 
     def contender(backend: Backend) -> Contender:
@@ -100,7 +100,7 @@ def _timed(
     rounds = WARM_UPS + settings.runs
     with report.progress(f"step, {job}, {form}", rounds * len(contenders)) as tick:
         times = interleaved(contenders, settings.runs, tick)
-    if not dropout:
+    if form == PLAIN:  # later each has its own dropout masks behind it
         alike = [backend.name for backend in backends if backend.precision == "float32"]
         agreement.check_training({name: [float(loss) for loss in losses[name]] for name in alike})
 

@@ -41,9 +41,9 @@ def test_a_fault_turns_its_check_red(fault, monkeypatch):
 
 
 def rows(page):
-    """Of museum.md: where, what, the naive check's colour, and the test that turns red, without its parameters."""
+    """Of museum.md: the fault, the naive check's colour, and the test that turns red, without its parameters."""
     cells = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
-    return [(where, what, naive[:3], test.strip("`").partition("[")[0]) for where, what, naive, test, *_ in cells]
+    return [(fault, naive[:3], test.strip("`").partition("[")[0]) for fault, naive, test, *_ in cells]
 
 
 @pytest.mark.slow
