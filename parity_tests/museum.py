@@ -4,7 +4,8 @@ A fault replaces functions of numpy_gpt and is written around their arguments an
 insides, so rewriting an operation does not retire it. For each stands here the check of this suite that must turn red,
 how its message must begin, so that it names the tensor that is wrong and not merely some tensor, and the naive check
 under which such faults were shipped. test_museum.py asserts it; `pytest parity_tests --fault NAME` runs the
-suite with one fault in place; `python -m parity_tests museum --out parity_tests/museum.md` does that with each and writes the page.
+suite with one fault in place; `python -m parity_tests museum --out parity_tests/museum.md` does that with each and
+writes the page.
 """
 
 import difflib

@@ -70,15 +70,19 @@ def torch_logits(reference, tokens, factors=None):
 
 
 def check_loss(name, got, want, logits):
-    """The loss is a difference of a log-sum-exp (at most max + log V) and a logit: that is the scale of its rounding.
-
-    A case whose true loss is under 1e-3 is not counted as one: its gradients all stem from p − 1 with p nearly 1, so
-    next to G itself stands eps / loss of pure rounding, in torch as here.
-    """
-    if want < 1e-3:
-        reject()
+    """The loss is a difference of a log-sum-exp (at most max + log V) and a logit: that is the scale of its rounding."""
+    reject_certain(want)
     scale = float(np.abs(logits).max()) + math.log(logits.shape[-1])
     check(name, got, np.asarray(want, logits.dtype), scale, compare.MODEL)
+
+
+def reject_certain(loss):
+    """Rejects a case whose true loss is under 1e-3: its gradients all stem from p − 1 with p nearly 1.
+
+    So next to G itself stands eps / loss of pure rounding, in torch as here.
+    """
+    if loss < 1e-3:
+        reject()
 
 
 def reject_cancelled(case, logits, targets, grads):
