@@ -70,7 +70,7 @@ def torch_logits(reference, tokens, factors=None):
 
 
 def check_loss(name, got, want, logits):
-    """The loss is a difference of a log-sum-exp (at most max + log V) and a logit: that is the scale of its rounding."""
+    """Within the rounding of a difference of a log-sum-exp, at most max + log V, and a logit; see reject_certain."""
     reject_certain(want)
     scale = float(np.abs(logits).max()) + math.log(logits.shape[-1])
     check(name, got, np.asarray(want, logits.dtype), scale, compare.MODEL)
