@@ -1,4 +1,4 @@
-"""What nothing can beat: a step's matrix products alone, and the rate at which memory delivers the weights."""
+"""What is set beside: matrix products alone, on BLAS's own threads; the rate at which memory delivers the weights."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

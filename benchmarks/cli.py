@@ -47,7 +47,11 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Folder for JSON and PNG.",
         ),
         click.option("--compile", "compiled", is_flag=True, help="torch.compile's tuned model beside the plain one."),
-        click.option("--runs", type=click.IntRange(min=1), help="Timed rounds.  [default: 9, quick: 2]"),
+        click.option(
+            "--runs",
+            type=click.IntRange(min=1),
+            help="Timed rounds (decode and scaling: 3 at the most).  [default: 9, quick: 2]",
+        ),
         click.option("--quick", is_flag=True, help="A two-layer model: shows that all works, in a minute."),
     ):
         command = option(command)
@@ -74,7 +78,8 @@ def _measure(names: list[str], quick: bool, runs: int | None, compiled: bool, ou
         report.remark(f"Error: nothing is timed that computes something else: {error}")
         raise SystemExit(1) from error
     command = " ".join([names[0] if len(names) == 1 else "all", *(["--quick"] if quick else [])])
-    document = as_document(command, machine, report.rows)
+    options = " ".join([f"--runs {settings.runs}", *(["--compile"] if compiled else [])])
+    document = as_document(f"{command} {options}", machine, report.rows)
     file = out / command.replace(" --", "-")
     write_json(file.with_suffix(".json"), document)
     draw(file.with_suffix(".png"), report.rows, machine["line"])

@@ -1,6 +1,7 @@
 """The regression guard: the ratios of a new run beside those of a committed one."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ def read(path: Path) -> dict[str, Any]:
     """A file that the benchmarks wrote. Raises InputError if it is not one."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        ratios(document)
+        str(document["machine"]["line"])
+        for each in ratios(document).values():
+            _worse(each, each, 0.0)  # every part of it is there, and a number
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}: python -m benchmarks all writes one") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -49,6 +52,8 @@ def compare(baseline: dict[str, Any], new: dict[str, Any], tolerance: float) -> 
     and whose middle half of pairs lies wholly beyond the baseline's: a single slow round is no regression.
     """
     now = ratios(new)
+    if not ratios(baseline):
+        raise InputError("the baseline has no ratio to compare with: python -m benchmarks all writes one that has")
     return [
         Change(name, before["ratio"], now[name]["ratio"], _worse(before, now[name], tolerance))
         if name in now
@@ -58,6 +63,8 @@ def compare(baseline: dict[str, Any], new: dict[str, Any], tolerance: float) -> 
 
 
 def _worse(before: dict[str, Any], now: dict[str, Any], tolerance: float) -> bool:
+    if not math.isfinite(now["ratio"]):
+        return True
     a, b = (each["pairs"] or {"q1": each["ratio"], "q3": each["ratio"]} for each in (before, now))
     if before["better"] == "higher":
         return bool(now["ratio"] < before["ratio"] * (1 - tolerance) and b["q3"] < a["q1"])

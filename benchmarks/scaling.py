@@ -6,7 +6,7 @@ from benchmarks.jobs import LONG, QUICK_LONG, Job, batches, text_for
 from benchmarks.machine import usable_cores
 from benchmarks.results import Ratio, Report, Row
 from benchmarks.settings import Settings
-from benchmarks.timing import Contender, Spread, cores, interleaved, ratio
+from benchmarks.timing import WARM_UPS, Contender, Spread, cores, interleaved, ratio
 from benchmarks.torch_backends import TorchBackend, Way
 
 ROUNDS = 3
@@ -43,7 +43,7 @@ def measure(
     cases: dict[str, list[Row]] = {}
     for what, B, T, n in points:
         stream = batches(Job(job.model, job.config, B, T), text)
-        fresh = [next(stream) for _ in range(2 + ROUNDS)]
+        fresh = [next(stream) for _ in range(WARM_UPS + ROUNDS)]
         contenders = {
             backend.name: Contender(lambda i, backend=backend, fresh=fresh: backend.step(*fresh[i], False))
             for backend in (numpy, tuned)

@@ -69,7 +69,7 @@ def joined(parts: Sequence[Array], axis: int = 0) -> Array:
     """The array that these arrays of one shape are the consecutive parts of along axis, or a copy of them joined."""
     base, shape = parts[0].base, list(parts[0].shape)
     shape[axis] *= len(parts)
-    if isinstance(base, np.ndarray) and base.flags.c_contiguous:
+    if isinstance(base, np.ndarray) and base.dtype == parts[0].dtype and base.flags.c_contiguous:
         offset = (_address(parts[0]) - _address(base)) // base.itemsize
         flat = base.reshape(-1)[offset : offset + math.prod(shape)]
         if flat.size == math.prod(shape):

@@ -14,8 +14,8 @@ def forward_flops(config: GPTConfig, T: int) -> int:
     """Floating-point operations of one token's forward pass in a window of T tokens: 2 a multiply-add.
 
     Matrix products only: 2 · (12 L C² + V C) for the weights, and for attention's two products with T positions
-    (half of them are masked, but the plain product computes all) 4 L T C. Backward costs twice the forward pass
-    (Kaplan et al. 2020, table 1).
+    (counted whole, as is usual, though most of the masked half is left out here) 4 L T C. Backward costs twice the
+    forward pass (Kaplan et al. 2020, table 1).
     """
     C, L, V = config.emb_dim, config.n_layers, config.vocab_size
     return 2 * (12 * L * C * C + V * C) + 4 * L * T * C

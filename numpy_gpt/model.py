@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numpy_gpt.block import Cache, Dropout, KVCache, block_backward, block_forward, side_by_side
+from numpy_gpt.block import QKV, Cache, Dropout, KVCache, block_backward, block_forward, side_by_side
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.memory import keep_freed_memory
@@ -25,7 +25,7 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"tok_emb.weight": (V, C), "pos_emb.weight": (config.context_length, C)}
     for i in range(config.n_layers):
         block: dict[str, tuple[int, ...]] = {}
-        for name in ("W_query", "W_key", "W_value"):
+        for name in QKV:
             block[f"att.{name}.weight"] = (C, C)
             if config.qkv_bias:
                 block[f"att.{name}.bias"] = (C,)
@@ -114,7 +114,8 @@ class GPT:
     def from_params(cls, config: GPTConfig, params: Params) -> "GPT":
         """A model over these arrays, in the order of parameter_shapes.
 
-        The blocks' matrices are copied, to lie side by side; the others are these arrays themselves.
+        The blocks' matrices are copied, to lie side by side; the others are these arrays themselves. So what is to be
+        trained is model.params, not the params given.
 
         Raises InputError naming the first parameter that is missing, unknown, of another shape or another dtype.
         """
@@ -166,7 +167,8 @@ class GPT:
         """The loss as in `loss`, and its gradient in every parameter, under the parameters' names, shapes and dtype.
 
         rng given: dropout is on, its masks drawn in torch's order (embeddings; per block the attention probabilities,
-        the attention branch, the feed-forward branch). The gradients are the model's own until its next call.
+        the attention branch, the feed-forward branch). The gradients are the model's own until its next call, from
+        whatever thread: one of these at a time.
         """
         ids, want = self._checked_pair(tokens, targets)
         if not self._buffers:

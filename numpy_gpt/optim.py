@@ -40,7 +40,9 @@ class AdamW:
         self.m: Params = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}  # no memory until written to
         self.v: Params = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}
         # row by row, whether m and v may hold anything but 0; a matrix all of whose rows may is left out
-        self._moved: Params = {n: np.zeros(len(p), bool) for n, p in params.items() if p.ndim == 2 and eps > 0}
+        self._moved: Params = {
+            n: np.zeros(len(p), bool) for n, p in params.items() if p.ndim == 2 and p.size and eps > 0
+        }
 
     def step(self, grads: Params) -> None:
         """Update every parameter in place. grads has params' keys and shapes and is not written to.

@@ -54,7 +54,7 @@ def _blas() -> "ThreadpoolController":
 @cache
 def _pool(pid: int) -> ThreadPoolExecutor:
     """The threads of this process; a forked child has a process number of its own, and none of its parent's."""
-    return ThreadPoolExecutor(thread_name_prefix="numpy_gpt")
+    return ThreadPoolExecutor(max(4, os.cpu_count() or 1), thread_name_prefix="numpy_gpt")
 
 
 def thread_count() -> int:
@@ -67,7 +67,8 @@ def all_cores() -> Iterator[None]:
     """Until the end, BLAS keeps to one thread, and `share` has as many as BLAS had.
 
     Within another one of the same thread it changes nothing. Where one is open in another thread, this one's work is
-    not shared: the limit on BLAS is the whole process's.
+    not shared: the limit on BLAS is the whole process's. Nor is it where BLAS does not obey, as threadpoolctl lets only
+    one thread of a process limit some.
     """
     if not _taken.acquire(blocking=False):
         yield
@@ -75,7 +76,7 @@ def all_cores() -> Iterator[None]:
     try:
         size = thread_count()
         with _blas().limit(limits=1):
-            _team.size = size
+            _team.size = size if thread_count() == 1 else 1
             yield
     finally:
         _team.size = 1
@@ -93,17 +94,32 @@ def share(work: Callable[[int, int], None], n: int, least: int = 1) -> None:
 
 def _share(work: Callable[[int, int], None], n: int, size: int) -> None:
     edges = [n * i // size for i in range(size + 1)]
-    # each in a copy of the caller's context: np.errstate belongs to it
-    rest = [_pool(os.getpid()).submit(copy_context().run, work, start, stop) for start, stop in pairwise(edges[1:])]
+    mine, rest = [(edges[0], edges[1])], []
     _team.size, team = 1, _team.size  # they are all at work
     try:
-        work(edges[0], edges[1])
+        for start, stop in pairwise(edges[1:]):
+            try:  # in a copy of the caller's context: np.errstate belongs to it
+                rest.append(_pool(os.getpid()).submit(copy_context().run, _elsewhere, work, start, stop))
+            except RuntimeError as error:
+                if "cannot schedule" not in str(error):
+                    raise
+                mine.append((start, stop))  # the main thread has ended, and with it every executor
+        for start, stop in mine:
+            work(start, stop)
     finally:
         for each in rest:
             each.exception()  # waits: the arrays are in use until then
         _team.size = team
     for each in rest:
         each.result()
+
+
+def _elsewhere(work: Callable[[int, int], None], start: int, stop: int) -> None:
+    """work in a thread of the pool, where BLAS may have a limit of its own (MKL, and OpenBLAS on OpenMP)."""
+    for library in _blas().lib_controllers:
+        if library.num_threads != 1:
+            library.set_num_threads(1)
+    work(start, stop)
 
 
 def share_all(tasks: Iterable[Callable[[], object]]) -> None:

@@ -323,6 +323,32 @@ def test_a_noisy_round_is_no_regression():
     assert compare._worse(before, now | {"pairs": {"q1": 1.2, "q3": 1.5}}, 0.15)
 
 
+def test_a_ratio_that_is_no_number_is_worse(tmp_path):
+    old, new = (a_run(tmp_path, step=(x, Limits())) for x in (1.0, float("nan")))
+    done = CliRunner().invoke(cli.main, ["compare", str(new), "--baseline", str(old)])
+    assert (done.exit_code, "WORSE" in done.output) == (1, True), done.output
+
+
+def test_a_baseline_without_ratios_holds_nothing(tmp_path):
+    done = CliRunner().invoke(cli.main, ["compare", str(a_run(tmp_path)), "--baseline", str(a_run(tmp_path))])
+    assert (done.exit_code, "no ratio to compare" in done.output) == (2, True), done.output
+
+
+@pytest.mark.parametrize("spoil", ["machine", "pairs", "ratio"])
+def test_a_file_with_a_part_missing_or_wrong(spoil, tmp_path):
+    good = a_run(tmp_path, step=(1.0, Limits()))
+    document = json.loads(good.read_text())
+    ratio = document["rows"][0]["ratios"]["NumPy / torch"]
+    {"machine": lambda: document.pop("machine"), "pairs": lambda: ratio.pop("pairs")}.get(
+        spoil, lambda: ratio.update(ratio="fast")
+    )()
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(document))
+    done = CliRunner().invoke(cli.main, ["compare", str(bad), "--baseline", str(good)])
+    assert (done.exit_code, str(bad) in done.output) == (2, True), done.output
+    assert len(done.output.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "content", [None, "", "{}", "[]", '{"rows": 3}', '{"rows": [{}], "machine": {"line": ""}}', "\x00"]
 )
@@ -356,7 +382,7 @@ def test_commands(command, tiny, tmp_path):
     done = CliRunner().invoke(cli.main, [command, "--quick", "--runs", "2", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     last = json.loads(done.stdout.splitlines()[-1])
-    assert last["command"] == f"{command} --quick"
+    assert last["command"] == f"{command} --quick --runs 2"
     assert last == json.loads((tmp_path / f"{command}-quick.json").read_text())
     assert (tmp_path / f"{command}-quick.png").stat().st_size > 10_000
     assert all(r["verdict"] == "" for row in last["rows"] for r in row["ratios"].values()), "only full jobs are judged"

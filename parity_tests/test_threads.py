@@ -1,8 +1,11 @@
 """Work shared out among threads: the same numbers, BLAS as it was before, and errors that arrive."""
 
 import os
+import subprocess
+import sys
 import threading
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,6 +19,8 @@ from parity_tests.compare import check_exact
 @pytest.fixture
 def team_of_three(monkeypatch):
     """Three threads for however little work, on any machine."""
+    if not threads._blas().lib_controllers:
+        pytest.skip("threadpoolctl does not know this NumPy's BLAS, so nothing is shared")
     monkeypatch.setattr(threads, "LEAST", 1)
     monkeypatch.setattr(threads, "LEAST_PRODUCT", 1)
     monkeypatch.setattr(attention, "LEAST", 1)
@@ -167,3 +172,49 @@ def test_models_in_two_threads_do_not_disturb_each_other(team_of_three):
         each.join(120)
     assert not wrong
     assert threads.thread_count() == 3
+
+
+def test_a_thread_that_outlives_the_main_one_works_alone():
+    """Then no executor takes anything any more."""
+    program = """
+import threading, time
+import numpy as np
+from threadpoolctl import threadpool_limits
+from numpy_gpt import threads
+
+def late():
+    threads.share(lambda start, stop: None, 3)
+    main.join()
+    time.sleep(0.2)
+    seen = np.zeros(3)
+    def part(start, stop):
+        seen[start:stop] += 1
+    threads.share(part, 3)
+    print(seen.tolist(), flush=True)
+
+main = threading.main_thread()
+threading.Thread(target=late).start()
+"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert (done.stdout, done.stderr) == ("[1.0, 1.0, 1.0]\n", "")
+
+
+def test_who_cannot_limit_blas_does_not_share(team_of_three, monkeypatch):
+    """threadpoolctl may leave the limit to another thread; then BLAS has its threads, and ours would be too many."""
+    monkeypatch.setattr(threads, "_blas", lambda: Disobedient())
+    parts = []
+    threads.share(lambda *edges: parts.append(edges), 3)
+    assert parts == [(0, 3)]
+
+
+class Disobedient:
+    """A BLAS of three threads, whatever it is told."""
+
+    class _Library:
+        num_threads = 3
+
+    lib_controllers = (_Library(),)
+
+    def limit(self, limits):
+        return nullcontext()

@@ -90,7 +90,7 @@ def attention_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
 
 def _heads_for_a_thread(B: int, T: int, S: int) -> int:
-    return max(1, LEAST // (4 * B * T * S))  # a score takes some four times as long as a number of an array elsewhere
+    return max(1, LEAST // max(1, 4 * B * T * S))  # a score takes some four times as long as a number elsewhere
 
 
 def _blocks(T: int, S: int) -> Iterator[tuple[slice, slice]]:

@@ -37,8 +37,8 @@ def gelu_forward(x: Array) -> tuple[Array, Cache]:
         np.multiply(xb, s, out=yb)
         np.multiply(square, 6 * SQRT_2_OVER_PI * CUBIC, out=sb)
         sb += 2 * SQRT_2_OVER_PI  # 2u′
-        sb *= yb
         np.subtract(1, s, out=square)
+        square *= yb  # far out one of the two is 0: with 2u′ first it would be ∞ · 0
         sb *= square
         sb += s
 
