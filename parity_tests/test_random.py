@@ -210,9 +210,7 @@ def test_draw_at_length(name, seed, data):
     check_same_draw(start(seed), name, data.draw(arguments(name, 200_000)))
 
 
-@given(seed=seeds, calls=st.lists(draws(1000), max_size=10), handover=st.integers(0, 10))
-@example(seed=1, calls=[("normal", (1, 0.0, 1.0)), ("normal", (16, 0.0, 1.0)), ("normal", (1, 0.0, 1.0))], handover=1)
-def test_sequences_of_draws(seed, calls, handover):
+def check_sequence(seed, calls, handover):
     """Whatever was drawn before; and at `handover` either side goes on from the other's state."""
     rng = start(seed)
     check_same_state(rng)
@@ -226,11 +224,17 @@ def test_sequences_of_draws(seed, calls, handover):
         check_same_draw(rng, name, args)
 
 
+@given(seed=seeds, calls=st.lists(draws(1000), max_size=10), handover=st.integers(0, 10))
+@example(seed=1, calls=[("normal", (1, 0.0, 1.0)), ("normal", (16, 0.0, 1.0)), ("normal", (1, 0.0, 1.0))], handover=1)
+def test_sequences_of_draws(seed, calls, handover):
+    check_sequence(seed, calls, handover)
+
+
 @pytest.mark.slow
 @given(seed=seeds, calls=st.lists(draws(20_000), max_size=30), handover=st.integers(0, 30))
 @settings(max_examples=1000)
 def test_long_sequences_of_draws(seed, calls, handover):
-    test_sequences_of_draws.hypothesis.inner_test(seed, calls, handover)
+    check_sequence(seed, calls, handover)
 
 
 @pytest.mark.parametrize("threads", sorted({1, os.cpu_count() or 1}))
