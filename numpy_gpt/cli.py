@@ -92,6 +92,14 @@ FILES = (
     click.option(
         "--save-freq", type=AT_LEAST_1, default=None, metavar="N", help="Save every N steps too.  [default: at the end]"
     ),
+    click.option(
+        "--keep",
+        type=AT_LEAST_1,
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Keep the last N saves, as checkpoint-STEP.",
+    ),
 )
 
 
@@ -104,7 +112,7 @@ def pretrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_pretrain(make_learner: Any, backend: str, flags: dict[str, Any]) -> None:
     """pretrain with the flags as click hands them over; exit code 130 after a Ctrl-C."""
-    files = {name: flags.pop(name) for name in ("out", "resume", "init", "save_freq")}
+    files = {name: flags.pop(name) for name in ("out", "resume", "init", "save_freq", "keep")}
     given = {name: value for name, value in flags.items() if value is not None and value is not False}
     if not pretrain(given, make_learner, backend, **files):
         raise SystemExit(130)
@@ -243,8 +251,7 @@ def info(checkpoint: Path | None, model: str | None) -> None:
         raise click.UsageError("give a CHECKPOINT or --model NAME, one of the two")
     report = Report()
     if checkpoint is not None:
-        header = read_header(checkpoint)
-        describe(report.console, header.config, header.shapes)
+        describe(report.console, read_header(checkpoint).config)
     else:
         settings = defaults_for(str(model))
         describe(report.console, settings.config(get_encoding("bytes").n_vocab if model == "tiny" else 50257))

@@ -1,15 +1,45 @@
-"""Files that do not travel with the package: known by their SHA-256, looked for where they may lie, else downloaded."""
+"""Files: those that do not travel with the package, known by their SHA-256; and how any file is written, whole."""
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from numpy_gpt.errors import InputError
 
 TIMEOUT = 10.0
 """Seconds to wait for a connection, and then for each next piece of a download."""
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to; what is there when the block ends takes file's place, at once and for good.
+
+    It is on the disk before it is renamed, and the new name before this returns, so that neither a kill nor a power
+    cut at any instant leaves less than the old file or the new. A block that fails leaves the old one.
+    """
+    beside = file.with_name(f".{file.name}.partial")
+    try:
+        beside.unlink(missing_ok=True)  # of a process that was killed
+        yield beside
+        flush(beside)
+        beside.replace(file)
+        flush(file.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows has no such call for folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def data_folder_file(name: str) -> Path | str:

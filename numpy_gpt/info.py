@@ -6,7 +6,6 @@ from rich.console import Console
 from rich.table import Table
 
 from numpy_gpt.config import GPTConfig
-from numpy_gpt.errors import InputError
 from numpy_gpt.model import parameter_shapes
 
 
@@ -21,24 +20,15 @@ def forward_flops(config: GPTConfig, T: int) -> int:
     return 2 * (12 * L * C * C + V * C) + 4 * L * T * C
 
 
-def describe(console: Console, config: GPTConfig, shapes: dict[str, tuple[int, ...]] | None = None) -> None:
-    """Print the parameters (those of a file, or by default the configuration's), totals, memory and FLOPs.
-
-    Raises InputError if the file's parameters are not the configuration's.
-    """
-    expected = parameter_shapes(config)
-    if shapes is not None and shapes != expected:
-        name = next(n for n in [*expected, *shapes] if expected.get(n) != shapes.get(n))
-        raise InputError(
-            f"the file does not hold the model its configuration describes: {name} is {shapes.get(name, 'missing')}, "
-            f"not {expected.get(name, 'a parameter of it')}"
-        )
+def describe(console: Console, config: GPTConfig) -> None:
+    """Print the parameters, totals, memory and FLOPs."""
+    shapes = parameter_shapes(config)
     table = Table("parameter", "shape", "count", box=None, pad_edge=False)
     table.columns[2].justify = "right"
-    for name, shape in expected.items():
+    for name, shape in shapes.items():
         table.add_row(name, " × ".join(map(str, shape)), f"{math.prod(shape):,}")
     console.print(table)
-    total = sum(math.prod(shape) for shape in expected.values())
+    total = sum(math.prod(shape) for shape in shapes.values())
     head = config.vocab_size * config.emb_dim
     if config.tie_weights:
         tied = f"token embedding and output head are one array, counted once; untied {total + head:,}"

@@ -8,12 +8,19 @@ from numpy_gpt.optim import AdamW, clip_grad_norm, warmup_cosine
 from numpy_gpt.random import Generator
 from numpy_gpt.run import Settings
 from numpy_gpt.typing import Array, Params
+from numpy_gpt.weights.stored import Weights
 
 
 class NumpyLearner:
     """numpy_gpt's model, AdamW and Generator, float32. See train.Learner for the methods."""
 
-    def __init__(self, config: GPTConfig, settings: Settings, total_steps: int, params: Params | None = None):
+    def __init__(
+        self,
+        config: GPTConfig,
+        settings: Settings,
+        total_steps: int,
+        params: Weights | None = None,
+    ):
         """One seeding, then the model (unless params are given), then training, all on one stream."""
         self._settings, self._total_steps = settings, total_steps
         self.rng = Generator(settings.seed)

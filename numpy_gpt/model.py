@@ -1,5 +1,7 @@
 """GPT-2: the model, its loss, and its backward pass as the forward pass read from bottom to top."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,6 +16,7 @@ from numpy_gpt.ops import cross_entropy, dropout, embedding, layernorm, linear
 from numpy_gpt.random import Generator
 from numpy_gpt.threads import all_cores, in_blocks
 from numpy_gpt.typing import Array, Float, Params
+from numpy_gpt.weights.stored import Weights
 
 HEAD_ROWS = 256
 """Tokens whose logits exist at a time while the loss is taken: (HEAD_ROWS, V) numbers, whatever B · T is."""
@@ -36,6 +39,17 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {f"trf_blocks.{i}.{name}": shape for name, shape in block.items()}
     shapes |= {"final_norm.scale": (C,), "final_norm.shift": (C,)}
     return shapes if config.tie_weights else shapes | {"out_head.weight": (V, C)}
+
+
+def check_shapes(config: GPTConfig, found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise InputError naming the first parameter that is missing, unknown or of another shape than in the model."""
+    # an absurd number of layers must not be spelled out
+    shapes = parameter_shapes(replace(config, n_layers=min(config.n_layers, len(found))))
+    for name in [*shapes, *found]:
+        if name not in found or name not in shapes:
+            raise InputError(f"parameter {name} is {'missing' if name in shapes else 'not one of this configuration'}")
+        if found[name] != shapes[name]:
+            raise InputError(f"parameter {name} has shape {found[name]}, the configuration asks {shapes[name]}")
 
 
 @cache
@@ -107,44 +121,37 @@ class GPT:
         """The model of `torch.manual_seed(seed); GPTModel(config)`; a Generator goes on from where it stands."""
         rng = seed if isinstance(seed, Generator) else Generator(seed)
         self.config, self.dtype = config, _float_dtype(dtype)
-        self.params = initial_parameters(config, rng, dtype)
-        self._lay_out()
+        self.params: Params
+        self._lay_out(initial_parameters(config, rng, dtype))
 
     @classmethod
-    def from_params(cls, config: GPTConfig, params: Params) -> "GPT":
+    def from_params(cls, config: GPTConfig, params: Weights) -> "GPT":
         """A model over these arrays, in the order of parameter_shapes.
 
         The blocks' matrices are copied, to lie side by side; the others are these arrays themselves. So what is to be
-        trained is model.params, not the params given.
+        trained is model.params, not the params given. Tensors in a file are read one by one, when all are known to fit.
 
         Raises InputError naming the first parameter that is missing, unknown, of another shape or another dtype.
         """
-        shapes = parameter_shapes(config)
-        for name in [*shapes, *params]:
-            if name not in params or name not in shapes:
-                raise InputError(
-                    f"parameter {name} is {'missing' if name in shapes else 'not one of this configuration'}"
-                )
-            if params[name].shape != shapes[name]:
-                raise InputError(
-                    f"parameter {name} has shape {params[name].shape}, the configuration asks {shapes[name]}"
-                )
+        check_shapes(config, {name: array.shape for name, array in params.items()})
         model = cls.__new__(cls)
         model.config, model.dtype = config, _float_dtype(params["tok_emb.weight"].dtype)
-        for name in shapes:
+        for name in parameter_shapes(config):
             if params[name].dtype != model.dtype:
                 raise InputError(
                     f"parameter {name} is {params[name].dtype}, tok_emb.weight is {model.dtype}: use one dtype"
                 )
-        model.params = {name: params[name] for name in shapes}
-        model._lay_out()
+        model._lay_out(params)
         return model
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, params: Weights) -> None:
         """Move the blocks' matrices to memory that suits the products; the gradients' memory comes with the first."""
-        for name, array in _blocks_memory(self.config, self.dtype).items():
-            array[...] = self.params[name]
-            self.params[name] = array
+        self.params, blocks = {}, _blocks_memory(self.config, self.dtype)
+        for name in parameter_shapes(self.config):
+            array = np.asarray(params[name])
+            if name in blocks:
+                blocks[name][...] = array
+            self.params[name] = blocks.get(name, array)
         self._buffers: Params = {}
 
     @all_cores()

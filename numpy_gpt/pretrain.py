@@ -21,8 +21,8 @@ from numpy_gpt.random import Generator
 from numpy_gpt.run import TINY, Batches, MakeLearner, Run, Settings, for_tiny, free_folder
 from numpy_gpt.tokenizer import decode, encode, get_encoding
 from numpy_gpt.train import Learner, Position, train
-from numpy_gpt.typing import Params
 from numpy_gpt.weights.checkpoint import Header, load_params, read_header
+from numpy_gpt.weights.stored import Weights
 
 TEMPERATURE = 0.8
 """Of the last sample: a drawn text shows better what was learned than a greedy one, which soon runs in circles."""
@@ -51,7 +51,7 @@ class Job:
     settings: Settings
     batches: Batches
     config: GPTConfig
-    params: Params | None
+    params: Weights | None
     resumed: Run | None
 
     @property
@@ -101,6 +101,7 @@ def pretrain(
     resume: Path | None = None,
     init: Path | None = None,
     save_freq: int | None = None,
+    keep: int = 1,
 ) -> bool:
     """Run the job to its end (True), or to a first Ctrl-C (False); either way the run's folder is complete.
 
@@ -135,8 +136,8 @@ def pretrain(
             report.line(f"untrained: {sample()}")
         # In small products the BLAS threads wait for one another longer than they work, on a busy machine much longer
         with threadpool_limits(1 if job.config.emb_dim < 256 else None, user_api="blas"):
-            _train(report, learner, run, job, position, save_freq, received, sample)
-        run.save(job.config, learner, position)
+            _train(report, learner, run, job, position, save_freq, keep, received, sample)
+        run.save(job.config, learner, position, keep)
         plot = run.plot(batches.batches_per_epoch)
         if position.step:
             report.line(f"drawn at temperature {TEMPERATURE}: {sample(TEMPERATURE)}")
@@ -154,12 +155,15 @@ def _train(
     job: Job,
     position: Position,
     save_freq: int | None,
+    keep: int,
     received: list[int],
     sample: Callable[[], str],
 ) -> None:
     """The loop with its reports and saves, until it is done or a signal has been received."""
     s, total = job.settings, job.total_steps
     loaders = job.batches.loaders(learner)
+    if save_freq and position.step == 0:
+        run.save(job.config, learner, position, keep)  # so that there is one to go on from at any instant
     with report.training(total, position.step, position.tokens_seen):
         for step in train(learner, *loaders, total, s.eval_freq, s.eval_iter, position):
             if step.evaluation is not None:
@@ -170,7 +174,7 @@ def _train(
             if received:
                 return
             if save_freq and position.step % save_freq == 0 and position.step < total:
-                run.save(job.config, learner, position)
+                run.save(job.config, learner, position, keep)
 
 
 def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:

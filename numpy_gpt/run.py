@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+import math
+import os
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,10 +13,12 @@ from typing import Any, Protocol
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.data import Loader, load_text, sliding_windows, split_text
 from numpy_gpt.errors import InputError
+from numpy_gpt.files import replacing
 from numpy_gpt.tokenizer import encode, get_encoding
 from numpy_gpt.train import Learner, Position, Step
 from numpy_gpt.typing import Params
-from numpy_gpt.weights.checkpoint import PREVIOUS, load_training, save_params
+from numpy_gpt.weights.checkpoint import MODEL_FILE, load_training, read_header, save_params
+from numpy_gpt.weights.stored import Weights
 
 TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
 """The size called tiny: half a million parameters with the encoding bytes, for a laptop and a minute."""
@@ -117,7 +121,7 @@ class Batches:
 class MakeLearner(Protocol):
     """How a backend makes its learner: new weights from settings.seed, or the given params."""
 
-    def __call__(self, config: GPTConfig, settings: Settings, total_steps: int, params: Params | None) -> Learner: ...
+    def __call__(self, config: GPTConfig, settings: Settings, total_steps: int, params: Weights | None) -> Learner: ...
 
 
 class Run:
@@ -126,6 +130,7 @@ class Run:
     def __init__(self, folder: Path, settings: Settings):
         self.folder, self.settings = folder, settings
         self._losses = folder / "losses.csv"
+        self._val_loss: float | None = None  # of the last evaluation
 
     @classmethod
     def create(cls, folder: Path, settings: Settings, text: str) -> "Run":
@@ -140,8 +145,7 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             run = cls(folder, settings)
             run._write_settings(hashlib.sha256(text.encode()).hexdigest())
-            with run._losses.open("w", newline="") as f:
-                csv.writer(f).writerow(COLUMNS)
+            run._write_losses([])
         except OSError as error:
             raise InputError(f"cannot make the run folder {folder}: {error.strerror}; choose another --out") from error
         return run
@@ -150,11 +154,13 @@ class Run:
     def open(cls, folder: Path) -> "Run":
         """The run in folder. Raises InputError if it is not one."""
         try:
-            values = json.loads((folder / "run.json").read_text(encoding="utf-8"))["settings"]
-            settings = Settings(**{field.name: values[field.name] for field in fields(Settings)})
+            whole = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            settings = Settings(**{field.name: whole["settings"][field.name] for field in fields(Settings)})
+            if whole["sha256"] != _sha256(whole["settings"], whole["text_sha256"]):
+                raise ValueError("not as it was written: its SHA-256 differs")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{folder} is not the folder of a run (no usable run.json): give one made by pretrain"
+                f"{folder} is not the folder of a run (no usable run.json: {error}): give one made by pretrain"
             ) from error
         return cls(folder, settings)
 
@@ -183,10 +189,8 @@ class Run:
         rows = [row for row in self.losses() if row["step"] < position.step]
         self.settings = settings
         self._write_settings(hashlib.sha256(text.encode()).hexdigest())
-        with self._losses.open("w", newline="") as f:
-            writer = csv.writer(f)
-            writer.writerow(COLUMNS)
-            writer.writerows([_digits(row[name]) for name in COLUMNS] for row in rows)
+        self._write_losses(rows)
+        self._val_loss = rows[-1]["val_loss"] if rows else None
 
     def append(self, step: Step, seconds: float) -> None:
         """One more row of losses.csv, for a step with an evaluation."""
@@ -196,27 +200,40 @@ class Run:
             csv.writer(f).writerow(
                 [step.step, step.epoch, step.tokens_seen, *map(_digits, losses), _digits(step.lr), f"{seconds:.3f}"]
             )
+        self._val_loss = step.evaluation.val_loss
 
     def losses(self) -> list[dict[str, float]]:
-        """The rows of losses.csv; step, epoch and tokens_seen are ints."""
+        """The rows of losses.csv; step, epoch and tokens_seen are ints. A row cut short by a kill is left out."""
         with self._losses.open(newline="") as f:
             return [
                 {name: int(row[name]) if name in COLUMNS[:3] else float(row[name]) for name in COLUMNS}
                 for row in csv.DictReader(f)
+                if row[COLUMNS[-1]]
             ]
 
-    def save(self, config: GPTConfig, learner: Learner, position: Position) -> None:
-        """The checkpoint, new beside the old and then in its place: at every instant one of them is whole."""
-        new, checkpoint, previous = (self.folder / name for name in ("checkpoint.new", "checkpoint", PREVIOUS))
-        about = {"encoding": self.settings.encoding, "text": self.settings.text}
+    def save(self, config: GPTConfig, learner: Learner, position: Position, keep: int = 1) -> None:
+        """The checkpoint, at every instant the old one or the new; of the newest `keep` a copy each; and the best.
+
+        checkpoint is the newest; with keep above 1 checkpoint-STEP is the same and the ones before it; best is the
+        model of those saved with the lowest validation loss, as of the last evaluation before each. The copies share
+        their memory on the disk where the file system can.
+        """
+        about = {"encoding": self.settings.encoding, "text": self.settings.text, "step": str(position.step)}
+        if self._val_loss is not None:
+            about["val_loss"] = repr(self._val_loss)
+        newest, best = self.folder / "checkpoint", self.folder / "best"
+        save_params(config, learner.params(), newest, training=learner.state() | position.state(), about=about)
         try:
-            shutil.rmtree(new, ignore_errors=True)
-            save_params(config, learner.params(), new, training=learner.state() | position.state(), about=about)
-            if checkpoint.exists():
-                shutil.rmtree(previous, ignore_errors=True)
-                checkpoint.rename(previous)
-            new.rename(checkpoint)
-            shutil.rmtree(previous, ignore_errors=True)
+            if self._val_loss is not None and self._val_loss < _val_loss(best):
+                _share(newest / MODEL_FILE, best)
+            if keep > 1:
+                copy = self.folder / f"checkpoint-{position.step:06d}"
+                for file in sorted(newest.iterdir(), key=lambda file: file.name == MODEL_FILE):  # the model's last
+                    _share(file, copy)
+            copies = sorted((int(each.name.split("-")[1]), each) for each in self.folder.glob("checkpoint-*[0-9]"))
+            for _, old in copies[: -keep if keep > 1 else None]:
+                (old / MODEL_FILE).unlink(missing_ok=True)  # first, for what is left is then no checkpoint
+                shutil.rmtree(old)
         except OSError as error:
             raise InputError(f"cannot write the checkpoint into {self.folder}: {error.strerror or error}") from error
 
@@ -250,8 +267,38 @@ class Run:
         return path
 
     def _write_settings(self, text_sha256: str) -> None:
-        values = {"settings": asdict(self.settings), "text_sha256": text_sha256}
-        (self.folder / "run.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        settings = asdict(self.settings)
+        whole = {"settings": settings, "text_sha256": text_sha256, "sha256": _sha256(settings, text_sha256)}
+        with replacing(self.folder / "run.json") as beside:
+            beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+    def _write_losses(self, rows: list[dict[str, float]]) -> None:
+        with replacing(self._losses) as beside, beside.open("w", newline="") as f:
+            writer = csv.writer(f)
+            writer.writerow(COLUMNS)
+            writer.writerows([_digits(row[name]) for name in COLUMNS] for row in rows)
+
+
+def _sha256(settings: dict[str, Any], text_sha256: str) -> str:
+    return hashlib.sha256(json.dumps([settings, text_sha256], sort_keys=True).encode()).hexdigest()
+
+
+def _val_loss(checkpoint: Path) -> float:
+    """As a checkpoint says of itself; infinite where there is none that can be read."""
+    try:
+        return float(read_header(checkpoint).about["val_loss"])
+    except (InputError, KeyError, ValueError):
+        return math.inf
+
+
+def _share(file: Path, folder: Path) -> None:
+    """The file in another folder too: the same one under a second name, or a copy where that cannot be."""
+    folder.mkdir(exist_ok=True)
+    with replacing(folder / file.name) as beside:
+        try:
+            os.link(file, beside)
+        except OSError:
+            shutil.copyfile(file, beside)
 
 
 def _digits(value: float) -> str:

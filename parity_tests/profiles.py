@@ -14,6 +14,10 @@ from threadpoolctl import threadpool_limits
 
 IN_CI = bool(os.environ.get("CI"))
 
+ALL_THREADS = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
+"""What BLAS and torch begin with. Under mutation testing one: a process that has forked from one where OpenMP had
+threads waits for them for ever, and mutmut takes that for a mutant that was noticed."""
+
 settings.register_profile("dev", deadline=None)
 settings.register_profile(
     "ci", deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow]

@@ -1,17 +1,24 @@
 """Checkpoints: what is written is what is read, and what cannot be read says so."""
 
 import json
+import os
+import struct
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.numpy import load_file, save_file
 
 from numpy_gpt import GPT, AdamW, GPTConfig, load, save
 from numpy_gpt.errors import InputError
-from numpy_gpt.weights.checkpoint import load_training, read_header, write_tensors
+from numpy_gpt.weights.checkpoint import load_params, load_training, read_header
+from numpy_gpt.weights.tensors import read_tensors, write_tensors
 
 CONFIG = GPTConfig(vocab_size=11, context_length=6, emb_dim=8, n_heads=2, n_layers=2, drop_rate=0.2)
 
@@ -50,11 +57,43 @@ def test_what_is_saved_is_loaded(tmp_path_factory, config, dtype, where):
     assert np.array_equal(again(tokens), model(tokens))
 
 
-def test_a_run_folder_loads_its_checkpoint_or_the_one_before_it(tmp_path):
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda name: name != "__metadata__")
+dtypes = st.sampled_from(["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"]).map(np.dtype)
+tensors = st.dictionaries(names, dtypes.flatmap(lambda d: arrays(d, array_shapes(min_dims=0, min_side=0))), max_size=5)
+
+
+@given(tensors, st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), names, max_size=3))
+def test_tensors_of_every_dtype_shape_and_name_come_back(tmp_path_factory, tensors, metadata):
+    """To our reader and to the format's own library."""
+    for own in ("crc32", "sha256", "__metadata__"):
+        metadata.pop(own, None)
+    file = tmp_path_factory.mktemp("tensors") / "x.safetensors"
+    write_tensors(file, tensors, metadata)
+    about, stored = read_tensors(file)
+    assert about.items() >= metadata.items()
+    assert {n: (t.shape, t.dtype) for n, t in stored.items()} == {n: (a.shape, a.dtype) for n, a in tensors.items()}
+    for source in ({n: t.read() for n, t in stored.items()}, load_file(file)):
+        check_same_bits(dict(sorted(source.items())), dict(sorted(tensors.items())))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(), (3,), (2, 0), (2, 3)]))
+def test_bfloat16_is_widened(tmp_path_factory, bits, shape):
+    """The upper half of a float32, read as exactly that number."""
+    file = tmp_path_factory.mktemp("bf16") / "x.safetensors"
+    values = (np.arange(np.prod(shape, dtype=int), dtype=np.uint32) * 77777 + bits).astype(np.uint32)
+    halves = (values >> 16).astype("<u2").tobytes()
+    header = {"x": {"dtype": "BF16", "shape": shape, "data_offsets": [0, len(halves)]}}
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + halves)
+    _, stored = read_tensors(file)
+    got = stored["x"].read()
+    assert (got.dtype, got.shape) == (stored["x"].dtype, stored["x"].shape) == (np.float32, shape)
+    assert got.tobytes() == (values & 0xFFFF0000).tobytes()
+
+
+def test_a_run_folder_loads_its_checkpoint(tmp_path):
     model = GPT(CONFIG)
     save(model, tmp_path / "checkpoint")
-    check_same_bits(load(tmp_path).params, model.params)
-    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.previous")  # a kill between the two renames of a save
     check_same_bits(load(tmp_path).params, model.params)
 
 
@@ -133,8 +172,8 @@ def test_header_is_read_without_tensors(tmp_path):
     header = read_header(tmp_path)
     assert header.config == CONFIG
     assert header.about["encoding"] == "bytes"
-    assert header.shapes["pos_emb.weight"] == (6, 8)
-    assert header.dtypes == {"F32"}
+    assert header.tensors["pos_emb.weight"].shape == (6, 8)
+    assert {tensor.dtype for tensor in header.tensors.values()} == {np.dtype(np.float32)}
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -172,10 +211,13 @@ def test_damaged_files_are_named(tmp_path, change):
     assert str(file) in str(error.value)
 
 
+ABOUT = {"format": "numpy-gpt", "version": "1"}
+
+
 def with_config(tmp_path, **changes):
     model = GPT(CONFIG)
     file = tmp_path / "changed.safetensors"
-    write_tensors(file, model.params, {"config": json.dumps(CONFIG.to_dict() | changes)})
+    write_tensors(file, model.params, ABOUT | {"config": json.dumps(CONFIG.to_dict() | changes)})
     return file
 
 
@@ -184,6 +226,7 @@ def with_config(tmp_path, **changes):
     [
         ({"vocab_size": 12}, r"tok_emb.weight has shape \(11, 8\), the configuration asks \(12, 8\)"),
         ({"n_layers": 3}, r"trf_blocks\.2\..* is missing"),
+        ({"n_layers": 10**12}, r"trf_blocks\.2\..* is missing"),
         ({"n_layers": 1}, r"trf_blocks\.1\..* is not one of this configuration"),
         ({"tie_weights": True}, "out_head.weight is not one of this configuration"),
         ({"n_heads": 3}, "emb_dim 8 does not divide into 3 heads"),
@@ -207,8 +250,8 @@ def test_other_files_and_places_are_named(tmp_path):
         load(tmp_path / "empty")
     half = tmp_path / "half.safetensors"
     params = {name: p.astype(np.float16) for name, p in GPT(CONFIG).params.items()}
-    write_tensors(half, params, {"config": json.dumps(CONFIG.to_dict())})
-    with pytest.raises(InputError, match=r"holds F16: load it with dtype=np\.float32"):
+    write_tensors(half, params, ABOUT | {"config": json.dumps(CONFIG.to_dict())})
+    with pytest.raises(InputError, match=r"holds float16: load it with dtype=np\.float32"):
         load(half)
     assert load(half, dtype=np.float32).dtype == np.float32
     with pytest.raises(InputError, match="give a folder to save the training state"):
@@ -216,3 +259,125 @@ def test_other_files_and_places_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot save to"):
         save(GPT(CONFIG), tmp_path / "file" / "below")
+
+
+def test_a_file_of_another_time_or_without_its_checksum_is_refused(tmp_path):
+    file = tmp_path / "x.safetensors"
+    about = ABOUT | {"config": json.dumps(CONFIG.to_dict())}
+    write_tensors(file, GPT(CONFIG).params, about | {"version": "2"})
+    with pytest.raises(InputError, match="is of version 2 of the format, and 1 is known: update numpy-gpt"):
+        load(file)
+    save_file(GPT(CONFIG).params, file, about)
+    with pytest.raises(InputError, match="has no checksum"):
+        load(file)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["tok_emb.weight", "trf_blocks.1.att.W_key.weight"])
+def test_weights_that_are_no_numbers_are_named(tmp_path, name, value):
+    model = GPT(CONFIG)
+    model.params[name][5, 2] = value
+    save(model, tmp_path)
+    with pytest.raises(InputError, match=rf"{name}\[5, 2\] is NaN or infinite"):
+        load(tmp_path)
+
+
+def test_every_byte_of_a_file_matters(tmp_path):
+    """Each byte changed, one at a time: an error, or (where JSON does not mind) the very model."""
+    config = GPTConfig(vocab_size=2, context_length=1, emb_dim=2, n_heads=1, n_layers=1, tie_weights=True)
+    model = GPT(config)
+    save(model, tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = file.read_bytes()
+    loaded = 0
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        with suppress(InputError):
+            again = load(tmp_path)
+            loaded += 1
+            assert again.config == config
+            check_same_bits(again.params, model.params)
+    assert loaded < 0.02 * len(whole)
+
+
+def test_a_pickle_is_no_checkpoint(tmp_path):
+    import torch
+
+    torch.save({"x": torch.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="cannot be read as a safetensors file"):
+        load(tmp_path)
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+    save(GPT(CONFIG), tmp_path)
+    _, params = load_params(tmp_path)
+    save(GPT(CONFIG, seed=1), tmp_path)
+    with pytest.raises(InputError, match="was replaced while it was being read"):
+        params["tok_emb.weight"].read()
+    _, params = load_params(tmp_path)
+    os.truncate(tmp_path / "model.safetensors", 4000)
+    with pytest.raises(InputError, match="was replaced while it was being read"):
+        GPT.from_params(CONFIG, params)
+
+
+@pytest.mark.parametrize("name", ["../training-0123456789abcdef.safetensors", "/etc/passwd", "model.safetensors", ""])
+def test_a_training_files_name_does_not_leave_the_folder(tmp_path, name):
+    about = ABOUT | {"config": json.dumps(CONFIG.to_dict()), "training": name}
+    write_tensors(tmp_path / "model.safetensors", GPT(CONFIG).params, about)
+    with pytest.raises(InputError, match="training state, is missing"):
+        load_training(tmp_path)
+
+
+def test_a_training_state_of_another_save_is_refused(tmp_path):
+    for seed in (1, 2):
+        model = GPT(CONFIG, seed)
+        save(model, tmp_path / str(seed), training={"t": np.array([seed])})
+    (one,), (two,) = (list((tmp_path / each).glob("training-*")) for each in "12")
+    two.replace(one)
+    with pytest.raises(InputError, match="is another checkpoint's training state"):
+        load_training(tmp_path / "1")
+
+
+class Cut(BaseException):
+    """The end of the process, as far as a test can have it inside one."""
+
+
+CALLS = [
+    *((os, name) for name in ("open", "fsync", "replace", "rename", "unlink")),
+    *((Path, name) for name in ("replace", "unlink")),
+]
+
+
+def test_a_save_that_ends_anywhere_leaves_one_whole_checkpoint(tmp_path, monkeypatch):
+    """Ended at the first, second, third … call that touches the disk: the old model and its state, or the new."""
+    old, new = GPT(CONFIG, 1), GPT(CONFIG, 2)
+    seen = set()
+    for last in range(100):
+        place = tmp_path / str(last)
+        save(old, place, training={"step": np.array([1])})
+        left = [last]
+
+        def cutting(real, left):
+            def call(*args, **kwargs):
+                if left[0] == 0:
+                    raise Cut
+                left[0] -= 1
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for owner, name in CALLS:
+                patch.setattr(owner, name, cutting(getattr(owner, name), left))
+            try:
+                save(new, place, training={"step": np.array([2])})
+                ended = False
+            except Cut:
+                ended = True
+        step = int(load_training(place)["step"][0])
+        check_same_bits(load(place).params, (old if step == 1 else new).params)
+        seen.add((step, ended))
+        if not ended:
+            break
+    assert seen == {(1, True), (2, True), (2, False)}, seen
+    assert len(list(place.iterdir())) == 2, "what a save leaves behind"

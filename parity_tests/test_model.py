@@ -4,7 +4,6 @@ check_model is what is tested here and what the faults of museum.py turn red.
 """
 
 import math
-import os
 import re
 import tracemalloc
 from dataclasses import replace
@@ -223,7 +222,7 @@ def test_only_a_batch_whose_gradients_cancel_is_rejected():
 def test_the_number_of_threads_changes_no_more_than_rounding(drop_rate):
     """BLAS and torch on one thread and on all: either answer is within the budget of torch's."""
     config = GPTConfig(700, 128, 96, 3, 2, drop_rate)
-    for threads in (1, os.cpu_count() or 1):
+    for threads in (1, profiles.ALL_THREADS):
         with profiles.threads(threads):
             assert (torch.get_num_threads(), thread_count()) == (threads, threads)
             check_model(ModelCase(config, B=4, T=128, scale=0.2))

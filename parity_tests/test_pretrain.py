@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from numpy_gpt import GPT, Generator, GPTConfig, load, save
 from numpy_gpt.cli import main as numpy_main
@@ -56,7 +54,7 @@ def losses(out):
 def test_a_run_leaves_its_folder(tmp_path, text):
     out = tmp_path / "run"
     output = pretrain(numpy_main, text, out, "--epochs", 2)
-    assert {p.name for p in out.iterdir()} == {"checkpoint", "losses.csv", "losses.png", "run.json"}
+    assert {p.name for p in out.iterdir()} == {"best", "checkpoint", "losses.csv", "losses.png", "run.json"}
     assert (out / "losses.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     table = rows(out)
     assert tuple(table[0]) == COLUMNS
@@ -355,7 +353,11 @@ def test_a_run_is_not_resumed_with_a_changed_text(tmp_path, text):
 
 def test_a_checkpoint_without_training_state_is_not_resumed(tmp_path, text):
     pretrain(numpy_main, text, tmp_path / "run", "--max-steps", 1)
-    (tmp_path / "run" / "checkpoint" / "training.safetensors").unlink()
+    checkpoint = tmp_path / "run" / "checkpoint"
+    (state,) = checkpoint.glob("training-*")
+    state.unlink()
+    check_refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "training state, is missing")
+    save(load(checkpoint), checkpoint)
     check_refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "no training state to go on from")
 
 
@@ -367,10 +369,8 @@ def test_a_training_state_that_cannot_be_restored_changes_nothing(tmp_path, text
     """Neither run.json, which would name other settings, nor losses.csv."""
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 3)
-    file = out / "checkpoint" / "training.safetensors"
-    with safe_open(file, "np") as f:
-        state, metadata = {name: f.get_tensor(name) for name in f.keys() if name != missing}, f.metadata()  # noqa: SIM118
-    save_file(state, file, metadata)
+    state = {name: array for name, array in load_training(out).items() if name != missing}
+    save(load(out), out / "checkpoint", training=state)
     with (out / "losses.csv").open("a") as f:
         f.write("6,1,448,1.0,1.0,1.0,0.002,1.0\n")  # as after a kill between a row and the next save
     before = snapshot(out)

@@ -237,7 +237,7 @@ def test_long_sequences_of_draws(seed, calls, handover):
     check_sequence(seed, calls, handover)
 
 
-@pytest.mark.parametrize("threads", sorted({1, os.cpu_count() or 1}))
+@pytest.mark.parametrize("threads", sorted({1, profiles.ALL_THREADS}))
 @pytest.mark.parametrize("n", [BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 15, BLOCK + 16, BLOCK + 17, 2 * BLOCK + 5])
 def test_draws_longer_than_a_block(n, threads):
     """torch on one thread and on all: its draws are made in memory's order all the same."""

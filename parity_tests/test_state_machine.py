@@ -69,9 +69,8 @@ def resumed(learner, make=NumpyLearner):
     """What a new process has of a learner: its checkpoint."""
     with tempfile.TemporaryDirectory() as place:
         save_params(CONFIG, learner.params(), place, training=learner.state() | learner.position.state())
-        config, params = load_params(place)
-        training = load_training(place)
-    again = make(config, SETTINGS, STEPS, params)
+        model, training = load(place), load_training(place)
+    again = make(model.config, SETTINGS, STEPS, model.params)
     again.restore(training)
     again.position = Position.restored(training)
     return again

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.typing import Params
+from numpy_gpt.weights.stored import Weights
 
 Attention = Literal["plain", "sdpa"]
 """plain: matrix products, softmax and dropout one by one; sdpa: torch's scaled_dot_product_attention."""
@@ -146,7 +147,7 @@ class GPTModel(nn.Module):
 
 def from_params(
     config: GPTConfig,
-    params: Params,
+    params: Weights,
     *,
     attention: Attention = "sdpa",
     device: str | torch.device = "cpu",

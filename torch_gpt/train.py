@@ -14,6 +14,7 @@ from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.run import Settings
 from numpy_gpt.typing import Array, Params
+from numpy_gpt.weights.stored import Weights
 from torch_gpt.model import Attention, GPTModel, from_params, to_params
 
 DTYPES = ("float32", "float64", "bfloat16")
@@ -88,7 +89,7 @@ class TorchLearner:
         config: GPTConfig,
         settings: Settings,
         total_steps: int,
-        params: Params | None = None,
+        params: Weights | None = None,
         *,
         device: torch.device,
         dtype: str = "float32",

@@ -1,27 +1,34 @@
 """Checkpoints: safetensors files (data, never code) with the configuration inside, written whole or not at all.
 
 A checkpoint is a folder with model.safetensors, the parameters under their own names, and for a model still in
-training training.safetensors, what its optimiser, random stream and loop need to go on. A run's folder keeps its
-checkpoint in the folder checkpoint.
+training a file training-….safetensors with what its optimiser, random stream and loop need to go on. The model's file
+names the training file that belongs to it, and is written last: it alone decides which checkpoint the folder holds, so
+that at no instant of a save the two are of different steps. A run's folder keeps its checkpoint in the folder
+checkpoint.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import GPT
-from numpy_gpt.typing import Float, Params
+from numpy_gpt.model import GPT, check_shapes, parameter_shapes
+from numpy_gpt.typing import Array, Float, Params
+from numpy_gpt.weights.stored import Stored
+from numpy_gpt.weights.tensors import MEND, read_tensors, seal, write_tensors
 
 MODEL_FILE = "model.safetensors"
-TRAINING_FILE = "training.safetensors"
-PREVIOUS = "checkpoint.previous"
-"""Where a run's old checkpoint stands for the instant in which the new one takes its place."""
+TRAINING_FILE = re.compile(r"training-[0-9a-f]{16}\.safetensors")
+"""The name of a training file: by its contents, so that a new one never takes an old one's place."""
+
+VERSION = 1
+"""Of the format, in every file's metadata."""
 
 
 class Header(NamedTuple):
@@ -29,8 +36,7 @@ class Header(NamedTuple):
 
     file: Path
     config: GPTConfig
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: set[str]
+    tensors: dict[str, Stored]  # the configuration's, of its shapes
     about: dict[str, str]  # the metadata beside the configuration: the encoding's name and so on
 
 
@@ -48,7 +54,7 @@ def save(
 
 def save_params(
     config: GPTConfig,
-    params: Params,
+    params: Mapping[str, Array | Stored],
     path: str | os.PathLike[str],
     *,
     training: Params | None = None,
@@ -59,14 +65,20 @@ def save_params(
     single = target.suffix == ".safetensors"
     if single and training is not None:
         raise InputError(f"{target} is one file: give a folder to save the training state beside the model")
-    metadata = {"format": "numpy-gpt", "config": json.dumps(config.to_dict()), **(about or {})}
+    metadata = {**(about or {}), "format": "numpy-gpt", "version": str(VERSION), "config": json.dumps(config.to_dict())}
     try:
         (target.parent if single else target).mkdir(parents=True, exist_ok=True)
+        beside = None
         if training is not None:
-            write_tensors(target / TRAINING_FILE, training, {"format": "numpy-gpt training"})
+            kind = {"format": "numpy-gpt training", "version": str(VERSION)}
+            beside = f"training-{seal(training, kind)['sha256'][:16]}.safetensors"
+            write_tensors(target / beside, training, kind)
+            metadata["training"] = beside
         write_tensors(target if single else target / MODEL_FILE, params, metadata)
-        if training is None and not single:
-            (target / TRAINING_FILE).unlink(missing_ok=True)  # another model's state: resuming with it would be wrong
+        if not single:
+            for old in target.iterdir():
+                if TRAINING_FILE.fullmatch(old.name) and old.name != beside:
+                    old.unlink(missing_ok=True)  # of the model that was here before
     except OSError as error:
         raise InputError(f"cannot save to {target}: {error.strerror or error}; choose another place") from error
 
@@ -74,49 +86,64 @@ def save_params(
 def load(path: str | os.PathLike[str], dtype: Float | None = None) -> GPT:
     """The model of a run folder, a checkpoint folder or a safetensors file, in dtype (None: the file's).
 
-    Raises InputError if there is none, or it is cut short, or does not fit its own configuration.
+    Read tensor by tensor, each once, straight to where it stays. Raises InputError if there is none, or it is damaged,
+    or does not fit its own configuration, or holds NaN or infinity.
     """
     config, params = load_params(path, dtype)
     return GPT.from_params(config, params)
 
 
-def load_params(path: str | os.PathLike[str], dtype: Float | None = None) -> tuple[GPTConfig, Params]:
-    """Configuration and parameters, as `load` reads them, without a model."""
+def load_params(path: str | os.PathLike[str], dtype: Float | None = None) -> tuple[GPTConfig, dict[str, Stored]]:
+    """Configuration and parameters, as `load` reads them, without a model: each is read when it is wanted."""
     header = read_header(path)
-    params = _read(header.file, lambda f: {name: f.get_tensor(name) for name in header.shapes})
-    if dtype is not None:
-        params = {name: array.astype(dtype, copy=False) for name, array in params.items()}
-    elif header.dtypes - {"F32", "F64"}:
-        raise InputError(f"{header.file} holds {', '.join(sorted(header.dtypes))}: load it with dtype=np.float32")
-    return header.config, params
+    dtypes = {tensor.dtype for tensor in header.tensors.values()}
+    if dtype is None and dtypes - {np.dtype(np.float32), np.dtype(np.float64)}:
+        names = ", ".join(sorted(str(each) for each in dtypes))
+        raise InputError(f"{header.file} holds {names}: load it with dtype=np.float32")
+    tensors = header.tensors if dtype is None else {n: t.astype(dtype) for n, t in header.tensors.items()}
+    return header.config, {name: tensor.finite(header.file, name) for name, tensor in tensors.items()}
 
 
 def load_training(path: str | os.PathLike[str]) -> Params:
     """The arrays given to `save` as training. Raises InputError where the checkpoint has none."""
-    file = find_model(path).with_name(TRAINING_FILE)
-    if not file.is_file():
+    header = read_header(path)
+    name = header.about.get("training")
+    if name is None:
         raise InputError(f"{path} holds a model but no training state to go on from: start from it with --init instead")
-    arrays: Params = _read(file, lambda f: {name: f.get_tensor(name) for name in f.keys()})  # noqa: SIM118 (not a dict)
-    return arrays
+    file = header.file.parent / name
+    if not TRAINING_FILE.fullmatch(name) or not file.is_file():
+        raise InputError(f"{file}, this checkpoint's training state, is missing: start from the model with --init")
+    about, tensors = read_tensors(file)
+    if not name.startswith(f"training-{about.get('sha256', 'none')[:16]}"):
+        raise InputError(f"{file} is another checkpoint's training state: start from the model with --init instead")
+    return {name: tensor.read() for name, tensor in tensors.items()}
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """The configuration, shapes and metadata of a checkpoint, without reading its tensors."""
+    """The configuration, shapes and metadata of a checkpoint, without reading its tensors.
+
+    Raises InputError if it is not a checkpoint of numpy-gpt or its header is damaged.
+    """
     file = find_model(path)
-
-    def read(f: Any) -> tuple[dict[str, str], dict[str, tuple[int, ...]], set[str]]:
-        slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-        shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
-        return dict(f.metadata() or {}), shapes, {each.get_dtype() for each in slices.values()}
-
-    about, shapes, dtypes = _read(file, read)
+    about, tensors = read_tensors(file)
+    if about.get("format") != "numpy-gpt":
+        raise InputError(
+            f"{file} has no usable GPT configuration inside: it is no checkpoint of numpy-gpt; "
+            "GPT-2 files of others come in by numpy-gpt import"
+        )
+    if "sha256" not in about:
+        raise InputError(f"{file} has no checksum, as every checkpoint of numpy-gpt has: {MEND}")
+    if (version := about.get("version")) != str(VERSION):
+        raise InputError(f"{file} is of version {version} of the format, and {VERSION} is known: update numpy-gpt")
     try:
         config = GPTConfig.from_dict(json.loads(about.pop("config")))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{file} has no usable GPT configuration inside ({error}): is it a checkpoint of numpy-gpt?"
-        ) from error
-    return Header(file, config, shapes, dtypes, about)
+        raise InputError(f"{file} has no usable GPT configuration inside ({error})") from error
+    try:
+        check_shapes(config, {name: tensor.shape for name, tensor in tensors.items()})
+    except InputError as error:
+        raise InputError(f"{file} does not hold the model that its configuration describes: {error}") from error
+    return Header(file, config, {name: tensors[name] for name in parameter_shapes(config)}, about)
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:
@@ -124,35 +151,8 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     given = Path(path)
     if given.is_file():
         return given
-    for file in (given / MODEL_FILE, given / "checkpoint" / MODEL_FILE, given / PREVIOUS / MODEL_FILE):
+    for file in (given / MODEL_FILE, given / "checkpoint" / MODEL_FILE):
         if file.is_file():
             return file
     what = "has no checkpoint in it" if given.is_dir() else "does not exist"
     raise InputError(f"{given} {what}: give a run folder, a checkpoint folder or a .safetensors file")
-
-
-def write_tensors(file: Path, tensors: Params, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file beside its place, flush it to the disk and rename it: readers see the old or the new."""
-    from safetensors.numpy import save_file
-
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        # the writer copies raw memory: a transposed view would be stored scrambled
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, partial, dict(metadata))
-        with partial.open("rb+") as f:
-            os.fsync(f.fileno())
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _read(file: Path, use: Callable[[Any], Any]) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as f:
-            return use(f)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{file} cannot be read as a safetensors file ({error}): it is damaged or another format"
-        ) from error

@@ -1,16 +1,22 @@
-"""A tensor that lies in a file: its shape and dtype are known, its numbers are read when asked for."""
+"""A tensor that lies in a file: its shape and dtype are known, its numbers are read when they are asked for."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias, Union
 
 import numpy as np
 
+from numpy_gpt.errors import InputError
 from numpy_gpt.typing import Array, Float
+
+Weights: TypeAlias = Mapping[str, Union[Array, "Stored"]]
+"""Parameter name -> its array, or the tensor in a file that it is read from."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file's header says of a tensor, and how to read it.
+    """What a file's header says of a tensor, and how to read it; np.asarray(stored) reads it too.
 
     read gives a new array of this shape and dtype each time, which is the caller's; it raises InputError, naming the
     file and the tensor, if the file is damaged. Files are read, not mapped: a mapped file that something else cuts
@@ -18,25 +24,27 @@ class Stored:
     """
 
     shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
+    dtype: np.dtype[Any]
     read: Callable[[], Array]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return self.read() if dtype is None else self.read().astype(dtype, copy=False)
+
+    def map(self, shape: tuple[int, ...], change: Callable[[Array], Array]) -> "Stored":
+        """What becomes of it by `change`, which gives this shape."""
+        return replace(self, shape=shape, read=lambda: change(self.read()))
 
     def astype(self, dtype: Float) -> "Stored":
         """The same, converted to dtype as it is read."""
         return replace(self, dtype=np.dtype(dtype), read=lambda: self.read().astype(dtype, copy=False))
 
+    def finite(self, file: Path, name: str) -> "Stored":
+        """The same; as it is read, a NaN or an infinity in it is an InputError that names it."""
 
-class Lazy(Mapping[str, Array]):
-    """Parameters as a mapping that reads a tensor each time it is looked up, and keeps none."""
+        def checked(array: Array) -> Array:
+            if not np.isfinite(array).all():
+                at = ", ".join(str(i) for i in np.argwhere(~np.isfinite(array))[0])
+                raise InputError(f"{file}: {name}[{at}] is NaN or infinite: go back to weights from before that")
+            return array
 
-    def __init__(self, tensors: Mapping[str, Stored]):
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> Array:
-        return self._tensors[name].read()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        return self.map(self.shape, checked)

@@ -1,0 +1,135 @@
+"""Safetensors files: data, never code. Read tensor by tensor, written whole or not at all, with checksums inside.
+
+The layout (https://github.com/huggingface/safetensors): the header's length, 8 bytes; the header, JSON, with every
+tensor's dtype, shape and place, and free metadata; the numbers, without gaps. The library judges headers and writes
+files. The checksums are ours and lie in the metadata, where other readers pass over them: "crc32" is a JSON object of
+each tensor's CRC-32, "sha256" the hash of everything else that the header says.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numpy_gpt.errors import InputError
+from numpy_gpt.files import replacing
+from numpy_gpt.typing import Array
+from numpy_gpt.weights.stored import Stored
+
+DTYPES: dict[str, type[np.generic]] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+    "BF16": np.float32,  # NumPy has none: widened, which loses nothing
+}
+"""The format's name of a dtype -> what it is read as."""
+
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items() if name != "BF16"}
+
+MEND = "it is damaged or another format: put an undamaged copy in its place"
+
+
+def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
+    """The metadata and the tensors of a safetensors file; only its header is read.
+
+    Checksums are verified where the file has them (then the metadata has "sha256"): that of the header here, those of
+    the tensors as they are read. Raises InputError if the file cannot be read, is damaged, or has a dtype that NumPy
+    does not know.
+    """
+    from safetensors import SafetensorError, safe_open  # here, so that `import numpy_gpt` stays light
+
+    try:
+        with safe_open(
+            file, framework="numpy"
+        ) as checked:  # the library refuses lying, overlapping, overflowing headers
+            checked.keys()
+        with file.open("rb") as f:
+            stat = os.fstat(f.fileno())
+            length = int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as a safetensors file ({error}): {MEND}") from error
+    metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+    seal = metadata.pop("sha256", None)
+    if seal is not None and seal != _sha256(metadata, {name: (e["dtype"], e["shape"]) for name, e in header.items()}):
+        raise InputError(f"the header of {file} is not as it was written (its SHA-256 differs): {MEND}")
+    checksums = json.loads(metadata.pop("crc32")) if seal is not None else {}
+    tensors = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in DTYPES:
+            raise InputError(f"{file}: {name} is {entry['dtype']}, which NumPy does not know: convert it to F32 first")
+        shape, dtype = tuple(entry["shape"]), np.dtype(DTYPES[entry["dtype"]])
+        start = 8 + length + entry["data_offsets"][0]
+        read = partial(_read, file, stat, name, entry["dtype"], shape, start, checksums.get(name))
+        tensors[name] = Stored(shape, dtype, read)
+    return metadata | ({} if seal is None else {"sha256": seal}), tensors
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Array | Stored], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file with its checksums beside its place and then into it: readers see the old or the new.
+
+    Raises OSError where it cannot be written, and ValueError for a dtype or a name that the format does not have.
+    """
+    from safetensors.numpy import save_file
+
+    # the writer copies raw memory: a transposed view would be stored scrambled
+    arrays = {name: np.asarray(a, order="C") for name, a in tensors.items()}
+    with replacing(file) as beside:
+        save_file(arrays, beside, seal(arrays, metadata))
+
+
+def seal(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata with the checksums of these tensors and of itself."""
+    for name, array in tensors.items():
+        if name == "__metadata__" or array.dtype not in NAMES:
+            raise ValueError(f"a safetensors file cannot hold {name!r} as {array.dtype}")
+    whole = {**metadata, "crc32": json.dumps({name: _crc32(array) for name, array in tensors.items()})}
+    header = {name: (NAMES[array.dtype], list(array.shape)) for name, array in tensors.items()}
+    return whole | {"sha256": _sha256(whole, header)}
+
+
+def _sha256(metadata: Mapping[str, str], header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([metadata, header], sort_keys=True).encode()).hexdigest()
+
+
+def _crc32(array: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _read(
+    file: Path, stat: os.stat_result, name: str, kind: str, shape: tuple[int, ...], start: int, checksum: int | None
+) -> Array:
+    """A tensor's numbers, verified; what has become of the file since its header was read is an InputError."""
+    on_disk = np.dtype(np.uint16 if kind == "BF16" else DTYPES[kind]).newbyteorder("<")
+    count = int(np.prod(shape, dtype=object))
+    try:
+        with file.open("rb") as f:
+            now = os.fstat(f.fileno())
+            if (now.st_ino, now.st_size, now.st_mtime_ns) != (stat.st_ino, stat.st_size, stat.st_mtime_ns):
+                raise InputError(f"{file} was replaced while it was being read: try again")
+            f.seek(start)
+            array = np.fromfile(f, on_disk, count)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror or error}): try again") from error
+    if len(array) != count:
+        raise InputError(f"{file} was cut short while it was being read: try again")
+    if checksum is not None and _crc32(array) != checksum:
+        raise InputError(f"{file} is damaged: the numbers of {name} are not those that were written: {MEND}")
+    if kind == "BF16":  # the upper half of a float32
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(DTYPES[kind], copy=False).reshape(shape)
