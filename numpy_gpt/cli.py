@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 import numpy as np
 
+from numpy_gpt.cli_weights import FOLDER, export_command, import_command
 from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report, printable
 from numpy_gpt.data import CORPORA, load_text, split_text
@@ -16,14 +17,13 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.pretrain import defaults_for, encoding_of, pretrain
 from numpy_gpt.run import TRAIN_RATIO
 from numpy_gpt.tokenizer import ENCODINGS, END_OF_TEXT, encode, get_encoding, stream_decode
-from numpy_gpt.weights.checkpoint import load, read_header
+from numpy_gpt.weights.checkpoint import Header, load, read_header
 
 MODELS = ("tiny", *GPT2_SIZES)
 
 AT_LEAST_1 = click.IntRange(min=1)
 AT_LEAST_0 = click.IntRange(min=0)
 POSITIVE = click.FloatRange(min=0, min_open=True)
-FOLDER = click.Path(path_type=Path)
 
 
 class Commands(click.Group):
@@ -53,9 +53,11 @@ def _setting(name: str, help_text: str, **kwargs: Any) -> Callable[[Any], Any]:
     return click.option(flag, name, default=None, help=help_text + _default(name), **kwargs)
 
 
+ENCODING_HELP = f"How text becomes tokens: {' or '.join(ENCODINGS)}, or a folder with encoder.json and vocab.bpe."
+
 SETTINGS = (
     _setting("text", f"Text to learn: {' or '.join(CORPORA)}, or any UTF-8 file.", metavar="NAME|FILE"),
-    _setting("encoding", "How text becomes tokens.", type=click.Choice(ENCODINGS)),
+    _setting("encoding", ENCODING_HELP, metavar="NAME|DIR"),
     click.option("--model", type=click.Choice(MODELS), default=None, help="Size of the model.  [default: tiny]"),
     _setting("context_length", "Longest window of tokens.", type=AT_LEAST_1, metavar="N"),
     _setting("epochs", "Passes over the training text.", type=AT_LEAST_0, metavar="N"),
@@ -142,24 +144,28 @@ def pretrain_command(**flags: Any) -> None:
     run_pretrain(NumpyLearner, f"numpy-gpt · NumPy {np.__version__} · float32", flags)
 
 
+ENCODING = click.option("--encoding", metavar="NAME|DIR", help=f"{ENCODING_HELP}  [default: the checkpoint's]")
+
+
 @main.command(short_help="Loss and perplexity on a text.")
 @click.argument("checkpoint", type=FOLDER)
 @click.option("--text", metavar="NAME|FILE", help="A text to take whole.  [default: the run's own validation part]")
 @click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True, metavar="N", help="Windows at a time.")
-def evaluate(checkpoint: Path, text: str | None, batch_size: int) -> None:
+@ENCODING
+def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str | None) -> None:
     """Loss (nats per token) and perplexity of CHECKPOINT on a text, over all its tokens but the first.
 
     The text is cut into windows of the context length, one after the other; the last one may be shorter.
     """
     header = read_header(checkpoint)
-    encoding = get_encoding(encoding_of(header))
+    tokens = _encoding(header, encoding)
     if text is not None:
         name, content = text, load_text(text)
     else:
         name = header.about.get("text") or _no_text(checkpoint)
         content = split_text(load_text(name), TRAIN_RATIO)[1]
         name = f"the last {1 - TRAIN_RATIO:.0%} of {name}"
-    ids = encode(encoding, content)
+    ids = encode(tokens, content)
     if len(ids) < 2:
         raise InputError(f"{name} is too short to evaluate: it has {len(ids)} tokens, and 2 are needed")
     model = load(checkpoint)
@@ -175,9 +181,19 @@ def evaluate(checkpoint: Path, text: str | None, batch_size: int) -> None:
         total += float(model.loss(x, y)) * y.size
     loss = total / (len(ids) - 1)
     report.line(f"text        {name}")
-    report.line(f"tokens      {len(ids) - 1:,} ({encoding.name})")
+    report.line(f"tokens      {len(ids) - 1:,} ({tokens.name})")
     report.line(f"loss        {loss:.4f} nats/token")
     report.line(f"perplexity  {math.exp(loss):.4f}")
+
+
+def _encoding(header: Header, asked: str | None) -> Any:
+    """The encoding asked for, else the checkpoint's; InputError if the model does not know all of its tokens."""
+    encoding = get_encoding(asked or encoding_of(header))
+    if encoding.n_vocab > header.config.vocab_size:
+        raise InputError(
+            f"{header.file} knows {header.config.vocab_size} tokens, its encoding {encoding.name} {encoding.n_vocab}"
+        )
+    return encoding
 
 
 def _no_text(checkpoint: Path) -> NoReturn:
@@ -204,6 +220,7 @@ def _no_text(checkpoint: Path) -> NoReturn:
     help="Draw among the fewest tokens that hold this much of the probability.",
 )
 @click.option("--seed", type=int, default=123, show_default=True, metavar="N", help="Seed of the draws.")
+@ENCODING
 def generate(
     checkpoint: Path,
     prompt: str,
@@ -212,6 +229,7 @@ def generate(
     top_k: int | None,
     top_p: float | None,
     seed: int,
+    encoding: str | None,
 ) -> None:
     """Go on from PROMPT with the model in CHECKPOINT; tokens appear as they are made.
 
@@ -222,17 +240,15 @@ def generate(
 
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise InputError("--top-k and --top-p choose among tokens to draw: give a --temperature above 0 with them")
-    encoding = get_encoding(encoding_of(read_header(checkpoint)))
-    ids = encode(encoding, prompt)
+    words = _encoding(read_header(checkpoint), encoding)
+    ids = encode(words, prompt)
     if not ids.size:
         raise InputError("the prompt is empty: give at least one character to go on from")
     model = load(checkpoint)
-    if encoding.n_vocab > model.config.vocab_size:
-        raise InputError(f"{checkpoint} knows {model.config.vocab_size} tokens, its encoding {encoding.n_vocab}")
-    end = encoding.encode_single_token(END_OF_TEXT)
+    end = words.encode_single_token(END_OF_TEXT) if END_OF_TEXT in words.special_tokens_set else None
     columns = stream(model, ids[None], max_new_tokens, temperature, top_k, top_p, end, Generator(seed))
     click.echo(prompt, nl=False)
-    for piece in stream_decode(encoding, (int(column[0]) for column in columns)):
+    for piece in stream_decode(words, (int(column[0]) for column in columns)):
         click.echo(printable(piece), nl=False)
     click.echo()
 
@@ -295,3 +311,7 @@ def chapter5(text: str, quick: bool, no_torch: bool) -> None:
     report.line(PLATFORMS)
     if off:
         raise SystemExit(1)
+
+
+for command in (import_command, export_command):
+    main.add_command(command)

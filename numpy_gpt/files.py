@@ -1,11 +1,14 @@
 """Files: those that do not travel with the package, known by their SHA-256; and how any file is written, whole."""
 
 import hashlib
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from numpy_gpt.errors import InputError
 
@@ -20,15 +23,31 @@ def replacing(file: Path) -> Iterator[Path]:
     It is on the disk before it is renamed, and the new name before this returns, so that neither a kill nor a power
     cut at any instant leaves less than the old file or the new. A block that fails leaves the old one.
     """
-    beside = file.with_name(f".{file.name}.partial")
+    folder = _partial_folder(file)  # of its own, for what a library may leave behind in it
     try:
-        beside.unlink(missing_ok=True)  # of a process that was killed
-        yield beside
-        flush(beside)
-        beside.replace(file)
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        folder.mkdir()
+        yield folder / file.name
+        flush(folder / file.name)
+        (folder / file.name).replace(file)
         flush(file.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _partial_folder(file: Path) -> Path:
+    """Where `replacing` keeps what is not yet whole; it is there afterwards only if the process was killed."""
+    return file.with_name(f".{file.name}.partial")
+
+
+def new_folder(folder: Path) -> None:
+    """Make a folder. Raises InputError if there is something in it, or it cannot be made."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists and is not empty: choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
 
 
 def flush(path: Path) -> None:
@@ -40,6 +59,19 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError if it is not there, or holds something else."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror or error}): put it there") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON ({error}): it is damaged or another file") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file} holds no JSON object: it is damaged or another file")
+    return values
 
 
 def data_folder_file(name: str) -> Path | str:

@@ -19,7 +19,7 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.model import parameter_shapes
 from numpy_gpt.random import Generator
 from numpy_gpt.run import TINY, Batches, MakeLearner, Run, Settings, for_tiny, free_folder
-from numpy_gpt.tokenizer import decode, encode, get_encoding
+from numpy_gpt.tokenizer import ENCODINGS, decode, encode, get_encoding
 from numpy_gpt.train import Learner, Position, train
 from numpy_gpt.weights.checkpoint import Header, load_params, read_header
 from numpy_gpt.weights.stored import Weights
@@ -34,14 +34,17 @@ def defaults_for(model: str) -> Settings:
 
 
 def encoding_of(header: Header) -> str:
-    """The name of the encoding that a checkpoint was trained with: as it says, else by the size of its vocabulary."""
+    """The encoding that a checkpoint was trained with, as get_encoding takes it: its name, or the folder it lies in.
+
+    As the checkpoint says (a folder as seen from its own), else by the size of its vocabulary.
+    """
     by_size = {257: "bytes", 50257: "gpt2"}
     name = header.about.get("encoding") or by_size.get(header.config.vocab_size)
     if name is None:
         raise InputError(
             f"{header.file} does not name its encoding, and none here has {header.config.vocab_size} tokens"
         )
-    return name
+    return name if name in ENCODINGS else str((header.file.parent / name).resolve())
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
 
     Writes nothing. Raises InputError for what cannot be used or does not fit together.
     """
-    flags = flags | {"text": _whole_path(flags["text"])} if "text" in flags else flags
+    for name, known in (("text", CORPORA), ("encoding", ENCODINGS)):  # so that a run can be resumed from elsewhere
+        if flags.get(name, known[0]) not in known:
+            flags = flags | {name: str(Path(flags[name]).resolve())}
     if resume is not None:
         run = Run.open(resume)
         settings = replace(run.settings, **flags)
@@ -197,10 +202,6 @@ def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
             )
     base = defaults_for(flags.get("model", model or "tiny"))
     return replace(base, **{"encoding": encoding_of(header)} | flags | fixed)
-
-
-def _whole_path(text: str) -> str:
-    return text if text in CORPORA else str(Path(text).resolve())  # so that a run can be resumed from elsewhere
 
 
 def _describe(report: Report, backend: str, job: Job, run: Run) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.data import Loader, load_text, sliding_windows, split_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import replacing
+from numpy_gpt.files import new_folder, replacing
 from numpy_gpt.tokenizer import encode, get_encoding
 from numpy_gpt.train import Learner, Position, Step
 from numpy_gpt.typing import Params
@@ -135,15 +135,11 @@ class Run:
     @classmethod
     def create(cls, folder: Path, settings: Settings, text: str) -> "Run":
         """A new run in folder, which must not exist yet or be empty. Raises InputError otherwise, touching nothing."""
+        if (folder / "run.json").is_file():
+            raise InputError(f"{folder} already holds a run: go on with --resume {folder}, or choose another --out")
+        new_folder(folder)
+        run = cls(folder, settings)
         try:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                if (folder / "run.json").is_file():
-                    raise InputError(
-                        f"{folder} already holds a run: go on with --resume {folder}, or choose another --out"
-                    )
-                raise InputError(f"{folder} exists and is not a run: choose another --out")
-            folder.mkdir(parents=True, exist_ok=True)
-            run = cls(folder, settings)
             run._write_settings(hashlib.sha256(text.encode()).hexdigest())
             run._write_losses([])
         except OSError as error:
@@ -228,8 +224,10 @@ class Run:
                 _share(newest / MODEL_FILE, best)
             if keep > 1:
                 copy = self.folder / f"checkpoint-{position.step:06d}"
-                for file in sorted(newest.iterdir(), key=lambda file: file.name == MODEL_FILE):  # the model's last
-                    _share(file, copy)
+                for file in sorted(
+                    newest.glob("*.safetensors"), key=lambda file: file.name == MODEL_FILE
+                ):  # the model's last
+                    _share(file, copy)  # the model's last, for with it the copy is a checkpoint
             copies = sorted((int(each.name.split("-")[1]), each) for each in self.folder.glob("checkpoint-*[0-9]"))
             for _, old in copies[: -keep if keep > 1 else None]:
                 (old / MODEL_FILE).unlink(missing_ok=True)  # first, for what is left is then no checkpoint

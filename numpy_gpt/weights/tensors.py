@@ -90,7 +90,10 @@ def write_tensors(file: Path, tensors: Mapping[str, Array | Stored], metadata: M
     # the writer copies raw memory: a transposed view would be stored scrambled
     arrays = {name: np.asarray(a, order="C") for name, a in tensors.items()}
     with replacing(file) as beside:
+        beside.touch()
+        mode = beside.stat().st_mode  # the user's; the library lets nobody else read what it writes
         save_file(arrays, beside, seal(arrays, metadata))
+        beside.chmod(mode)
 
 
 def seal(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,146 @@
+"""Hugging Face's GPT-2 folders, in and out: config.json beside model.safetensors, whole or in shards.
+
+Names are GPT-2's, with or without the prefix "transformer."; the buffers that old files carry (attn.bias, the causal
+mask, and attn.masked_bias) are passed over. Source of the keys: transformers' configuration_gpt2.py.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy_gpt.config import GPTConfig
+from numpy_gpt.errors import InputError
+from numpy_gpt.files import read_json, replacing
+from numpy_gpt.weights.gpt2 import from_gpt2, to_gpt2
+from numpy_gpt.weights.stored import Stored, Weights
+from numpy_gpt.weights.tensors import MEND, read_tensors, write_tensors
+
+PREFIX = "transformer."
+INDEX = "model.safetensors.index.json"
+BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+
+KEYS = {
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "emb_dim": "n_embd",
+    "n_heads": "n_head",
+    "n_layers": "n_layer",
+}
+"""GPTConfig's keys of the size -> config.json's."""
+
+VOCABULARY = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
+"""OpenAI's names of the vocabulary's two files, under which they are kept here -> Hugging Face's."""
+
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+
+FIXED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one formula
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+"""What a config.json may say of the rest, the first being its default: anything else is not the model computed here."""
+
+
+def read_huggingface(path: Path) -> tuple[GPTConfig, dict[str, Stored]]:
+    """Configuration and parameters of a folder, or of its model.safetensors, tensors unread.
+
+    Raises InputError for what is missing, damaged, or another model than this GPT-2.
+    """
+    folder = path if path.is_dir() else path.parent
+    values = read_json(folder / "config.json")
+    tied = values.get("tie_word_embeddings", True)
+    tensors = _shards(path) if path.is_dir() else read_tensors(path)[1]
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not BUFFERS.fullmatch(name)}
+    if tied and "lm_head.weight" in tensors:
+        head, table = tensors.pop("lm_head.weight"), tensors.get("wte.weight")
+        if table is None or head.shape != table.shape or head.read().tobytes() != table.read().tobytes():
+            raise InputError(f"{path}: lm_head.weight is not wte.weight, and config.json says they are tied")
+    config = _config(values, folder / "config.json")
+    return config, from_gpt2(config, tensors, str(path))
+
+
+def write_huggingface(config: GPTConfig, params: Weights, folder: Path, vocabulary: Mapping[str, bytes]) -> None:
+    """A folder that exists, as transformers' GPT2LMHeadModel reads it, and if there is a vocabulary GPT2Tokenizer.
+
+    vocabulary: encoder.json and vocab.bpe, or nothing. Raises InputError where something cannot be written.
+    """
+    values = {name: choices[0] for name, choices in FIXED.items()} | {
+        "architectures": ["GPT2LMHeadModel"],
+        **{theirs: getattr(config, ours) for ours, theirs in KEYS.items()},
+        **dict.fromkeys(DROPOUTS, config.drop_rate),
+        "n_inner": None,
+        "tie_word_embeddings": config.tie_weights,
+        "bos_token_id": config.vocab_size - 1,  # <|endoftext|> is the last one
+        "eos_token_id": config.vocab_size - 1,
+        "dtype": str(params["tok_emb.weight"].dtype),
+    }
+    files = {VOCABULARY[name]: content for name, content in vocabulary.items()}
+    if files:
+        about = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.context_length}
+        files["tokenizer_config.json"] = json.dumps(about, indent=2).encode()
+    files["config.json"] = json.dumps(values, indent=2).encode()
+    tensors = to_gpt2(config, params)
+    names = {name: name if name == "lm_head.weight" else PREFIX + name for name in tensors}
+    whole = {names[name]: tensor for name, tensor in tensors.items()}
+    try:
+        for file, content in files.items():
+            with replacing(folder / file) as beside:
+                beside.write_bytes(content)
+        write_tensors(folder / "model.safetensors", whole, {"format": "pt"})
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror or error}; choose another --out") from error
+
+
+def _shards(folder: Path) -> dict[str, Stored]:
+    """The tensors of model.safetensors, or of the shards that its index names."""
+    if (single := folder / "model.safetensors").is_file():
+        return read_tensors(single)[1]
+    if not (folder / INDEX).is_file():
+        pickled = sorted(each.name for each in folder.glob("*.bin"))
+        mend = f"torch-gpt import brings in {pickled[0]}" if pickled else "put model.safetensors there"
+        raise InputError(f"{folder} has a config.json, but neither model.safetensors nor {INDEX}: {mend}")
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise InputError(f"{folder / INDEX} has no weight_map of names: {MEND}")
+    tensors: dict[str, Stored] = {}
+    for shard in sorted(set(places.values())):
+        if not re.fullmatch(r"[\w.-]+\.safetensors", shard):
+            raise InputError(f"{folder / INDEX} names {shard!r}, which is no .safetensors file beside it: {MEND}")
+        for name, tensor in read_tensors(folder / shard)[1].items():
+            if places.get(name) != shard:
+                raise InputError(f"{folder / shard} has a tensor {name}, which {INDEX} says is not there: {MEND}")
+            tensors[name] = tensor
+    if missing := places.keys() - tensors.keys():
+        raise InputError(f"{folder}: {min(missing)} is not in {places[min(missing)]}, where {INDEX} says it is: {MEND}")
+    return tensors
+
+
+def _config(values: Mapping[str, Any], file: Path) -> GPTConfig:
+    for key, choices in FIXED.items():
+        value = values.get(key, choices[0])
+        if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
+            raise InputError(
+                f"{file}: {key} is {value!r}, and only {choices[0]!r} is computed here: it is another model"
+            )
+    if values.get("n_inner") not in (None, 4 * values.get("n_embd", 0)):
+        raise InputError(f"{file}: n_inner is {values['n_inner']!r}, and here it is 4 × n_embd")
+    rates = {key: values.get(key, 0.1) for key in DROPOUTS}
+    if len(set(map(repr, rates.values()))) > 1:
+        raise InputError(f"{file}: {rates} differ, and there is one rate here: set all three to it")
+    if missing := [theirs for theirs in KEYS.values() if theirs not in values]:
+        raise InputError(f"{file} has no {', '.join(missing)}: is it the config.json of a GPT-2?")
+    try:
+        return GPTConfig(
+            **{ours: values[theirs] for ours, theirs in KEYS.items()},
+            drop_rate=rates["resid_pdrop"],
+            qkv_bias=True,
+            tie_weights=values.get("tie_word_embeddings", True),
+        )
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
