@@ -7,7 +7,16 @@ from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+    track,
+)
 
 from numpy_gpt.train import Step
 
@@ -37,6 +46,20 @@ class Report:
     def track(self, items: Sequence[T], description: str) -> Iterable[T]:
         """The items, with a progress line that goes away at the end, if the output is a terminal."""
         return track(items, description, console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    @contextmanager
+    def transfer(self, name: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
+        """Gives a function that shows how many bytes are done, their speed and the time left, if on a terminal."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            task = progress.add_task(name, total=total, completed=done)
+            yield lambda done: progress.update(task, completed=done)
 
     @contextmanager
     def status(self) -> Iterator[Callable[[str], None]]:

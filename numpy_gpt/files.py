@@ -113,7 +113,7 @@ def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: 
         OSError,
         ValueError,
     ) as error:  # requests' exceptions are OSErrors; pooch's for a wrong hash is a ValueError
-        wrong.append(f"{url} {_reason(error)}")
+        wrong.append(f"{url} {reason(error)}")
         raise InputError(f"{what} was not found: {'; '.join(wrong)}: {mend}") from error
 
 
@@ -129,7 +129,7 @@ def _download(url: str, sha256: str, store: Path) -> bytes:
     return path.read_bytes()
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What went wrong with a download, in the words of the user rather than of urllib3."""
     if isinstance(error, ValueError) and "hash" in str(error):
         return "holds another file than the one known (its SHA-256 differs)"
@@ -139,4 +139,6 @@ def _reason(error: Exception) -> str:
         return f"did not answer within {TIMEOUT:g} seconds"
     if isinstance(error, OSError) and error.filename:
         return f"could not be kept as {error.filename} ({error.strerror})"
+    if "Connection broken" in str(error):
+        return "broke off before the end"
     return f"could not be reached ({type(error).__name__})"

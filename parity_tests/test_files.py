@@ -79,7 +79,7 @@ def test_a_download_without_a_store_is_not_kept(web, tmp_path, monkeypatch):
 
 BAD_PAGES = {
     "other content": (CONTENT[::-1], "holds another file than the one known (its SHA-256 differs)"),
-    "cut short": ((CONTENT[:-1], len(CONTENT)), "could not be reached"),
+    "cut short": ((CONTENT[:-1], len(CONTENT)), "broke off before the end"),
     "cut short, unnoticed": (CONTENT[:-1], "holds another file than the one known (its SHA-256 differs)"),
     "no such page": (404, "answered 404 Not Found"),
     "no answer": (HANG, "did not answer within 0.2 seconds"),
