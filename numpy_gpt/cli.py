@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 import numpy as np
 
-from numpy_gpt.cli_weights import FOLDER, export_command, import_command
+from numpy_gpt.cli_weights import FOLDER, download_command, export_command, import_command
 from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report, printable
 from numpy_gpt.data import CORPORA, load_text, split_text
@@ -313,5 +313,5 @@ def chapter5(text: str, quick: bool, no_torch: bool) -> None:
         raise SystemExit(1)
 
 
-for command in (import_command, export_command):
+for command in (download_command, import_command, export_command):
     main.add_command(command)

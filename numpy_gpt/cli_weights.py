@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import click
+import numpy as np
 
+from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import new_folder, replacing
+from numpy_gpt.model import check_shapes
 from numpy_gpt.pretrain import encoding_of
 from numpy_gpt.tokenizer import GPT2_FILES, vocabulary_files
 from numpy_gpt.weights.checkpoint import load_params, read_header, save_params
@@ -24,8 +27,8 @@ def import_command(source: Path, out: Path) -> None:
 
     SOURCE is OpenAI's folder (hparams.json and model.ckpt.*), Hugging Face's (config.json and model.safetensors, whole
     or in shards), or a .safetensors file with config.json beside it. A vocabulary that lies there comes along. The
-    weights stay as they are: dtype, bits, and the head tied to the token embedding. PyTorch's .pth files come in by
-    torch-gpt import.
+    weights keep their bits (half precision is widened to float32), and a head tied to the token embedding stays so.
+    PyTorch's .pth files come in by torch-gpt import.
     """
     bring_in(open_source(source), source, out)
 
@@ -33,12 +36,23 @@ def import_command(source: Path, out: Path) -> None:
 def bring_in(source: Source, path: Path, out: Path) -> None:
     """Write the checkpoint of a source that was found at path, and say what it is."""
     report = Report()
-    new_folder(out)
-    tensors = {name: tensor.finite(path, name) for name, tensor in source.tensors.items()}
+    try:
+        check_shapes(source.config, {name: tensor.shape for name, tensor in source.tensors.items()})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    dtypes = {name: tensor.dtype for name, tensor in source.tensors.items()}
+    if wrong := [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype.kind != "f"]:
+        raise InputError(f"{path}: {wrong[0]}, and weights are floating-point numbers: it is damaged or no GPT-2")
+    dtype = np.float64 if np.dtype(np.float64) in dtypes.values() else np.float32
+    tensors = {name: tensor.astype(dtype).finite(path, name) for name, tensor in source.tensors.items()}
     params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
-    for name, content in source.vocabulary.items():
-        with replacing(out / name) as beside:
-            beside.write_bytes(content)
+    new_folder(out)
+    try:
+        for name, content in source.vocabulary.items():
+            with replacing(out / name) as beside:
+                beside.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"cannot write into {out}: {error.strerror or error}; choose another --out") from error
     save_params(source.config, params, out, about={"encoding": "."})
     c = source.config
     total = sum(array.size for array in params.values())
@@ -48,6 +62,33 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
             f"{path} has no {' and no '.join(sorted(missing))}: put them into {out}, or generate with --encoding"
         )
     report.line(f"Saved {out}. Try: numpy-gpt generate {out} 'Every effort moves you'")
+
+
+@click.command("download", short_help="Fetch OpenAI's GPT-2 and make a checkpoint of it.")
+@click.argument("size", type=click.Choice(list(GPT2_SIZES)))
+@click.option("--out", type=FOLDER, metavar="DIR", help="The checkpoint's new folder.  [default: gpt2-SIZE]")
+@click.option("--from", "there", type=FOLDER, metavar="DIR", help="Use the released files in this folder: no network.")
+def download_command(size: str, out: Path | None, there: Path | None) -> None:
+    """Fetch the released files of GPT-2 SIZE into the user's cache, verify them, and make a checkpoint of them.
+
+    124M is half a gigabyte, 1558M six, and the checkpoint as much again. A transfer that breaks off, or is stopped by
+    Ctrl-C, is gone on with by the same command.
+    """
+    import pooch  # type: ignore[import-untyped]  # here, since it takes longer to import than all of numpy_gpt
+
+    from numpy_gpt.weights.download import check_gpt2, fetch_gpt2
+
+    out = out or Path(f"gpt2-{size}")
+    new_folder(out)
+    folder = there or Path(pooch.os_cache("numpy-gpt"), f"gpt2-{size}")
+    try:
+        if there:
+            check_gpt2(size, folder)
+        else:
+            fetch_gpt2(size, folder, Report())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    bring_in(open_source(folder), folder, out)
 
 
 @click.command("export", short_help="Write a checkpoint for other programs.")

@@ -143,7 +143,7 @@ def test_a_tied_head_in_the_file_is_the_table(tmp_path):
     assert "out_head.weight" not in model.params
     assert model.config.tie_weights
     other = tensors | {"lm_head.weight": tensors["wte.weight"] + np.float32(1)}
-    with pytest.raises(InputError, match=r"lm_head.weight is not wte.weight, and config.json says they are tied"):
+    with pytest.raises(InputError, match=r"lm_head.weight is not wte.weight, and its configuration says they are tied"):
         open_source(huggingface_folder(tmp_path / "other", other, tie_word_embeddings=True))
 
 
@@ -203,13 +203,14 @@ def test_what_is_missing_or_no_gpt2_is_named(tmp_path):
     pickle.write_bytes(b"\x80\x02.")
     with pytest.raises(InputError, match=r"is a PyTorch pickle, .* torch-gpt import"):
         open_source(pickle)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps(SIZES))
     with pytest.raises(InputError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json: put"):
         open_source(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"torch-gpt import brings in pytorch_model\.bin"):
         open_source(tmp_path)
     save_file({"x": np.ones(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no vocab_size, n_positions, n_embd, n_head, n_layer"):
         open_source(tmp_path)
     for text in ("", "[1]", "{", "[" * 100_000, "\x00"):
@@ -253,7 +254,7 @@ def test_hparams_that_lie_are_an_error(tmp_path, key, value):
     if value is None:
         del values[key]
     (folder / "hparams.json").write_text(json.dumps(values))
-    with pytest.raises(InputError, match="hparams.json|model.ckpt.index"):
+    with pytest.raises(InputError, match=r"hparams\.json|model\.ckpt\.index"):
         open_source(folder)
 
 
@@ -368,7 +369,7 @@ BAD_VOCABULARIES = {
 def test_a_vocabulary_that_is_damaged_is_named(tmp_path, what):
     folder = shutil.copytree(FIXTURE, tmp_path / "x")
     BAD_VOCABULARIES[what](folder)
-    with pytest.raises(InputError, match="vocabulary in .* is damaged|encoder.json is not JSON"):
+    with pytest.raises(InputError, match=r"vocabulary in .* is damaged|encoder\.json is not JSON"):
         get_encoding(str(folder))
 
 
@@ -381,3 +382,38 @@ def test_a_vocabulary_in_tokenizer_json_comes_along(tmp_path):
         vocabulary = open_source(folder).vocabulary
         assert json.loads(vocabulary["encoder.json"]) == ids
         assert vocabulary["vocab.bpe"].decode().split("\n")[1:-1] == merges
+
+
+def test_downloaded_files_become_a_checkpoint(tmp_path, monkeypatch):
+    """The fixture stands for the released files; `download` itself is tested in test_download.py."""
+    asked = []
+    monkeypatch.setattr("pooch.os_cache", lambda name: tmp_path / "cache" / name)
+
+    def fetch(size, folder, report):
+        asked.append(size)
+        shutil.copytree(FIXTURE, folder)
+
+    monkeypatch.setattr("numpy_gpt.weights.download.fetch_gpt2", fetch)
+    monkeypatch.chdir(tmp_path)
+    assert "Saved gpt2-355M" in run("download", "355M")
+    assert asked == ["355M"]
+    assert load(tmp_path / "gpt2-355M").config.emb_dim == 12
+    message = run("download", "355M", "--from", FIXTURE, "--out", tmp_path / "other", code=2)
+    assert "model.ckpt.data-00000-of-00001" in message
+    assert run("download", "355M", code=2) == "Error: gpt2-355M exists and is not empty: choose another --out\n"
+
+
+def test_a_full_disk_leaves_no_checkpoint(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    for command in (["import", FIXTURE], ["export", FIXTURE]):
+        if command[0] == "export":
+            monkeypatch.undo()
+            save(GPT(GPTConfig(5, 4, 4, 1, 1)), tmp_path / "mine")
+            command[1] = tmp_path / "mine"
+            monkeypatch.setattr("os.fsync", full)
+        out = tmp_path / command[0]
+        assert "No space left on device" in run(*command, "--out", out, code=2)
+        assert not list(out.iterdir())

@@ -1,15 +1,18 @@
 """The command torch-gpt."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import click
 import torch
 
 from numpy_gpt.cli import Commands, pretrain_options, run_pretrain
+from numpy_gpt.cli_weights import FOLDER, bring_in
 from torch_gpt.chapter5 import answer
 from torch_gpt.model import Attention
 from torch_gpt.train import DTYPES, TorchLearner, check_compiler, check_dtype, choose_device
+from torch_gpt.weights import read_pth
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -45,6 +48,21 @@ def pretrain_command(device: str | None, dtype: str, attention: Attention, compi
     learner = partial(TorchLearner, device=chosen, dtype=dtype, attention=attention, compiled=compiled)
     options = f"{dtype} · attention {attention}" + (" · compiled" if compiled else "")
     run_pretrain(learner, f"torch-gpt · PyTorch {torch.__version__} · {chosen} · {options}", flags)
+
+
+@main.command("import", short_help="Bring in PyTorch's weights of a GPT-2.")
+@click.argument("file", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, metavar="DIR", help="The checkpoint's new folder.")
+@click.option(
+    "--n-heads", type=click.IntRange(min=1), metavar="N", help="Heads, where the file and its width do not tell."
+)
+def import_command(file: Path, out: Path, n_heads: int | None) -> None:
+    """Make a checkpoint for numpy-gpt and torch-gpt of FILE, which torch.save wrote.
+
+    FILE is a .pth or .pt with the state_dict of the book's GPTModel (alone or as model_state_dict), nanoGPT's ckpt.pt,
+    or transformers' pytorch_model.bin with config.json beside it. It is read as data: code in it is refused.
+    """
+    bring_in(read_pth(file, n_heads), file, out)
 
 
 @main.command("chapter5", hidden=True)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import read_json, replacing
@@ -52,17 +54,51 @@ def read_huggingface(path: Path) -> tuple[GPTConfig, dict[str, Stored]]:
     Raises InputError for what is missing, damaged, or another model than this GPT-2.
     """
     folder = path if path.is_dir() else path.parent
-    values = read_json(folder / "config.json")
-    tied = values.get("tie_word_embeddings", True)
+    config = read_config(folder / "config.json")
     tensors = _shards(path) if path.is_dir() else read_tensors(path)[1]
+    return config, read_parameters(config, tensors, str(path))
+
+
+def read_parameters(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> dict[str, Stored]:
+    """The book's parameters of tensors named as transformers names them; errors are InputErrors about `what`."""
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not BUFFERS.fullmatch(name)}
-    if tied and "lm_head.weight" in tensors:
-        head, table = tensors.pop("lm_head.weight"), tensors.get("wte.weight")
-        if table is None or head.shape != table.shape or head.read().tobytes() != table.read().tobytes():
-            raise InputError(f"{path}: lm_head.weight is not wte.weight, and config.json says they are tied")
-    config = _config(values, folder / "config.json")
-    return config, from_gpt2(config, tensors, str(path))
+    head = tensors.pop("lm_head.weight", None) if config.tie_weights else None
+    if head is not None and not same(head, tensors.get("wte.weight")):
+        raise InputError(f"{what}: lm_head.weight is not wte.weight, and its configuration says they are tied")
+    return from_gpt2(config, tensors, what)
+
+
+def same(a: Stored, b: Stored | None) -> bool:
+    """Whether b is there too, with a's shape and numbers."""
+    return b is not None and a.shape == b.shape and np.array_equal(a.read(), b.read())
+
+
+def read_config(file: Path) -> GPTConfig:
+    """The configuration in a config.json. Raises InputError if it is no GPT-2's, or one that is computed otherwise."""
+    values = read_json(file)
+    for key, choices in FIXED.items():
+        value = values.get(key, choices[0])
+        if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
+            raise InputError(
+                f"{file}: {key} is {value!r}, and only {choices[0]!r} is computed here: it is another model"
+            )
+    if values.get("n_inner") not in (None, 4 * values.get("n_embd", 0)):
+        raise InputError(f"{file}: n_inner is {values['n_inner']!r}, and here it is 4 × n_embd")
+    rates = {key: values.get(key, 0.1) for key in DROPOUTS}
+    if len(set(map(repr, rates.values()))) > 1:
+        raise InputError(f"{file}: {rates} differ, and there is one rate here: set all three to it")
+    if missing := [theirs for theirs in KEYS.values() if theirs not in values]:
+        raise InputError(f"{file} has no {', '.join(missing)}: is it the config.json of a GPT-2?")
+    try:
+        return GPTConfig(
+            **{ours: values[theirs] for ours, theirs in KEYS.items()},
+            drop_rate=rates["resid_pdrop"],
+            qkv_bias=True,
+            tie_weights=values.get("tie_word_embeddings", True),
+        )
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def write_huggingface(config: GPTConfig, params: Weights, folder: Path, vocabulary: Mapping[str, bytes]) -> None:
@@ -119,28 +155,3 @@ def _shards(folder: Path) -> dict[str, Stored]:
     if missing := places.keys() - tensors.keys():
         raise InputError(f"{folder}: {min(missing)} is not in {places[min(missing)]}, where {INDEX} says it is: {MEND}")
     return tensors
-
-
-def _config(values: Mapping[str, Any], file: Path) -> GPTConfig:
-    for key, choices in FIXED.items():
-        value = values.get(key, choices[0])
-        if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
-            raise InputError(
-                f"{file}: {key} is {value!r}, and only {choices[0]!r} is computed here: it is another model"
-            )
-    if values.get("n_inner") not in (None, 4 * values.get("n_embd", 0)):
-        raise InputError(f"{file}: n_inner is {values['n_inner']!r}, and here it is 4 × n_embd")
-    rates = {key: values.get(key, 0.1) for key in DROPOUTS}
-    if len(set(map(repr, rates.values()))) > 1:
-        raise InputError(f"{file}: {rates} differ, and there is one rate here: set all three to it")
-    if missing := [theirs for theirs in KEYS.values() if theirs not in values]:
-        raise InputError(f"{file} has no {', '.join(missing)}: is it the config.json of a GPT-2?")
-    try:
-        return GPTConfig(
-            **{ours: values[theirs] for ours, theirs in KEYS.items()},
-            drop_rate=rates["resid_pdrop"],
-            qkv_bias=True,
-            tie_weights=values.get("tie_word_embeddings", True),
-        )
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error

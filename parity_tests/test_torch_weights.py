@@ -1,0 +1,130 @@
+"""torch-gpt import: what torch.save wrote, the book's, nanoGPT's and transformers', and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numpy_gpt import GPT, GPTConfig, load
+from numpy_gpt.errors import InputError
+from parity_tests.gpt2_files import SIZES, gpt2_logits, gpt2_tensors
+from parity_tests.test_weights import TOKENS, check_logits
+from torch_gpt.cli import main
+from torch_gpt.model import from_params
+from torch_gpt.weights import read_pth
+
+
+def run(file, out, *args, code=0):
+    result = CliRunner().invoke(main, ["import", str(file), "--out", str(out), *args])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def tensors_of(arrays):
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("qkv_bias", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("inside", [None, "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_the_books_file_comes_in(tmp_path, qkv_bias, tied, inside, prefix):
+    """Its causal masks, which are in the file too, are passed over."""
+    config = GPTConfig(11, 6, 8, 4, 2, 0.1, qkv_bias=qkv_bias, tie_weights=tied)
+    want = GPT(config, seed=3)
+    state = from_params(config, want.params).state_dict()
+    state |= {f"trf_blocks.{i}.att.mask": torch.ones(6, 6).triu(1) for i in range(2)}
+    state = {prefix + name: tensor for name, tensor in state.items()}
+    torch.save({inside: state, "optimizer_state_dict": {"step": 1}} if inside else state, tmp_path / "model.pth")
+    run(tmp_path / "model.pth", tmp_path / "out", "--n-heads", "4")
+    model = load(tmp_path / "out")
+    assert model.config == config
+    assert {n: a.tobytes() for n, a in model.params.items()} == {n: a.tobytes() for n, a in want.params.items()}
+
+
+def linear_layout(tensors):
+    """As nanoGPT has it: torch's (out, in)."""
+    return {n: a.T if a.ndim == 2 and n.startswith("h.") else a for n, a in tensors.items()}
+
+
+@given(seed=st.integers(0, 99), tied=st.booleans(), bias=st.booleans(), compiled=st.booleans())
+def test_nanogpts_file_comes_in(tmp_path_factory, seed, tied, bias, compiled):
+    """model and model_args, linear weights turned, biases perhaps left out, a tied head there all the same."""
+    place = tmp_path_factory.mktemp("nano")
+    tensors = gpt2_tensors(seed, tied=tied)
+    if not bias:
+        tensors = {n: np.zeros_like(a) if n.endswith("bias") else a for n, a in tensors.items()}
+    want = gpt2_logits(tensors, SIZES["n_head"], TOKENS)
+    kept = {n: a for n, a in linear_layout(tensors).items() if bias or not n.endswith("bias")}
+    state = {f"transformer.{n}" if n != "lm_head.weight" else n: t for n, t in tensors_of(kept).items()}
+    state["lm_head.weight"] = state.get("lm_head.weight", state["transformer.wte.weight"])
+    args = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6, "bias": bias, "vocab_size": 11, "dropout": 0.0}
+    whole = {"model": {"_orig_mod." * compiled + n: t for n, t in state.items()}, "model_args": args, "iter_num": 3}
+    torch.save(whole, place / "ckpt.pt")
+    assert "its GELU is exact" in run(place / "ckpt.pt", place / "out")
+    model = load(place / "out", np.float64)
+    assert model.config.tie_weights == tied
+    check_logits(model(TOKENS), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_transformers_bin_comes_in(tmp_path, dtype):
+    """With config.json beside it, in GPT-2's own layout, in half precision too."""
+    state = {f"transformer.{n}": t.to(dtype) for n, t in tensors_of(gpt2_tensors()).items()}
+    state["transformer.h.0.attn.bias"] = torch.ones(1, 1, 6, 6).tril().bool()
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
+    run(tmp_path / "pytorch_model.bin", tmp_path / "out")
+    rounded = {n: t.to(dtype).double().numpy() for n, t in tensors_of(gpt2_tensors()).items()}
+    check_logits(load(tmp_path / "out", np.float64)(TOKENS), gpt2_logits(rounded, 2, TOKENS))
+
+
+class Code:
+    """A pickle that would make a file, if it were run."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+def test_code_is_refused(tmp_path):
+    torch.save({"model": Code(tmp_path / "made")}, tmp_path / "x.pth")
+    assert "holds more than data" in run(tmp_path / "x.pth", tmp_path / "out", code=2)
+    assert not (tmp_path / "made").exists()
+
+
+def test_what_is_no_gpt2_is_named(tmp_path):
+    file = tmp_path / "x.pth"
+    with pytest.raises(InputError, match="does not exist"):
+        read_pth(file)
+    for content in (b"", b"text", b"PK\x03\x04" + b"\0" * 40, b"\x80\x02."):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read as PyTorch weights"):
+            read_pth(file)
+    for content in ([1, 2], {}, {"model": {}}, torch.ones(3)):
+        torch.save(content, file)
+        with pytest.raises(InputError, match="holds no state_dict"):
+            read_pth(file)
+    torch.save({"x": torch.ones(3)}, file)
+    with pytest.raises(InputError, match=r"holds no GPT-2: no wte\.weight or wpe\.weight"):
+        read_pth(file)
+    torch.save(tensors_of(gpt2_tensors()), file)
+    with pytest.raises(InputError, match="does not say how many heads its 8 features are: give --n-heads"):
+        read_pth(file)
+    with pytest.raises(InputError, match="emb_dim 8 does not divide into 3 heads"):
+        read_pth(file, 3)
+    state = from_params(GPTConfig(11, 6, 8, 4, 2), GPT(GPTConfig(11, 6, 8, 4, 2)).params).state_dict()
+    del state["trf_blocks.1.norm1.scale"]
+    torch.save(state, file)
+    assert "trf_blocks.1.norm1.scale is missing" in run(file, tmp_path / "out", "--n-heads", "4", code=2)
+    state["trf_blocks.1.norm1.scale"] = torch.ones(8, dtype=torch.int64)
+    torch.save(state, file)
+    assert "norm1.scale is int64" in run(file, tmp_path / "out", "--n-heads", "4", code=2)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,103 @@
+"""PyTorch's own files of a GPT-2, the book's, nanoGPT's and transformers', which only PyTorch reads: as a source."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from numpy_gpt.config import GPT2_SIZES, GPTConfig
+from numpy_gpt.errors import InputError
+from numpy_gpt.typing import Array
+from numpy_gpt.weights.gpt2 import LINEAR
+from numpy_gpt.weights.huggingface import PREFIX, read_config, read_parameters, same
+from numpy_gpt.weights.source import Source, read_vocabulary
+from numpy_gpt.weights.stored import Stored
+
+INSIDE = ("model_state_dict", "state_dict", "model")
+"""Where the parameters are in a file with more in it: the book's name, the usual one, nanoGPT's."""
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts before every name."""
+
+
+def read_pth(file: Path, n_heads: int | None = None) -> Source:
+    """The GPT-2 in a file that torch.save wrote, by PyTorch's restricted unpickler: data and no code.
+
+    The number of heads shows in no shape: n_heads, else what config.json or nanoGPT's model_args say, else 64 features
+    a head where the width is one of GPT-2's. Raises InputError for a file that is damaged, holds code, or is no GPT-2.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist: give a file that torch.save wrote") from error
+    except Exception as error:  # whatever the unpickler stumbles over: there is no list of it
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"{file} cannot be read as PyTorch weights ({type(error).__name__}: {reason}): it is damaged, or holds "
+            "more than data: save the state_dict alone"
+        ) from error
+    more = content if isinstance(content, dict) else {}
+    inside = next((more[key] for key in INSIDE if isinstance(more.get(key), dict)), more)
+    tensors = {str(name).removeprefix(COMPILED): _stored(t) for name, t in inside.items() if isinstance(t, Tensor)}
+    if not tensors:
+        raise InputError(f"{file} holds no state_dict: save one with torch.save(model.state_dict(), FILE)")
+    args = more.get("model_args")
+    n_heads = n_heads or (args.get("n_head") if isinstance(args, dict) else None)
+    vocabulary = read_vocabulary(file.parent)
+    if "tok_emb.weight" in tensors:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".att.mask")}
+        config = _config(file, tensors, n_heads, ("tok_emb.weight", "pos_emb.weight"), r"trf_blocks\.(\d+)\.")
+        qkv_bias, tied = "trf_blocks.0.att.W_query.bias" in tensors, "out_head.weight" not in tensors
+        config = replace(config, qkv_bias=qkv_bias, tie_weights=tied)
+        return Source("the book's GPT", config, tensors, vocabulary)
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    if (file.parent / "config.json").is_file():
+        config = read_config(file.parent / "config.json")
+        return Source("Hugging Face's GPT-2", config, read_parameters(config, tensors, str(file)), vocabulary)
+    config = _config(file, tensors, n_heads, ("wte.weight", "wpe.weight"), r"h\.(\d+)\.")
+    head = tensors.get("lm_head.weight")
+    config = replace(config, qkv_bias=True, tie_weights=head is None or same(head, tensors["wte.weight"]))
+    parameters = read_parameters(config, _with_biases(tensors), str(file))
+    return Source("nanoGPT's GPT (its GELU is exact, here it is GPT-2's)", config, parameters, vocabulary)
+
+
+def _stored(tensor: Tensor) -> Stored:
+    """A tensor as one of a file's; bfloat16, which NumPy has not, is widened."""
+    tensor = tensor.detach()
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return Stored(array.shape, array.dtype, array.copy)
+
+
+def _config(file: Path, tensors: Mapping[str, Stored], n_heads: Any, tables: tuple[str, str], block: str) -> GPTConfig:
+    """The configuration that the shapes tell; the rest at its default."""
+    shapes = [tensors[name].shape if name in tensors else () for name in tables]
+    layers = {int(match[1]) for name in tensors if (match := re.match(block, name))}
+    if [len(shape) for shape in shapes] != [2, 2] or not layers:
+        raise InputError(f"{file} holds no GPT-2: no {' or '.join(tables)}, or no blocks")
+    (V, C), (T, _) = shapes
+    if n_heads is None:
+        known = {size["emb_dim"]: size["n_heads"] for size in GPT2_SIZES.values()}
+        if C not in known:
+            raise InputError(f"{file} does not say how many heads its {C} features are: give --n-heads")
+        n_heads = known[C]
+    try:
+        return GPTConfig(V, T, C, n_heads, max(layers) + 1)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def _with_biases(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """With a bias of 0 for every weight that has none, as nanoGPT's bias=False leaves it."""
+    whole = dict(tensors)
+    for name, tensor in tensors.items():
+        bias = name.removesuffix("weight") + "bias"
+        if name.startswith(("h.", "ln_f.")) and name.endswith(".weight") and bias not in tensors:
+            shape = tensor.shape[:1] if name.endswith(LINEAR) else tensor.shape
+            whole[bias] = Stored(shape, tensor.dtype, partial(np.zeros, shape, tensor.dtype))
+    return whole
