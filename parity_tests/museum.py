@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from numpy_gpt import GPT, Generator, GPTConfig, block, decoding, load, optim, s
 from numpy_gpt.learner import NumpyLearner
 from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
 from numpy_gpt.train import Position
+from numpy_gpt.weights import gpt2
 from parity_tests import (
     operations,
     test_checkpoint,
@@ -33,7 +35,9 @@ from parity_tests import (
     test_model,
     test_optim,
     test_state_machine,
+    test_weights,
 )
+from parity_tests.gpt2_files import gpt2_tensors, huggingface_folder
 from parity_tests.strategies import ModelCase, OperationCase, Source
 from torch_gpt.model import from_params, loss_and_grads
 
@@ -363,7 +367,18 @@ def untied_by_a_copy(real, config, params):
     """A tied model, made of two tables that start out equal."""
     if not config.tie_weights:
         return real(config, params)
-    return real(replace(config, tie_weights=False), params | {"out_head.weight": params["tok_emb.weight"].copy()})
+    return real(replace(config, tie_weights=False), params | {"out_head.weight": np.array(params["tok_emb.weight"])})
+
+
+def thirds_in_another_order(real, name):
+    """c_attn read as key, query, value."""
+    theirs, third = real(name)
+    return theirs, (None, 1, 0, 2)[0 if third is None else third + 1]
+
+
+def squares_unturned(real, array, turned, third):
+    """A Conv1D weight is turned only where its shape would not fit otherwise."""
+    return real(array, turned and array.shape[0] != array.shape[1], third)
 
 
 def half_precision(real, self, layer, k, v):
@@ -500,6 +515,14 @@ def naive_loaded():
         return naive_difference({"y": load(place)(TOKENS)}, {"y": model(TOKENS)})
 
 
+def naive_foreign():
+    """That a model made of somebody else's tensors has the shapes that it should have, and answers with logits."""
+    tensors = gpt2_tensors()
+    with tempfile.TemporaryDirectory() as place:
+        logits = test_weights.model_of(huggingface_folder(Path(place), tensors))(test_weights.TOKENS)
+    return 0.0 if logits.shape == (2, 5, 11) and np.isfinite(logits).all() else math.inf
+
+
 def naive_adamw():
     """One step of torch's defaults on one weight."""
     rng = np.random.default_rng(0)
@@ -615,6 +638,12 @@ def of_generation(where, what, apply, naive, message="generate|generated ids", s
     """A fault that generation against the loop without a cache finds, past the context length."""
     check = partial(test_decoding.check_generate, ModelCase(DROPPED.config, B=3, T=4), 9, sampling)
     return Fault(where, what, apply, check, message, "test_decoding.py", naive)
+
+
+def of_a_loader(where, what, name, wrong):
+    """A fault in reading GPT-2's own layout."""
+    check, apply = test_weights.check_loaded, around(gpt2, name, wrong)
+    return Fault(where, what, apply, check, "logits: ", "test_weights.py", naive_foreign)
 
 
 def of_resume(what, apply, message):
@@ -793,6 +822,8 @@ FAULTS = [
         "test_checkpoint.py",
         naive_loaded,
     ),
+    of_a_loader("attention", "the loader takes c_attn for key, query, value", "_theirs", thirds_in_another_order),
+    of_a_loader("attention", "the loader leaves square weights unturned", "_part", squares_unturned),
     of(
         "layernorm",
         "layernorm backward",

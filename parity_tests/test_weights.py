@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,18 @@ def test_what_tensorflow_wrote_gives_its_logits():
     check_logits(model(tokens), gpt2_logits(tensors, n_head, tokens))
     assert model.config == GPTConfig(287, 16, 12, 2, 2, drop_rate=0.0, qkv_bias=True, tie_weights=True)
     assert "out_head.weight" not in model.params
+
+
+def check_loaded():
+    """A Hugging Face folder, loaded, answers as GPT-2 does over the tensors in it."""
+    tensors = gpt2_tensors()
+    with tempfile.TemporaryDirectory() as place:
+        model = model_of(huggingface_folder(Path(place), tensors))
+    check_logits(model(TOKENS), gpt2_logits(tensors, SIZES["n_head"], TOKENS))
+
+
+def test_a_loaded_model_answers_as_gpt2():
+    check_loaded()
 
 
 @given(

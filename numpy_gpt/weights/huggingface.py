@@ -91,7 +91,7 @@ def read_config(file: Path) -> GPTConfig:
     if missing := [theirs for theirs in KEYS.values() if theirs not in values]:
         raise InputError(f"{file} has no {', '.join(missing)}: is it the config.json of a GPT-2?")
     try:
-        return GPTConfig(
+        config = GPTConfig(
             **{ours: values[theirs] for ours, theirs in KEYS.items()},
             drop_rate=rates["resid_pdrop"],
             qkv_bias=True,
@@ -99,6 +99,9 @@ def read_config(file: Path) -> GPTConfig:
         )
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+    if values.get("n_inner") not in (None, 4 * config.emb_dim):
+        raise InputError(f"{file}: n_inner is {values['n_inner']!r}, and here it is 4 × n_embd")
+    return config
 
 
 def write_huggingface(config: GPTConfig, params: Weights, folder: Path, vocabulary: Mapping[str, bytes]) -> None:
