@@ -84,10 +84,10 @@ def read_bundle(prefix: Path) -> dict[str, Stored]:
 
 def _header(key: bytes, header: memoryview) -> tuple[int, Order]:
     """How many shards there are, and the order of the bytes in them."""
-    found = dict(fields(header, HEADER))
-    version = dict(fields(found.get(3, header[:0]), VERSION))
-    if key or found.get(1, 0) < 1 or found.get(2, 0) > 1:
+    found = dict(fields(header, HEADER)) if not key else {}
+    if found.get(1, 0) < 1 or found.get(2, 0) > 1:
         raise UnreadableError("it has no header, or not one of a tensor bundle")
+    version = dict(fields(found.get(3, header[:0]), VERSION))
     if version.get(2, 0) > 1:
         raise UnreadableError("it asks for a newer reader", "save it anew with TensorFlow's Saver, version 2")
     return found[1], ">" if found.get(2) else "<"
