@@ -74,9 +74,9 @@ def _block(blocks: memoryview, offset: int, size: int) -> memoryview:
         )
     if whole[size]:
         raise UnreadableError(f"its block at {offset} is compressed in an unknown way ({whole[size]})")
-    restarts = int.from_bytes(whole[size - 4 : size], "little") if size >= 4 else 0
+    restarts = int.from_bytes(whole[max(size - 4, 0) : size], "little")
     if not 1 <= restarts <= size // 4 - 1:
-        raise UnreadableError(f"its block at {offset} of {size} bytes has no room for {restarts} restarts")
+        raise UnreadableError(f"its block at {offset} of {size} bytes cannot have {restarts} restarts")
     return whole[: size - 4 * (restarts + 1)]
 
 
