@@ -528,16 +528,17 @@ def test_every_byte_of_the_index_counts(tmp_path):
 
 
 def test_damage_under_right_checksums_is_read_or_an_error(tmp_path):
-    """The block is sealed anew after the damage, which so gets as deep as a liar's."""
+    """The block's end is made and sealed anew after the damage, which so gets as deep as a liar's."""
     prefix = copy_of_tiny(tmp_path)
-    index = tmp_path / "m.index"
-    size = int.from_bytes(index.read_bytes()[-48:-46], "little")  # the metaindex block's offset, a varint of two bytes
-    whole = index.read_bytes()[: (size & 127) + (size >> 8 << 7) - 5]
-    index.write_bytes(table([whole]))
-    assert list(attempt(prefix)) == list(attempt(TINY / "model.ckpt")), "the block was not cut out well"
+    file = tmp_path / "m.index"
+    low, high = file.read_bytes()[-48:-46]  # where the metaindex block begins, a varint: the one before ends there
+    block_ = file.read_bytes()[: (low & 127) + (high << 7) - 5]
+    entries = block_[: -4 * (1 + int.from_bytes(block_[-4:], "little"))]
+    file.write_bytes(table([with_restarts(entries, [0])]))
+    assert list(attempt(prefix)) == list(attempt(TINY / "model.ckpt")), "the entries were not cut out well"
     answers = set()
     for seed in range(700):
-        index.write_bytes(table([mutated(whole, np.random.default_rng(seed))]))
+        file.write_bytes(table([with_restarts(mutated(entries, np.random.default_rng(seed)), [0])]))
         got = attempt(prefix)
         answers.add(re.sub(r"\(.*? of|[\d,]+|'.*'|model/\S*", "_", str(got)) if isinstance(got, InputError) else "read")
     assert len(answers) > 10, answers
