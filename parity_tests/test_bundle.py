@@ -422,6 +422,15 @@ def test_lies_are_named(tmp_path, files, message):
     assert re.search("download it|save it anew", str(result)), f"no mend: {result}"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "bool"])
+@pytest.mark.parametrize("big_endian", [0, 1])
+def test_a_large_tensor_needs_three_times_its_bytes_at_most(tmp_path, dtype, big_endian):
+    size = 2_000_000
+    count = size // {"bfloat16": 2, "float32": 4, "bool": 1}[dtype]
+    prefix = write(tmp_path, {"a": (dtype, (count,), bytes(size))}, 1, big_endian)
+    assert not attempt(prefix)["a"].any()
+
+
 def copy_of_tiny(folder):
     return put(folder, {file.name.replace("model.ckpt", "m"): file.read_bytes() for file in TINY.glob("model.ckpt.*")})
 

@@ -168,9 +168,10 @@ def _read(entry: Entry, file: Path, order: Order) -> Array:
     if octets.size < entry.size or crc32c(octets) != unmask(entry.masked_crc):
         raise InputError(f"{file} is damaged: the checksum of {entry.name} is wrong: download it again")
     stored = np.dtype(IN_FILE[entry.kind])
-    numbers = octets.view(stored.newbyteorder(order)).astype(stored, copy=False)
+    raw = octets.view(stored.newbyteorder(order))
     if entry.kind == BFLOAT16:
-        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
-    elif entry.kind == BOOL:
-        numbers = numbers != 0
+        wide = raw.astype(np.uint32)
+        wide <<= 16  # in place: else five times the tensor's bytes are needed at once, not three
+        return wide.view(np.float32).reshape(entry.shape)
+    numbers: Array = raw != 0 if entry.kind == BOOL else raw.astype(stored, copy=False)
     return numbers.reshape(entry.shape)
