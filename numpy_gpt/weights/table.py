@@ -25,7 +25,7 @@ TRAILER = 5
 SNAPPY = 1
 
 RESTART_INTERVAL = 16
-"""At least every 16th key that TensorFlow writes is in full, so a block's keys are at most 16 times the block.
+"""TensorFlow writes every 16th key in full, so keys are together at most 16 times as long as what they do not share.
 
 Without that limit, keys that each add a byte to the one before would take time and memory by the square of their
 number.
@@ -74,15 +74,16 @@ def _block(blocks: memoryview, offset: int, size: int) -> memoryview:
         )
     if whole[size]:
         raise UnreadableError(f"its block at {offset} is compressed in an unknown way ({whole[size]})")
-    restarts = int.from_bytes(whole[size - 4 : size], "little") if size >= 4 else 0
+    restarts = int.from_bytes(whole[max(size - 4, 0) : size], "little")
     if not 1 <= restarts <= size // 4 - 1:
-        raise UnreadableError(f"its block at {offset} of {size} bytes has no room for {restarts} restarts")
+        raise UnreadableError(f"its block at {offset} of {size} bytes cannot have {restarts} restarts")
     return whole[: size - 4 * (restarts + 1)]
 
 
 def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """The keys and values of a block without its restarts, each key put together from what it shares."""
-    key, at, total = b"", 0, 0
+    key, at = b"", 0
+    in_full = unshared = 0  # bytes of the keys so far
     while at < len(block):
         shared, at = varint(block, at)
         own, at = varint(block, at)
@@ -91,8 +92,8 @@ def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
             raise UnreadableError(f"a key shares {shared} bytes with one of {len(key)}")
         if own + size > len(block) - at:
             raise UnreadableError(f"an entry of {own + size} bytes reaches beyond its block")
-        total += shared + own
-        if total > RESTART_INTERVAL * len(block):
+        in_full, unshared = in_full + shared + own, unshared + own
+        if in_full > RESTART_INTERVAL * unshared:
             raise UnreadableError("its keys share more than TensorFlow's do")
         key = key[:shared] + block[at : at + own]
         yield key, block[at + own : at + own + size]
