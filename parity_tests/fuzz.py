@@ -15,6 +15,7 @@ import json
 import random
 import shutil
 import struct
+import tempfile
 import time
 import tracemalloc
 import zlib
@@ -32,8 +33,8 @@ from numpy_gpt.weights.checkpoint import load_training
 from numpy_gpt.weights.crc32c import crc32c
 from numpy_gpt.weights.source import open_source
 from parity_tests.gpt2_files import gpt2_tensors, huggingface_folder
+from parity_tests.test_bundle import write as write_bundle
 
-FIXTURE = Path(__file__).parent / "fixtures" / "tiny_gpt2"
 PLACES = ("header", "index", "data", "configuration")
 SECONDS = 1.0
 TIMES_THE_FILES = 3
@@ -74,8 +75,15 @@ class Findings:
     """Memory over the files' size."""
     faults: list[str] = field(default_factory=list)
 
+    def add(self, other: "Findings") -> None:
+        """Enter another's as well."""
+        self.errors += other.errors
+        self.loaded += other.loaded
+        self.slowest, self.largest = max(self.slowest, other.slowest), max(self.largest, other.largest)
+        self.faults += other.faults
 
-def fuzz(specimen: Specimen, mutants: int, seed: int, place: Path, progress=lambda done: None) -> Findings:
+
+def fuzz(specimen: Specimen, mutants: int, seed: int, place: Path) -> Findings:
     """Try so many mutants of a specimen, made in the folder `place` from this seed."""
     rng, found = random.Random(seed), Findings()
     shutil.copytree(specimen.folder, place, dirs_exist_ok=True)
@@ -93,8 +101,6 @@ def fuzz(specimen: Specimen, mutants: int, seed: int, place: Path, progress=lamb
         size = sum(len(originals[each]) for each in originals) - len(originals[name]) + len(content)
         judge(specimen, place, kind, what, max(size, 4096), found)
         (place / name).write_bytes(originals[name])
-        if number % 500 == 499:
-            progress(number + 1)
     tracemalloc.stop()
     return found
 
@@ -332,9 +338,16 @@ def openai_specimen(folder: Path) -> Specimen:
     """TensorFlow's checksums promise the original's tensors, unless they are made right again for what was changed."""
     from numpy_gpt.weights.openai import KEYS
 
-    shutil.copytree(FIXTURE, folder, dirs_exist_ok=True)
-    for unused in ("checkpoint", "encoder.json", "vocab.bpe"):
-        (folder / unused).unlink()
+    variables = {}
+    for name, array in gpt2_tensors(1, **SIZE).items():
+        path, _, kind = name.replace("h.0.", "h0.").replace(".", "/").rpartition("/")
+        last = "" if path in ("wte", "wpe") else {"weight": "/g" if "ln_" in path else "/w", "bias": "/b"}[kind]
+        shape = (1, *array.shape) if last == "/w" else array.shape
+        variables[f"model/{path}{last}"] = ("float32", shape, array.tobytes())
+    for file in (prefix := write_bundle(folder, variables)).parent.iterdir():
+        file.rename(file.with_name(file.name.replace(prefix.name, "model.ckpt", 1)))
+    hparams = dict(zip(KEYS.values(), SIZE.values(), strict=True))  # both in GPTConfig's order
+    (folder / "hparams.json").write_text(json.dumps(hparams))
     index, data = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
     size = (folder / index).stat().st_size
     places = {
@@ -344,6 +357,8 @@ def openai_specimen(folder: Path) -> Specimen:
         "configuration": [("hparams.json", 0, (folder / "hparams.json").stat().st_size)],
     }
     _, params = read_source(folder)
+    table = gpt2_tensors(1, **SIZE)
+    check_layout(GPTConfig(*(SIZE[k] for k in SIZE), qkv_bias=True, tie_weights=True), params, table)
 
     def check(place, answer):
         check_config(answer[0], json.loads((place / "hparams.json").read_text()), KEYS)
@@ -394,6 +409,14 @@ def reseal_table(content: bytearray) -> None:
         length, at = number(at)
         reseal(first, length)
         reseal(offset, size)
+
+
+def fuzz_part(reader: str, mutants: int, seed: int) -> Findings:
+    """`fuzz` with a specimen and a place of its own, for a process of its own."""
+    place = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        (original := Path(folder, "original")).mkdir()
+        return fuzz(SPECIMENS[reader](original), mutants, seed, Path(folder, "mutant"))
 
 
 SPECIMENS = {"checkpoint": checkpoint_specimen, "openai": openai_specimen, "huggingface": huggingface_specimen}

@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 import traceback
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -89,8 +90,8 @@ def check_left(folder: Path) -> int:
     return step
 
 
-def kill_and_resume(trials: int, place: Path, seed: int, progress=lambda done: None) -> list[int]:
-    """The steps at which the checkpoints stood that so many kills left. Raises DifferentError at the first fault."""
+def kill_and_resume(trials: int, place: Path, seed: int) -> Iterator[int]:
+    """Of each of so many kills the step of the checkpoint that it left. Raises DifferentError at the first fault."""
     text = place / "text.txt"
     text.write_text("".join(random.Random(0).choices("abcdefgh ", k=2000)))
     start = time.perf_counter()
@@ -98,8 +99,8 @@ def kill_and_resume(trials: int, place: Path, seed: int, progress=lambda done: N
         raise DifferentError("the run that is not killed fails")
     seconds = time.perf_counter() - start
     want = outcome(place / "whole")
-    rng, steps = random.Random(seed), []
-    while len(steps) < trials:
+    rng, done = random.Random(seed), 0
+    while done < trials:
         folder = place / "killed"
         shutil.rmtree(folder, ignore_errors=True)
         pid = forked(partial(train, folder, text))
@@ -107,7 +108,7 @@ def kill_and_resume(trials: int, place: Path, seed: int, progress=lambda done: N
         os.kill(pid, signal.SIGKILL)
         if wait(pid) != -signal.SIGKILL or not (folder / "checkpoint" / "model.safetensors").exists():
             continue  # it had ended before, or had not yet saved for the first time
-        steps.append(check_left(folder))
+        step = check_left(folder)
         while rng.random() < 0.3:  # killed again as it goes on
             pid = forked(partial(go_on, folder))
             time.sleep(rng.uniform(0, seconds))
@@ -115,9 +116,9 @@ def kill_and_resume(trials: int, place: Path, seed: int, progress=lambda done: N
             wait(pid)
             check_left(folder)
         if wait(forked(partial(go_on, folder))):
-            raise DifferentError(f"kill {len(steps)}, at step {steps[-1]}: the run does not go on")
+            raise DifferentError(f"kill {done}, at step {step}: the run does not go on")
         got = outcome(folder)
         if wrong := [name for name in want if got.get(name) != want[name]] or set(got) - set(want):
-            raise DifferentError(f"kill {len(steps)}, at step {steps[-1]}: {sorted(wrong)[0]} is not as without it")
-        progress(len(steps))
-    return steps
+            raise DifferentError(f"kill {done}, at step {step}: {sorted(wrong)[0]} is not as without it")
+        done += 1
+        yield step

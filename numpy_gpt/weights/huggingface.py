@@ -83,8 +83,6 @@ def read_config(file: Path) -> GPTConfig:
             raise InputError(
                 f"{file}: {key} is {value!r}, and only {choices[0]!r} is computed here: it is another model"
             )
-    if values.get("n_inner") not in (None, 4 * values.get("n_embd", 0)):
-        raise InputError(f"{file}: n_inner is {values['n_inner']!r}, and here it is 4 × n_embd")
     rates = {key: values.get(key, 0.1) for key in DROPOUTS}
     if len(set(map(repr, rates.values()))) > 1:
         raise InputError(f"{file}: {rates} differ, and there is one rate here: set all three to it")
@@ -153,8 +151,10 @@ def _shards(folder: Path) -> dict[str, Stored]:
             raise InputError(f"{folder / INDEX} names {shard!r}, which is no .safetensors file beside it: {MEND}")
         for name, tensor in read_tensors(folder / shard)[1].items():
             if places.get(name) != shard:
-                raise InputError(f"{folder / shard} has a tensor {name}, which {INDEX} says is not there: {MEND}")
+                raise InputError(f"{folder / shard} has a tensor {name!r}, which {INDEX} says is not there: {MEND}")
             tensors[name] = tensor
     if missing := places.keys() - tensors.keys():
-        raise InputError(f"{folder}: {min(missing)} is not in {places[min(missing)]}, where {INDEX} says it is: {MEND}")
+        raise InputError(
+            f"{folder}: {min(missing)!r} is not in {places[min(missing)]}, where {INDEX} says it is: {MEND}"
+        )
     return tensors

@@ -1,0 +1,88 @@
+"""What time and chance do to files: damage through every reader, and kills at any instant; and that both are seen."""
+
+import random
+
+import numpy as np
+import pytest
+
+from numpy_gpt.errors import InputError
+from numpy_gpt.weights import tensors
+from parity_tests import fuzz
+from parity_tests.fuzz import PLACES, SPECIMENS, Specimen, fuzz_part
+from parity_tests.kills import DifferentError, kill_and_resume
+
+
+def check_damaged(reader, mutants, seed=0):
+    found = fuzz_part(reader, mutants, seed)
+    assert not found.faults, "\n".join(found.faults[:5])
+    tried = found.errors + found.loaded
+    assert {place: tried[place] for place in PLACES} == dict.fromkeys(PLACES, mutants // 4)
+    return found
+
+
+@pytest.mark.parametrize("reader", SPECIMENS)
+def test_damaged_files_are_read_rightly_or_refused(reader):
+    found = check_damaged(reader, 400)
+    assert found.errors.total() > 100
+    assert found.loaded.total() > 10, "no mutant that loads: nothing was compared"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", SPECIMENS)
+def test_thousands_of_damaged_files(reader):
+    check_damaged(reader, 6000, seed=1000)
+
+
+def test_the_fuzzer_notices_a_checksum_that_is_not_looked_at(monkeypatch):
+    monkeypatch.setattr(tensors, "_crc32", lambda array: next(iter({0})))
+    monkeypatch.setattr(tensors, "_read", partial_without_checksum(tensors._read))
+    assert any("is another" in fault for fault in fuzz_part("checkpoint", 200, 0).faults)
+
+
+def partial_without_checksum(real):
+    def read(file, stat, name, kind, shape, start, checksum):
+        return real(file, stat, name, kind, shape, start, None)
+
+    return read
+
+
+def test_the_fuzzer_notices_a_crash_a_hang_and_a_wrong_answer(monkeypatch, tmp_path):
+    monkeypatch.setattr(fuzz, "SECONDS", 0.01)
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "x").write_bytes(bytes(4096))
+    places = {place: [("x", 0, 4096)] for place in PLACES}
+
+    def findings(read, check=lambda place, answer: None):
+        specimen = Specimen(tmp_path / "original", places, read, check)
+        return fuzz.fuzz(specimen, 4, 0, tmp_path / "mutant").faults
+
+    def refuse(place):
+        raise InputError("it is damaged")
+
+    def refuse_at_length(place):
+        raise InputError("it is\ndamaged")
+
+    assert findings(refuse) == []
+    assert all("no sentence" in fault for fault in findings(refuse_at_length))
+    assert all("ZeroDivisionError" in fault for fault in findings(lambda place: 1 // 0))
+    assert all("seconds" in fault for fault in findings(lambda place: __import__("time").sleep(0.02)))
+    assert all("bytes of memory" in fault for fault in findings(lambda place: np.ones(5 * 4096, np.uint8)))
+
+    def other(place, answer):
+        raise AssertionError("another")
+
+    assert all("it loads, and AssertionError: another" in fault for fault in findings(lambda place: 1, other))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_instant_goes_on_as_if_it_had_not_been(tmp_path):
+    assert len(list(kill_and_resume(12, tmp_path, random.randrange(10**6)))) == 12
+
+
+@pytest.mark.slow
+def test_the_kills_notice_a_random_state_that_is_not_restored(tmp_path, monkeypatch):
+    from numpy_gpt.random import Generator
+
+    monkeypatch.setattr(Generator, "set_state", lambda self, state: None)
+    with pytest.raises(DifferentError, match="is not as without it"):
+        list(kill_and_resume(5, tmp_path, 1))
