@@ -187,7 +187,7 @@ def check(file):
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.argument("readers", nargs=-1, metavar="[checkpoint|openai|huggingface]...")
 def fuzz(mutants, seed, readers):
-    """Damage the files of a small model, one thing at a time, and let the readers have them: all of them, or those named.
+    """Damage the files of a small model, one thing at a time, and let the readers have them: all, or those named.
 
     A quarter of the mutants each is damaged in a header, an index, the data, the configuration; half of them get their
     checksums made right again. Every answer has to be one clear error, or a model that is what an independent reader

@@ -99,8 +99,6 @@ def _entry(key: bytes, value: memoryview) -> Entry:
         name = key.decode()
     except UnicodeDecodeError as error:
         raise UnreadableError(f"its key {key[:99]!r} is no UTF-8") from error
-    if not name.isprintable():
-        raise UnreadableError(f"its key {key[:99]!r} is no tensor's name")
     found = dict(fields(value, ENTRY))
     kind, shard, offset, size, crc = (found.get(number, 0) for number in (1, 3, 4, 5, 6))
     entry = Entry(name, kind, _shape(name, found.get(2, value[:0])), shard, offset, size, crc, in_slices=7 in found)

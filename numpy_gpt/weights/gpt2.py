@@ -67,7 +67,7 @@ def from_gpt2(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> di
             raise InputError(f"{what}: {theirs} has shape {tensors[theirs].shape}, its configuration asks {want}")
         found[name] = tensors[theirs].map(shape, partial(_part, turned=turned, third=third))
     if more := set(tensors) - used:
-        raise InputError(f"{what} has a tensor {min(more)!r}, which is not one of its configuration's GPT-2")
+        raise InputError(f"{what} has a tensor {min(more)}, which is not one of its configuration's GPT-2")
     return found
 
 

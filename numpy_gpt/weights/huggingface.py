@@ -151,10 +151,8 @@ def _shards(folder: Path) -> dict[str, Stored]:
             raise InputError(f"{folder / INDEX} names {shard!r}, which is no .safetensors file beside it: {MEND}")
         for name, tensor in read_tensors(folder / shard)[1].items():
             if places.get(name) != shard:
-                raise InputError(f"{folder / shard} has a tensor {name!r}, which {INDEX} says is not there: {MEND}")
+                raise InputError(f"{folder / shard} has a tensor {name}, which {INDEX} says is not there: {MEND}")
             tensors[name] = tensor
     if missing := places.keys() - tensors.keys():
-        raise InputError(
-            f"{folder}: {min(missing)!r} is not in {places[min(missing)]}, where {INDEX} says it is: {MEND}"
-        )
+        raise InputError(f"{folder}: {min(missing)} is not in {places[min(missing)]}, where {INDEX} says it is: {MEND}")
     return tensors

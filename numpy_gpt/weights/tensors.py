@@ -72,9 +72,7 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in DTYPES:
-            raise InputError(
-                f"{file}: {name!r} is {entry['dtype']}, which NumPy does not know: convert it to F32 first"
-            )
+            raise InputError(f"{file}: {name} is {entry['dtype']}, which NumPy does not know: convert it to F32 first")
         shape, dtype = tuple(entry["shape"]), np.dtype(DTYPES[entry["dtype"]])
         start = 8 + length + entry["data_offsets"][0]
         read = partial(_read, file, stat, name, entry["dtype"], shape, start, checksums.get(name))
@@ -134,7 +132,7 @@ def _read(
     if len(array) != count:
         raise InputError(f"{file} was cut short while it was being read: try again")
     if checksum is not None and _crc32(array) != checksum:
-        raise InputError(f"{file} is damaged: the numbers of {name!r} are not those that were written: {MEND}")
+        raise InputError(f"{file} is damaged: the numbers of {name} are not those that were written: {MEND}")
     if kind == "BF16":  # the upper half of a float32
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(DTYPES[kind], copy=False).reshape(shape)
