@@ -211,11 +211,13 @@ def fuzz(mutants, seed, readers):
         }
         for job in track(as_completed(jobs), "mutants", total=len(jobs), console=Console(stderr=True)):
             found[jobs[job]].add(job.result())
-    table = Table("reader", "mutants", *(f"{place}: error, loads" for place in PLACES), "slowest", "memory", "faults")
-    for reader, each in found.items():
-        places = (f"{each.errors[place]:,}, {each.loaded[place]:,}" for place in PLACES)
-        slowest, memory = f"{each.slowest:.2f} s", f"{each.largest:.2f} × files"
-        table.add_row(reader, f"{mutants:,}", *places, slowest, memory, str(len(each.faults)))
+    table = Table("", *found, box=SIMPLE)
+    for place in PLACES:
+        counts = (f"{each.errors[place]:,} errors, {each.loaded[place]:,} load" for each in found.values())
+        table.add_row(f"damaged in {place}", *counts)
+    table.add_row("slowest answer", *(f"{each.slowest:.2f} s" for each in found.values()))
+    table.add_row("largest memory", *(f"{each.largest:.2f} × files" for each in found.values()))
+    table.add_row("faults", *(str(len(each.faults)) for each in found.values()))
     console.print(table)
     faults = [f"{reader}: {fault}" for reader, each in found.items() for fault in each.faults]
     for fault in faults[:20]:

@@ -49,8 +49,8 @@ def partial_without_checksum(real):
 def test_the_fuzzer_notices_a_crash_a_hang_and_a_wrong_answer(monkeypatch, tmp_path):
     monkeypatch.setattr(fuzz, "SECONDS", 0.2)
     (tmp_path / "original").mkdir()
-    (tmp_path / "original" / "x").write_bytes(bytes(4096))
-    places = {place: [("x", 0, 4096)] for place in PLACES}
+    (tmp_path / "original" / "x").write_bytes(bytes(1 << 17))
+    places = {place: [("x", 0, 1 << 17)] for place in PLACES}
 
     def findings(read, check=lambda place, answer: None):
         specimen = Specimen(tmp_path / "original", places, read, check)
@@ -66,7 +66,7 @@ def test_the_fuzzer_notices_a_crash_a_hang_and_a_wrong_answer(monkeypatch, tmp_p
     assert all("no sentence" in fault for fault in findings(refuse_at_length))
     assert all("ZeroDivisionError" in fault for fault in findings(lambda place: 1 // 0))
     assert all("seconds" in fault for fault in findings(lambda place: __import__("time").sleep(0.25)))
-    assert all("bytes of memory" in fault for fault in findings(lambda place: np.ones(5 * 4096, np.uint8)))
+    assert all("bytes of memory" in fault for fault in findings(lambda place: np.ones(5 << 17, np.uint8)))
 
     def other(place, answer):
         raise AssertionError("another")
