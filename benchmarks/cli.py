@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from benchmarks import decode, forward, memory, operations, scaling, step, streams
+from benchmarks import decode, forward, load, memory, operations, scaling, step, streams
 from benchmarks.agreement import DisagreementError
 from benchmarks.compare import BASELINE, compare, read
 from benchmarks.environment import removed
@@ -25,6 +25,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Settings, Report], None], str]] = {
     "decode": (decode.run, "Greedy decoding: tokens a second, and the share of the memory's rate."),
     "ops": (operations.run, "Each operation by itself, forward and backward."),
     "scaling": (scaling.run, "The step as T, B and the number of cores grow."),
+    "load": (load.run, "Loading a checkpoint: seconds and peak memory, beside safetensors' own."),
     "memory": (memory.run, "Peak memory, each in its own process: of a step, and of attention as T grows."),
 }
 

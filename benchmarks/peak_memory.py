@@ -7,6 +7,7 @@ before: with everything imported (for attention: with the inputs made), and noth
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def resident(which: str) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def in_own_process(*arguments: str) -> dict[str, int]:
+def in_own_process(*arguments: str) -> dict[str, float]:
     """What this module prints, run with these arguments. Raises CalledProcessError if it fails."""
     command = [sys.executable, "-m", "benchmarks.peak_memory", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -87,14 +88,29 @@ def attention(heads: int, T: int, head_size: int) -> dict[str, int]:
     return {"before": before, "peak": resident("VmHWM")}
 
 
+def load(way: str, file: str) -> dict[str, float]:
+    """Peak and seconds of loading a checkpoint's file, in one of the ways of benchmarks/load.py."""
+    from benchmarks.load import WAYS
+
+    read = WAYS[way]()
+    before, begin = resident("VmRSS"), time.perf_counter()
+    kept = read(file)
+    seconds = time.perf_counter() - begin
+    del kept
+    return {"before": before, "peak": resident("VmHWM"), "seconds": seconds}
+
+
 def main(arguments: list[str]) -> None:
-    """step BACKEND CONFIG B T, with the configuration as JSON; or attention HEADS T HEAD_SIZE."""
+    """step BACKEND CONFIG B T, with the configuration as JSON; attention HEADS T HEAD_SIZE; or load WAY FILE."""
     what, *rest = arguments
+    found: dict[str, float]
     if what == "attention":
-        found = attention(*map(int, rest))
+        found = {**attention(*map(int, rest))}
+    elif what == "load":
+        found = load(*rest)
     else:
         backend, config, B, T = rest
-        found = step(backend, GPTConfig.from_dict(json.loads(config)), int(B), int(T))
+        found = {**step(backend, GPTConfig.from_dict(json.loads(config)), int(B), int(T))}
     print(json.dumps(found))
 
 

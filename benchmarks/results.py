@@ -28,6 +28,7 @@ FORMATS = {  # of a row's figures: column heading -> format
     "peak GB": ".2f",
     "before GB": ".2f",
     "bytes/token": ",.0f",
+    "peak, in files": ".2f",
 }
 
 NOT_MEASURED = "not measured here"
