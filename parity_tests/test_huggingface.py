@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from safetensors.numpy import load_file
 
-from numpy_gpt import GPT, GPTConfig
+from numpy_gpt import GPT, GPTConfig, load, save
+from numpy_gpt.tokenizer import encode, get_encoding
 from parity_tests import compare, strategies
 from parity_tests.compare import check
 from parity_tests.strategies import ModelCase
 from parity_tests.test_model import VARIANTS, check_gradients, check_loss, reject_cancelled
+from parity_tests.test_weights import FIXTURE, check_logits, model_of, openai_tensors, run
 
 pytestmark = pytest.mark.slow
 
@@ -128,3 +131,84 @@ def test_its_own_loss_of_a_text_is_ours_of_the_text_and_the_text_one_later(trans
     loss = case.model().loss(ids[:, :-1], ids[:, 1:])
     logits = want.logits.detach().numpy().astype(np.float32)  # it takes the loss of these, whatever the model's dtype
     check_loss("Hugging Face's own loss", np.float32(loss), want.loss.item(), logits)
+
+
+# Files: transformers' own writer and reader
+
+
+def check_both_answer(folder, transformers, tokens):
+    """A folder gives the same logits there and here, in float64."""
+    judge = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64).eval()
+    with torch.no_grad():
+        want = judge(torch.from_numpy(tokens)).logits.numpy()
+    check_logits(model_of(folder)(tokens), want)
+
+
+def tensors_of(folder):
+    """Name without the prefix -> bytes, of all tensors in a folder."""
+    whole = {}
+    for file in folder.glob("*.safetensors"):
+        whole |= {name.removeprefix("transformer."): a.tobytes() for name, a in load_file(file).items()}
+    return whole
+
+
+@pytest.mark.parametrize("shards", ["one file", "several"])
+@pytest.mark.parametrize(("prefix", "tied"), [("transformer.", True), ("transformer.", False), ("", True)])
+def test_what_transformers_saves_comes_back_unchanged(transformers, tmp_path, tied, shards, prefix):
+    """There, here, and there again: every byte, and the logits of all three."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 60, "n_positions": 16, "n_embd": 24, "n_layer": 3, "n_head": 3}
+    config = transformers.GPT2Config(**sizes, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0)
+    model = transformers.GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.normal_(0, 0.3)
+    saved = model if prefix else model.transformer  # the bare model has no head to save
+    saved.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if shards == "several" else "1GB")
+    assert (len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1) == (shards == "several")
+    tokens = np.random.default_rng(0).integers(0, 60, (2, 16))
+    run("import", tmp_path / "theirs", "--out", tmp_path / "ours")
+    run("export", tmp_path / "ours", "--out", tmp_path / "back")
+    assert tensors_of(tmp_path / "back") == tensors_of(tmp_path / "theirs")
+    for folder in ("theirs", "back"):
+        check_both_answer(tmp_path / folder, transformers, tokens)
+    with torch.no_grad():
+        want = model.eval().double()(torch.from_numpy(tokens)).logits.numpy()
+    check_logits(load(tmp_path / "ours", np.float64)(tokens), want)
+
+
+def test_what_tensorflow_wrote_is_what_transformers_computes(transformers, tmp_path):
+    """OpenAI's format in, Hugging Face's out; transformers' logits of the very variables, named by this test."""
+    tensors, n_head = openai_tensors()
+    config = transformers.GPT2Config(
+        vocab_size=287, n_positions=16, n_embd=12, n_layer=2, n_head=n_head, bos_token_id=286, eos_token_id=286
+    )
+    judge = transformers.GPT2LMHeadModel(config).double().eval()
+    state = {f"transformer.{name}": torch.from_numpy(array.astype(np.float64)) for name, array in tensors.items()}
+    judge.load_state_dict(state | {"lm_head.weight": state["transformer.wte.weight"]})
+    tokens = np.random.default_rng(0).integers(0, 287, (3, 16))
+    with torch.no_grad():
+        want = judge(torch.from_numpy(tokens)).logits.numpy()
+    check_logits(model_of(FIXTURE)(tokens), want)
+    run("import", FIXTURE, "--out", tmp_path / "ours")
+    run("export", tmp_path / "ours", "--out", tmp_path / "theirs")
+    check_both_answer(tmp_path / "theirs", transformers, tokens)
+    tokenizer = transformers.GPT2Tokenizer.from_pretrained(tmp_path / "theirs")
+    ours = get_encoding(str(tmp_path / "ours"))
+    for text in ("A person reads every line.", "  two  blanks\n", "naïve 漢字 <|endoftext|>"):
+        assert tokenizer.encode(text) == encode(ours, text).tolist(), text
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_made_here_opens_in_transformers(transformers, tmp_path, qkv_bias, tied):
+    config = GPTConfig(61, 16, 24, 3, 2, 0.1, qkv_bias=qkv_bias, tie_weights=tied)
+    model = GPT(config, seed=4, dtype=np.float64)
+    save(model, tmp_path / "ours", about={"encoding": "bytes"})
+    assert "without a tokenizer" in run("export", tmp_path / "ours", "--out", tmp_path / "theirs")
+    judge = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "theirs", dtype=torch.float64).eval()
+    tokens = np.random.default_rng(0).integers(0, 61, (2, 16))
+    with torch.no_grad():
+        check_logits(model(tokens), judge(torch.from_numpy(tokens)).logits.numpy())
+    assert judge.config.resid_pdrop == judge.config.attn_pdrop == judge.config.embd_pdrop == 0.1
+    assert (judge.lm_head.weight is judge.transformer.wte.weight) == tied
