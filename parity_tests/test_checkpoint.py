@@ -2,9 +2,10 @@
 
 import json
 import os
+import signal
 import struct
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +191,32 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         save(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@contextmanager
+def room_for(size):
+    """While it is open no file of this process can grow beyond so many bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("training", [None, {"t": np.zeros(4000)}])
+def test_a_disk_that_is_full_leaves_the_old_checkpoint(tmp_path, training):
+    """The writer is a library's, and its error is no OSError."""
+    old = GPT(CONFIG)
+    save(old, tmp_path, training={"t": np.ones(3)})
+    left = sorted(p.name for p in tmp_path.iterdir())
+    with room_for(3000), pytest.raises(InputError, match=r"cannot save to .*(large|space)"):
+        save(GPT(CONFIG, seed=9), tmp_path, training=training)
+    check_same_bits(load(tmp_path).params, old.params)
+    assert np.array_equal(load_training(tmp_path)["t"], np.ones(3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
 
 
 def damaged(tmp_path, change):

@@ -85,6 +85,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Array | Stored], metadata: M
 
     Raises OSError where it cannot be written, and ValueError for a dtype or a name that the format does not have.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     # the writer copies raw memory: a transposed view would be stored scrambled
@@ -92,7 +93,10 @@ def write_tensors(file: Path, tensors: Mapping[str, Array | Stored], metadata: M
     with replacing(file) as beside:
         beside.touch()
         mode = beside.stat().st_mode  # the user's; the library lets nobody else read what it writes
-        save_file(arrays, beside, seal(arrays, metadata))
+        try:
+            save_file(arrays, beside, seal(arrays, metadata))
+        except SafetensorError as error:  # as a full disk is to the library
+            raise OSError(str(error)) from error
         beside.chmod(mode)
 
 
