@@ -69,9 +69,11 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
 
     Writes nothing. Raises InputError for what cannot be used or does not fit together.
     """
-    for name, known in (("text", CORPORA), ("encoding", ENCODINGS)):  # so that a run can be resumed from elsewhere
-        if flags.get(name, known[0]) not in known:
-            flags = flags | {name: str(Path(flags[name]).resolve())}
+    flags = dict(flags)  # paths become whole ones, so that a run can be resumed from elsewhere
+    if flags.get("text", CORPORA[0]) not in CORPORA:
+        flags["text"] = str(Path(flags["text"]).resolve())
+    if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and Path(flags["encoding"]).is_dir():
+        flags["encoding"] = str(Path(flags["encoding"]).resolve())
     if resume is not None:
         run = Run.open(resume)
         settings = replace(run.settings, **flags)

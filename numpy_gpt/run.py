@@ -5,7 +5,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +25,9 @@ from numpy_gpt.weights.stored import Weights
 
 TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
 """The size called tiny: half a million parameters with the encoding bytes, for a laptop and a minute."""
+
+COPY = re.compile(r"checkpoint-(\d{6,})")
+"""The folder of a save that --keep keeps, and the steps made by then."""
 
 TRAIN_RATIO = 0.9
 """Share of the text's characters that is trained on; the rest is for validation (the book's)."""
@@ -139,11 +145,8 @@ class Run:
             raise InputError(f"{folder} already holds a run: go on with --resume {folder}, or choose another --out")
         new_folder(folder)
         run = cls(folder, settings)
-        try:
-            run._write_settings(hashlib.sha256(text.encode()).hexdigest())
-            run._write_losses([])
-        except OSError as error:
-            raise InputError(f"cannot make the run folder {folder}: {error.strerror}; choose another --out") from error
+        run._write_settings(hashlib.sha256(text.encode()).hexdigest())
+        run._write_losses([])
         return run
 
     @classmethod
@@ -192,9 +195,16 @@ class Run:
         """One more row of losses.csv, for a step with an evaluation."""
         assert step.evaluation is not None
         losses = (step.evaluation.train_loss, step.evaluation.val_loss, step.loss)
-        with self._losses.open("a", newline="") as f:
+        with _written(self._losses), self._losses.open("a", newline="") as f:
             csv.writer(f).writerow(
-                [step.step, step.epoch, step.tokens_seen, *map(_digits, losses), _digits(step.lr), f"{seconds:.3f}"]
+                [
+                    step.step,
+                    step.epoch,
+                    step.tokens_seen,
+                    *map(_digits, losses),
+                    _digits(step.lr),
+                    _digits(round(seconds, 3)),
+                ]
             )
         self._val_loss = step.evaluation.val_loss
 
@@ -219,21 +229,17 @@ class Run:
             about["val_loss"] = repr(self._val_loss)
         newest, best = self.folder / "checkpoint", self.folder / "best"
         save_params(config, learner.params(), newest, training=learner.state() | position.state(), about=about)
-        try:
+        with _written(self.folder):
             if self._val_loss is not None and self._val_loss < _val_loss(best):
                 _share(newest / MODEL_FILE, best)
             if keep > 1:
-                copy = self.folder / f"checkpoint-{position.step:06d}"
-                for file in sorted(
-                    newest.glob("*.safetensors"), key=lambda file: file.name == MODEL_FILE
-                ):  # the model's last
-                    _share(file, copy)  # the model's last, for with it the copy is a checkpoint
-            copies = sorted((int(each.name.split("-")[1]), each) for each in self.folder.glob("checkpoint-*[0-9]"))
-            for _, old in copies[: -keep if keep > 1 else None]:
-                (old / MODEL_FILE).unlink(missing_ok=True)  # first, for what is left is then no checkpoint
-                shutil.rmtree(old)
-        except OSError as error:
-            raise InputError(f"cannot write the checkpoint into {self.folder}: {error.strerror or error}") from error
+                files = sorted(newest.glob("*.safetensors"), key=lambda file: file.name == MODEL_FILE)
+                for file in files:  # the model's last, for with it the copy is a checkpoint
+                    _share(file, self.folder / f"checkpoint-{position.step:06d}")
+                copies = {int(match[1]): each for each in self.folder.iterdir() if (match := COPY.fullmatch(each.name))}
+                for step in sorted(copies)[:-keep]:
+                    (copies[step] / MODEL_FILE).unlink(missing_ok=True)  # first: what is left is then no checkpoint
+                    shutil.rmtree(copies[step])
 
     def plot(self, batches_per_epoch: int) -> Path:
         """Draw losses.png: both losses against epochs, and against tokens seen on the upper axis, as the book does."""
@@ -261,20 +267,31 @@ class Run:
         upper.set_xlabel("tokens seen")
         upper.xaxis.set_major_formatter("{x:,.0f}")
         path = self.folder / "losses.png"
-        figure.savefig(path, dpi=150)
+        with _written(path):
+            figure.savefig(path, dpi=150)
         return path
 
     def _write_settings(self, text_sha256: str) -> None:
         settings = asdict(self.settings)
         whole = {"settings": settings, "text_sha256": text_sha256, "sha256": _sha256(settings, text_sha256)}
-        with replacing(self.folder / "run.json") as beside:
+        with _written(self.folder), replacing(self.folder / "run.json") as beside:
             beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
     def _write_losses(self, rows: list[dict[str, float]]) -> None:
-        with replacing(self._losses) as beside, beside.open("w", newline="") as f:
+        with _written(self.folder), replacing(self._losses) as beside, beside.open("w", newline="") as f:
             writer = csv.writer(f)
             writer.writerow(COLUMNS)
             writer.writerows([_digits(row[name]) for name in COLUMNS] for row in rows)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; make room, or choose another --out"
+        ) from error
 
 
 def _sha256(settings: dict[str, Any], text_sha256: str) -> str:

@@ -256,7 +256,7 @@ def test_info_counts(tmp_path):
 
 BAD = {
     "unknown corpus": (["--text", "the-verdikt"], "neither a known text nor a file"),
-    "unknown encoding": (["--encoding", "gpt5"], "'gpt5' is not one of 'bytes', 'gpt2'"),
+    "unknown encoding": (["--encoding", "gpt5"], "unknown encoding 'gpt5'"),
     "unknown model": (["--model", "125M"], "'125M' is not one of 'tiny', '124M'"),
     "a seed too large": (["--seed", "18446744073709551616"], "2^64 - 1; 18446744073709551616 does"),
     "a seed too small": (["--seed", "-9223372036854775809"], "2^64 - 1; -9223372036854775809 does"),
