@@ -34,7 +34,7 @@ class Bench(click.Group):
         try:
             return super().main(*args, **kwargs)
         except ModuleNotFoundError as error:
-            if error.name not in ("hypothesis", "pytest", "torch"):
+            if error.name not in ("google_crc32c", "hypothesis", "pytest", "torch"):
                 raise
             click.echo(f"parity_tests needs {error.name}: pip install 'numpy-gpt[test]'", err=True)
             raise SystemExit(2) from None
