@@ -247,7 +247,7 @@ class GPT:
     def _hidden_backward(self, dx: Array, cache: Cache, dw_head: Array) -> Params:
         """dx (B, T, C) of the final LayerNorm's output, and the head's gradient -> the gradients of all parameters."""
         c_tok, c_pos, c_drop, c_blocks, c_norm = cache
-        grads: Params = {} if self.config.tie_weights else {"out_head.weight": dw_head}
+        grads: Params = {self._head_name(): dw_head}
         dx, grads["final_norm.scale"], grads["final_norm.shift"] = layernorm.layernorm_backward(dx, c_norm)
         for i in reversed(range(self.config.n_layers)):
             block = self._block(i, self._buffers)
@@ -284,10 +284,8 @@ def _float_dtype(dtype: Float) -> Any:
 
 
 def _cleared(a: Array) -> Array:
-    flat = a.reshape(-1)
+    def clear(rows: slice) -> None:
+        a[rows] = 0
 
-    def clear(part: slice) -> None:
-        flat[part] = 0
-
-    in_blocks(clear, flat.size)
+    in_blocks(clear, len(a), row=a.shape[1])
     return a
