@@ -71,7 +71,7 @@ def joined(parts: Sequence[Array], axis: int = 0) -> Array:
     shape[axis] *= len(parts)
     if isinstance(base, np.ndarray) and base.dtype == parts[0].dtype and base.flags.c_contiguous:
         offset = (_address(parts[0]) - _address(base)) // base.itemsize
-        flat = base.reshape(-1)[offset : offset + math.prod(shape)]
+        flat = base.ravel()[offset : offset + math.prod(shape)]
         if flat.size == math.prod(shape):
             whole = flat.reshape(shape)
             step = whole.strides[axis] * parts[0].shape[axis]

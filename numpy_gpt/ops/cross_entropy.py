@@ -23,7 +23,7 @@ def cross_entropy_forward(logits: Array, targets: Array, out: Array | None = Non
     V = logits.shape[-1]
     e = np.empty_like(logits, order="C") if out is None else out
     total, loss = np.empty((2, targets.size), logits.dtype)
-    z, flat, ids = logits.reshape(-1, V), e.reshape(-1, V), targets.reshape(-1)
+    z, flat, ids = logits.reshape(-1, V), e.reshape(-1, V), targets.ravel()
 
     def some(rows: slice) -> None:
         zb = flat[rows]
@@ -45,7 +45,7 @@ def cross_entropy_backward(dloss: float, cache: Cache, out: Array | None = None)
     e, total, targets = cache
     N, V = targets.size, e.shape[-1]
     dlogits = np.empty_like(e) if out is None else out
-    flat, result, ids = e.reshape(-1, V), dlogits.reshape(-1, V), targets.reshape(-1)
+    flat, result, ids = e.reshape(-1, V), dlogits.reshape(-1, V), targets.ravel()
     share = dloss / N
 
     def some(rows: slice) -> None:
