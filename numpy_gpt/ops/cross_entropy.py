@@ -21,7 +21,7 @@ def cross_entropy_forward(logits: Array, targets: Array, out: Array | None = Non
     if logits.shape[:-1] != targets.shape or not targets.size:
         raise ValueError(f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, not {targets.shape}")
     V = logits.shape[-1]
-    e = np.empty_like(logits, order="C") if out is None else out
+    e = np.empty(logits.shape, logits.dtype) if out is None else out
     total, loss = np.empty((2, targets.size), logits.dtype)
     z, flat, ids = logits.reshape(-1, V), e.reshape(-1, V), targets.ravel()
 

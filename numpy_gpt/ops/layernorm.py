@@ -26,7 +26,7 @@ def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Cach
     mean's rounding behind, and rstd = 1 / sqrt(eps) = 316 would enlarge it.
     """
     C = x.shape[-1]
-    y, x_hat, rstd = np.empty_like(x, order="C"), np.empty_like(x, order="C"), np.empty((*x.shape[:-1], 1), x.dtype)
+    y, x_hat, rstd = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype), np.empty((*x.shape[:-1], 1), x.dtype)
     flat = [each.reshape(-1, each.shape[-1]) for each in (x, y, x_hat, rstd)]
     ones = np.ones(C, x.dtype)
 
