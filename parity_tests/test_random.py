@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -623,6 +624,19 @@ def test_order_of_a_loader_with_a_generator_of_its_own(seed, n, epochs):
         check_same_bits(ours.permutation(n), seen)
         ours.permutation(n)
         check_same_bits(ours.get_state(), theirs.get_state().numpy())
+
+
+def test_logarithms_and_fused_sums_stay_in_the_arrays_they_are_given():
+    """Arrays made anew would cost more than the arithmetic."""
+    n = 2000
+    x, whole = np.linspace(0.5, 1, n, dtype=np.float32), np.arange(n, dtype=np.float32)
+    scratch, wide = np.empty((4, n), np.float32), np.empty((4, n))
+    tracemalloc.start()
+    box_muller._ln(x, scratch, wide[:2])
+    box_muller.fma(whole, np.float32(3), np.float32(1), wide)  # of whole numbers: no sum has an error to be told
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.nbytes / 2
 
 
 # --- the state
