@@ -628,7 +628,7 @@ def test_order_of_a_loader_with_a_generator_of_its_own(seed, n, epochs):
 
 def test_logarithms_and_fused_sums_stay_in_the_arrays_they_are_given():
     """Arrays made anew would cost more than the arithmetic."""
-    n = 2000
+    n = 1 << 18
     x, whole = np.linspace(0.5, 1, n, dtype=np.float32), np.arange(n, dtype=np.float32)
     scratch, wide = np.empty((4, n), np.float32), np.empty((4, n))
     tracemalloc.start()
