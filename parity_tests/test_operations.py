@@ -272,6 +272,13 @@ def test_a_thread_has_heads_with_scores_enough(B, T, past, monkeypatch):
     assert set(least) == {max(1, threads.LEAST // 4 // scores)}
 
 
+def test_without_a_bias_nothing_is_summed_for_one(monkeypatch):
+    """It would be a pass over the logits' gradient."""
+    monkeypatch.delattr(linear, "sum_rows")
+    _, _, db = linear.linear_backward(X @ DY.T, linear.linear_forward(X, DY, None)[1])
+    assert db is None
+
+
 def test_the_gradients_of_queries_keys_and_values_are_parts_of_one_array():
     """One product reads the three; what had to be joined first would be copied."""
     q, k, v = attention.attention_backward(DHEADS, attention.attention_forward(*HEADS)[1])
