@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 import torch_gpt.model
-from numpy_gpt import GPT, Generator, GPTConfig, block
+from numpy_gpt import GPT, Generator, GPTConfig, block, threads
 from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import HEAD_ROWS, checked_ids, parameter_shapes
@@ -527,8 +527,9 @@ def test_parameters_make_the_round_trip_through_torch_bit_for_bit(tied, bias, dt
 
 @pytest.mark.parametrize(("tied", "bias"), VARIANTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gradients_have_the_parameters_names_shapes_and_dtype(tied, bias, dtype):
-    case = ModelCase(replace(SMALL, tie_weights=tied, qkv_bias=bias, drop_rate=0.1), dtype=dtype)
+@pytest.mark.parametrize("drop_rate", [0.1, 1.0])
+def test_gradients_have_the_parameters_names_shapes_and_dtype(tied, bias, dtype, drop_rate):
+    case = ModelCase(replace(SMALL, tie_weights=tied, qkv_bias=bias, drop_rate=drop_rate), dtype=dtype)
     model = case.model()
     loss, grads = model.loss_and_grads(*case.batch(), Generator(0))
     assert list(grads) == list(model.params)
@@ -568,6 +569,17 @@ def test_matrices_gradients_have_the_same_memory_at_every_step(tied):
     for name in model.params:
         if name.endswith("weight") and name != "pos_emb.weight":
             assert np.shares_memory(first[name], second[name]), name
+
+
+def test_a_tables_gradient_is_cleared_in_blocks_of_numbers(monkeypatch):
+    """Not of rows, of which a block's worth would be a table of 100 million numbers."""
+    seen = []
+    monkeypatch.setattr(
+        "numpy_gpt.model.in_blocks", lambda work, n, row=1: seen.append(n * row) or threads.in_blocks(work, n, row)
+    )
+    case = ModelCase(SMALL)
+    case.model().loss_and_grads(*case.batch())
+    assert seen == [SMALL.vocab_size * SMALL.emb_dim]
 
 
 def test_queries_keys_and_values_are_one_product():
