@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 import torch_gpt.model
-from numpy_gpt import GPT, Generator, GPTConfig, block, threads
+from numpy_gpt import GPT, Generator, GPTConfig, block
 from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import HEAD_ROWS, checked_ids, parameter_shapes
-from numpy_gpt.threads import thread_count
+from numpy_gpt.threads import in_blocks, thread_count
 from parity_tests import compare, profiles, strategies
 from parity_tests.compare import check, check_exact
 from parity_tests.strategies import ModelCase
@@ -575,7 +575,7 @@ def test_a_tables_gradient_is_cleared_in_blocks_of_numbers(monkeypatch):
     """Not of rows, of which a block's worth would be a table of 100 million numbers."""
     seen = []
     monkeypatch.setattr(
-        "numpy_gpt.model.in_blocks", lambda work, n, row=1: seen.append(n * row) or threads.in_blocks(work, n, row)
+        "numpy_gpt.model.in_blocks", lambda work, n, row=1: seen.append(n * row) or in_blocks(work, n, row)
     )
     case = ModelCase(SMALL)
     case.model().loss_and_grads(*case.batch())
