@@ -97,7 +97,7 @@ def _blocks(T: int, S: int) -> Iterator[tuple[slice, slice]]:
     """Blocks of queries, and the keys that the last query of each sees: the lower triangle, in steps of ROWS."""
     for start in range(0, T, ROWS):
         stop = min(start + ROWS, T)
-        yield slice(start, stop), slice(0, stop + S - T)
+        yield slice(start, stop), slice(stop + S - T)
 
 
 def _scores(q: Array, k: Array, memory: Array) -> Array:
