@@ -67,14 +67,15 @@ def side_by_side(shapes: Mapping[str, tuple[int, ...]], dtype: Float) -> Params:
 
 def joined(parts: Sequence[Array], axis: int = 0) -> Array:
     """The array that these arrays of one shape are the consecutive parts of along axis, or a copy of them joined."""
-    base, shape = parts[0].base, list(parts[0].shape)
+    first = parts[0]
+    base, shape = first.base, list(first.shape)
     shape[axis] *= len(parts)
-    if isinstance(base, np.ndarray) and base.dtype == parts[0].dtype and base.flags.c_contiguous:
-        offset = (_address(parts[0]) - _address(base)) // base.itemsize
-        flat = base.reshape(-1)[offset : offset + math.prod(shape)]
+    if isinstance(base, np.ndarray) and base.dtype == first.dtype and base.flags.c_contiguous:
+        offset = (_address(first) - _address(base)) // base.itemsize
+        flat = base.ravel()[offset : offset + math.prod(shape)]
         if flat.size == math.prod(shape):
             whole = flat.reshape(shape)
-            step = whole.strides[axis] * parts[0].shape[axis]
+            step = whole.strides[axis] * first.shape[axis]
             begins = [_address(whole) + i * step for i in range(len(parts))]
             if [_address(a) for a in parts] == begins and all(a.strides == whole.strides for a in parts):
                 return whole

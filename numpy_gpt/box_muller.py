@@ -185,9 +185,9 @@ def _cos_sin(x: Floats, rows: Floats, wides: Doubles) -> tuple[Floats, Floats]:
     # sign: cos is negative at j = 2 and 4, sin at 4 and 6.
     cos_bits, sin_bits, swap = cos.view(np.int32), sin.view(np.int32), z.view(np.int32)
     np.bitwise_xor(cos_bits, sin_bits, out=swap)
-    swap *= (j & 2) >> 1
+    swap *= j >> 1 & 1
     cos_bits ^= swap
     sin_bits ^= swap
-    sin_bits ^= (j & 4) << 29
-    cos_bits ^= ((j + 2) & 4) << 29
+    sin_bits ^= j >> 2 << 31
+    cos_bits ^= j + 2 >> 2 << 31
     return cos, sin

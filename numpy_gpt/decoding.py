@@ -38,7 +38,7 @@ def keep_top_p(probs: Array, p: float) -> Array:
     # what the likelier tokens already hold; in float32 a running sum of 50,257 terms would reach p too early or late,
     # and a sum with a token's own share taken off again is not the sum before it
     before = np.zeros(probs.shape)
-    np.cumsum(sorted_probs[:, :-1], axis=1, dtype=np.float64, out=before[:, 1:])
+    np.cumsum(sorted_probs[:, :-1], axis=1, out=before[:, 1:])  # in float64, as `before` is
     kept = np.zeros_like(probs)
     kept[rows, order] = np.where(before < p, sorted_probs, 0)
     return kept

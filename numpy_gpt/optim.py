@@ -61,7 +61,7 @@ class AdamW:
                 moved = self._moved[name]
                 tasks += [partial(self._update_moved, moved, arrays, rows) for rows in blocks(*p.shape)]
             elif all(a.flags.c_contiguous for a in arrays):
-                flat = [a.reshape(-1) for a in arrays]
+                flat = [a.ravel() for a in arrays]
                 tasks += [partial(self._update, *(a[part] for a in flat)) for part in blocks(p.size)]
             else:  # a view with gaps has no flat view to cut into blocks
                 tasks.append(partial(self._update, *arrays))

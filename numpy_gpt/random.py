@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from numpy_gpt.box_muller import Doubles, box_muller, box_muller64, fma, fma64
+from numpy_gpt.box_muller import box_muller, box_muller64, fma, fma64
 from numpy_gpt.errors import InputError
 from numpy_gpt.typing import Array, Float
 
@@ -280,10 +280,11 @@ class Generator:
 
     def get_state(self) -> npt.NDArray[np.uint8]:
         """What torch.get_rng_state() holds at this point of the stream: uint8 (5056,), for torch.set_rng_state too."""
-        engine: dict[str, Any] = self._engine.get_state(legacy=False)["state"]
+        engine: Any = self._engine.get_state()
+        words, position = engine[1:3]
         state = np.zeros(1, _STATE)
-        state["seed"], state["seeded"], state["words"] = self._seed & ((1 << 64) - 1), 1, engine["key"]
-        state["left"], state["next"] = (1, 0) if self._fresh else (_WORDS + 1 - engine["pos"], engine["pos"])
+        state["seed"], state["seeded"], state["words"] = self._seed & ((1 << 64) - 1), 1, words
+        state["left"], state["next"] = (1, 0) if self._fresh else (_WORDS + 1 - position, position)
         if self._spare_normal is not None:
             state["normal_y"], state["normal_is_valid"] = self._spare_normal, 1
         return state.view(np.uint8)
@@ -304,12 +305,13 @@ class Generator:
         possible &= bool(new["normal_is_valid"] in (0, 1) and np.isfinite(new["normal_y"]))
         if not possible or new["float_normal_is_valid"]:
             raise InputError("these bytes are no state of torch's CPU generator: its fields contradict each other")
-        self._engine.set_state(("MT19937", words.astype(np.uint32), _WORDS if fresh else position, 0, 0.0))
+        position = _WORDS if fresh else position
+        self._engine.set_state({"bit_generator": "MT19937", "state": {"key": words, "pos": position}})
         self._seed, self._fresh = int(new["seed"]), fresh
         self._spare_normal = float(new["normal_y"]) if new["normal_is_valid"] else None
 
-    def _u53(self, n: int) -> Doubles:
-        return (self.random_uint64(n) & _MASK53).astype(np.float64) * 2.0**-53
+    def _u53(self, n: int) -> Array:
+        return (self.random_uint64(n) & _MASK53) * 2.0**-53
 
     def _fill_uniform(self, out: Array) -> None:
         """u24 into a float32 out (n,), u53 into a float64 one."""

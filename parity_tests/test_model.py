@@ -20,8 +20,8 @@ import torch_gpt.model
 from numpy_gpt import GPT, Generator, GPTConfig, block
 from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import checked_ids, parameter_shapes
-from numpy_gpt.threads import thread_count
+from numpy_gpt.model import HEAD_ROWS, checked_ids, parameter_shapes
+from numpy_gpt.threads import in_blocks, thread_count
 from parity_tests import compare, profiles, strategies
 from parity_tests.compare import check, check_exact
 from parity_tests.strategies import ModelCase
@@ -237,11 +237,11 @@ def test_longer_contexts_match_torch(T, tied, drop_rate):
 
 
 @settings(max_examples=60)
-@given(case=strategies.model_cases(drop_rates=(0.0, 0.3)))
-def test_blocks_that_do_not_divide_match_torch(case):
+@given(case=strategies.model_cases(drop_rates=(0.0, 0.3)), head_rows=st.sampled_from((1, 3)))
+def test_blocks_that_do_not_divide_match_torch(case, head_rows):
     """The head, attention, and the loops between the products, all in pieces of a few rows or numbers."""
     with (
-        mock.patch("numpy_gpt.model.HEAD_ROWS", 3),
+        mock.patch("numpy_gpt.model.HEAD_ROWS", head_rows),
         mock.patch("numpy_gpt.ops.attention.ROWS", 2),
         mock.patch("numpy_gpt.threads.BLOCK", 16),
     ):
@@ -527,8 +527,9 @@ def test_parameters_make_the_round_trip_through_torch_bit_for_bit(tied, bias, dt
 
 @pytest.mark.parametrize(("tied", "bias"), VARIANTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gradients_have_the_parameters_names_shapes_and_dtype(tied, bias, dtype):
-    case = ModelCase(replace(SMALL, tie_weights=tied, qkv_bias=bias, drop_rate=0.1), dtype=dtype)
+@pytest.mark.parametrize("drop_rate", [0.1, 1.0])
+def test_gradients_have_the_parameters_names_shapes_and_dtype(tied, bias, dtype, drop_rate):
+    case = ModelCase(replace(SMALL, tie_weights=tied, qkv_bias=bias, drop_rate=drop_rate), dtype=dtype)
     model = case.model()
     loss, grads = model.loss_and_grads(*case.batch(), Generator(0))
     assert list(grads) == list(model.params)
@@ -557,6 +558,69 @@ def test_the_first_calls_results_are_not_overwritten_by_the_second(dtype):
     check_exact("loss", again, loss)
     for name, grad in grads.items():
         check_exact(f"d {name}", grad, first[name])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_matrices_gradients_have_the_same_memory_at_every_step(tied):
+    """Fresh memory has to be cleared by the system first, which at GPT-2's size costs more than the products."""
+    case = ModelCase(replace(SMALL, tie_weights=tied))
+    model, (tokens, targets) = case.model(), case.batch()
+    (_, first), (_, second) = (model.loss_and_grads(tokens, targets) for _ in range(2))
+    for name in model.params:
+        if name.endswith("weight") and name != "pos_emb.weight":
+            assert np.shares_memory(first[name], second[name]), name
+
+
+def test_a_tables_gradient_is_cleared_in_blocks_of_numbers(monkeypatch):
+    """Not of rows, of which a block's worth would be a table of 100 million numbers."""
+    seen = []
+    monkeypatch.setattr(
+        "numpy_gpt.model.in_blocks", lambda work, n, row=1: seen.append(n * row) or in_blocks(work, n, row)
+    )
+    case = ModelCase(SMALL)
+    case.model().loss_and_grads(*case.batch())
+    assert seen == [SMALL.vocab_size * SMALL.emb_dim]
+
+
+def test_queries_keys_and_values_are_one_product():
+    """Their weights are parts of one array, and so are their gradients: what had to be joined first would be copied."""
+    case = ModelCase(SMALL)
+    model = case.model()
+    for arrays in (model.params, model.loss_and_grads(*case.batch())[1]):
+        parts = [arrays[f"trf_blocks.1.att.{name}.weight"] for name in block.QKV]
+        whole = block.joined(parts)
+        assert np.shares_memory(whole, parts[0])
+        check_exact("joined", whole, np.concatenate(parts))
+
+
+def test_a_block_makes_the_arrays_that_it_is_not_given():
+    """Given arrays for its weights' gradients it writes into them, and the numbers are the same."""
+    case, first = ModelCase(SMALL), "trf_blocks.0."
+    p = {name.removeprefix(first): a for name, a in case.params().items() if name.startswith(first)}
+    x, dy = np.random.default_rng(0).standard_normal((2, 2, 5, SMALL.emb_dim))
+    given_ = {name: np.full_like(a, np.nan) for name, a in p.items() if name.endswith("weight")}
+    new, own = {}, dict(given_)
+    for grads in (new, own):
+        _, c = block.block_forward(x, p, SMALL.n_heads, block.Dropout(0.0, None, np.float64), None, 0)
+        block.block_backward(dy, c, grads)
+        assert set(grads) == set(p)
+    for name, grad in new.items():
+        check_exact(f"d {name}", own[name], grad)
+    assert all(own[name] is a for name, a in given_.items() if not name.startswith("att.W_"))
+
+
+@pytest.mark.parametrize("T", [256, 600])
+@pytest.mark.parametrize("call", ["loss", "loss_and_grads"])
+def test_the_head_has_256_rows_of_logits_at_a_time(call, T):
+    """And one array for them: logits, exp and d logits take each other's place."""
+    case = ModelCase(GPTConfig(6000, T, 4, 1, 1, 0.0), B=1, T=T, dtype="float32")
+    model, batch = case.model(), case.batch()
+    getattr(model, call)(*batch)
+    tracemalloc.start()
+    getattr(model, call)(*batch)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * HEAD_ROWS * 6000 * 4
 
 
 @pytest.mark.parametrize("name", parameter_shapes(SMALL))

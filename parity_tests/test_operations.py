@@ -6,13 +6,16 @@ torch's float64 answer on the same numbers.
 
 import math
 import re
+import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, layernorm, linear
+from numpy_gpt import block, threads
+from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
 from parity_tests import strategies
 from parity_tests.compare import check_exact
 from parity_tests.operations import OPERATIONS, check_operation, our_answer
@@ -168,6 +171,131 @@ def test_an_unread_row_of_a_table_has_gradient_zero():
 def test_wrong_arguments_are_refused_by_name(call, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def peak(call):
+    """The most bytes that NumPy holds while this runs, the result included."""
+    call()
+    tracemalloc.start()
+    try:
+        kept = call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        del kept
+
+
+def numbers(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+X, DY, ONE, IDS = numbers(128, 512), numbers(128, 512), numbers(512), np.zeros(128, int)
+HEADS, DHEADS, MASK = numbers(3, 1, 16, 64, 4), numbers(1, 16, 64, 4), numbers(1, 16, 64, 64)
+NEEDED = {  # what to call, and how many arrays of X's size; all of one block, so that one thread does it
+    "gelu forward: y, slope, x² and σ": (lambda: partial(gelu.gelu_forward, X), 4),
+    "layernorm forward: y, x̂": (lambda: partial(layernorm.layernorm_forward, X, ONE, ONE), 2),
+    "layernorm backward: dx, dy · x̂": (
+        lambda: partial(layernorm.layernorm_backward, DY, layernorm.layernorm_forward(X, ONE, ONE)[1]),
+        2,
+    ),
+    "cross_entropy forward: exp": (lambda: partial(cross_entropy.cross_entropy_forward, X, IDS), 1),
+    "cross_entropy forward in place": (lambda: partial(cross_entropy.cross_entropy_forward, X, IDS, X.copy()), 0),
+    "cross_entropy backward: dlogits": (
+        lambda: partial(cross_entropy.cross_entropy_backward, 1.0, cross_entropy.cross_entropy_forward(X, IDS)[1]),
+        1,
+    ),
+    "cross_entropy backward in place": (
+        lambda: partial(
+            cross_entropy.cross_entropy_backward, 1.0, cross_entropy.cross_entropy_forward(X, IDS)[1], X.copy()
+        ),
+        0,
+    ),
+    "attention forward: scores": (lambda: partial(attention.attention_forward, *HEADS, MASK), 1),
+    "attention backward: p, dp": (
+        lambda: partial(attention.attention_backward, DHEADS, attention.attention_forward(*HEADS)[1]),
+        2,
+    ),
+    "attention backward: p, dp, p · mask": (
+        lambda: partial(attention.attention_backward, DHEADS, attention.attention_forward(*HEADS, MASK)[1]),
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NEEDED)
+def test_an_operation_makes_no_more_arrays_than_it_needs(what):
+    """What can be written in place is, and float32 is not widened on the way."""
+    make, arrays = NEEDED[what]
+    assert peak(make()) < (arrays + 0.6) * X.nbytes
+
+
+@pytest.mark.parametrize("operation", ["layernorm", "gelu", "cross_entropy", "linear"])
+def test_work_is_cut_by_the_numbers_in_it(operation, monkeypatch):
+    """Not by its rows, of which a few may be longer than a cache."""
+    module, seen = (
+        {"layernorm": layernorm, "gelu": gelu, "cross_entropy": cross_entropy, "linear": linear}[operation],
+        [],
+    )
+    monkeypatch.setattr(
+        module, "in_blocks", lambda work, n, row=1: seen.append(n * row) or threads.in_blocks(work, n, row)
+    )
+    case = OperationCase({"B": 2, "T": 3, "C": 8, "V": 8, "I": 5, "O": 8})
+    our_answer(operation, OPERATIONS[operation].inputs(case))
+    assert seen
+    assert set(seen) == {2 * 3 * 8}
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("T", [5, 70])
+def test_heads_shared_out_match_torch(T, rate, monkeypatch):
+    """Each in a part of its own, one after the other, as threads would do them."""
+
+    def apart(work, n, least):
+        for i in range(n):
+            work(i, i + 1)
+
+    monkeypatch.setattr(attention, "share", apart)
+    check_operation("attention", OperationCase({"B": 2, "NH": 3, "T": T, "past": 2, "HS": 4}, options={"rate": rate}))
+
+
+@pytest.mark.parametrize(("B", "T", "past"), [(1, 16, 0), (3, 31, 5), (1, 256, 0), (2, 256, 300)])
+def test_a_thread_has_heads_with_scores_enough(B, T, past, monkeypatch):
+    """The least number of heads is that with a quarter of LEAST scores, or one."""
+    least = []
+    monkeypatch.setattr(
+        attention, "share", lambda work, n, **given: least.append(given["least"]) or threads.share(work, n, **given)
+    )
+    case = OperationCase({"B": B, "NH": 2, "T": T, "past": past, "HS": 1})
+    our_answer("attention", OPERATIONS["attention"].inputs(case))
+    scores = B * T * (T + past)
+    assert len(least) == 2
+    assert set(least) == {max(1, threads.LEAST // 4 // scores)}
+
+
+def test_without_a_bias_nothing_is_summed_for_one(monkeypatch):
+    """It would be a pass over the logits' gradient."""
+    monkeypatch.delattr(linear, "sum_rows")
+    _, _, db = linear.linear_backward(X @ DY.T, linear.linear_forward(X, DY, None)[1])
+    assert db is None
+
+
+def test_the_gradients_of_queries_keys_and_values_are_parts_of_one_array():
+    """One product reads the three; what had to be joined first would be copied."""
+    q, k, v = attention.attention_backward(DHEADS, attention.attention_forward(*HEADS)[1])
+    B, NH, T, HS = q.shape
+    parts = [each.swapaxes(1, 2).reshape(B, T, NH * HS) for each in (q, k, v)]
+    whole = block.joined(parts, -1)
+    assert np.shares_memory(whole, q)
+    for joined in (whole, block.joined([part.copy() for part in parts], -1)):
+        check_exact("joined", joined, np.concatenate(parts, -1))
+
+
+def test_a_rows_gradient_has_the_same_bits_whatever_its_id():
+    """Its terms add up in the text's order, however NumPy sorts the ids."""
+    rng = np.random.default_rng(0)
+    ids, dy = rng.integers(0, 3, (4, 250)), numbers(4, 250, 2)
+    dw, other = (embedding.embedding_backward(dy, (each, (3, 2))) for each in (ids, 2 - ids))
+    check_exact("embedding.dw", dw, other[::-1])
 
 
 def test_positions_begin_at_0_unless_told():

@@ -158,6 +158,70 @@ def test_rows_of_a_table_that_were_never_read_decay_as_in_torch(dtype, resumed):
         assert np.array_equal(ours.m["w"] != 0, state["exp_avg"].numpy() != 0), "rows with a moment"
 
 
+class Counted(optim.AdamW):
+    """Keeps the number of rows that each call of _update has."""
+
+    def __init__(self, params, **settings_):
+        super().__init__(params, **settings_)
+        self.updated = []
+
+    def _update(self, p, g, m, v):
+        self.updated.append(len(p))
+        super()._update(p, g, m, v)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_rows_that_were_never_read_are_not_updated(resumed):
+    """Only their decay is paid for, also after a restart; gradients may be of either sign throughout, or 1."""
+    w = np.ones((40, 3))
+    ours, read = Counted({"w": w}), set()
+    for rows, values in (([3], -1.0), ([3, 7], 1.0), ([20, 21], [-1.0, 1.0, 0.0]), ([], 0.0)):
+        g = np.zeros_like(w)
+        g[rows] = values
+        if resumed:
+            ours, other = Counted({"w": w}), ours
+            ours.restore(other.state())
+        read |= set(rows)
+        ours.updated.clear()
+        ours.step({"w": g})
+        assert sum(ours.updated) == len(read)
+
+
+def test_rows_that_were_never_read_are_no_numbers_without_eps_as_in_torch():
+    """0 / (√0 + 0): they must not be passed over then."""
+    params, g = {"w": np.ones((3, 2))}, np.array([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0]])
+    leaf = torch.ones((3, 2), dtype=torch.float64, requires_grad=True)
+    leaf.grad = torch.from_numpy(g.copy())
+    torch.optim.AdamW([leaf], eps=0.0).step()
+    with np.errstate(invalid="ignore"):
+        optim.AdamW(params, eps=0.0).step({"w": g})
+    assert np.isnan(params["w"]).tolist() == torch.isnan(leaf).tolist() == [[False] * 2, [True] * 2, [True, False]]
+
+
+@pytest.mark.parametrize(("first", "betas"), [(1e-30, (0.9, 0.999)), (1.0, (0.0, 0.999))])
+def test_a_row_goes_on_from_either_moment_after_a_restart(first, betas):
+    """A gradient so small that its square is 0, or one that beta1 = 0 forgets: one moment only is left of it."""
+    params, same = {"w": np.ones((2, 2), np.float32)}, {"w": np.ones((2, 2), np.float32)}
+    ours, other = optim.AdamW(params, betas=betas), optim.AdamW(same, betas=betas)
+    for g in (first, 0.0, 0.0, 1.0):
+        grads = {"w": np.array([[g, g], [0, 0]], np.float32)}
+        state, ours = ours.state(), optim.AdamW(params, betas=betas)
+        ours.restore(state)
+        ours.step(grads)
+        other.step(grads)
+        for name, a in other.state().items():
+            check_exact(name, ours.state()[name], a)
+        check_exact("w", params["w"], same["w"])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_moments_are_of_the_parameters_dtype(dtype):
+    params = draw_params(0, dtype)
+    ours = optim.AdamW(params)
+    ours.step(draw_grads(np.random.default_rng(1), params))
+    assert {a.dtype.name for name, a in ours.state().items() if name != "t"} == {dtype}
+
+
 def test_a_parameter_whose_layout_changes_keeps_its_moments():
     """An array may be put in another's place; the moments' own layout is not the first one's."""
     rng = np.random.default_rng(0)
@@ -290,6 +354,7 @@ def test_schedule_is_torchs_linear_then_cosine(peak, warmup_steps, rest):
 def test_schedule_at_its_corners():
     assert optim.warmup_cosine(0, 1.0, 4, 20) == 0.2
     assert optim.warmup_cosine(4, 1.0, 4, 20) == 1.0
+    assert optim.warmup_cosine(2, 0.1, 2, 20) == 0.1, "itself, which 0.1 · 3 / 3 is not"
     assert optim.warmup_cosine(19, 1.0, 4, 20) == pytest.approx(0.1, rel=1e-15)
     assert optim.warmup_cosine(500, 1.0, 4, 20) == pytest.approx(0.1, rel=1e-15), "a longer run stays at the floor"
     assert optim.warmup_cosine(0, 1.0, 0, 1) == 1.0

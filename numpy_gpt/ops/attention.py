@@ -27,7 +27,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
         ds = p · (dp − Σ dp · p),  dv = (p · mask)ᵀ @ dy,  dq = ds @ k / √HS,  dk = dsᵀ @ q / √HS,
     and Σ dp · p over the keys is dy · y.
     """
-    T, S = q.shape[-2], k.shape[-2]
+    T, S = q.shape[2], k.shape[2]
     if S < T:
         raise ValueError(f"attention: {T} queries but only {S} keys")
     B, NH, _, HS = q.shape
@@ -72,18 +72,18 @@ def attention_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
             s -= lse[:, h, rows]
             p = np.exp(s, out=s)  # p = softmax(s); 0 where masked
             dyr = dy[:, h, rows]
-            dp = np.matmul(dyr, v[:, h, seen].swapaxes(-1, -2), out=dscores[..., : s.shape[-2], : s.shape[-1]])
+            dp = np.matmul(dyr, v[:, h, seen].mT, out=dscores[..., : s.shape[2], : s.shape[-1]])
             if mask is None:
-                dv[:, h, seen] += p.swapaxes(-1, -2) @ dyr  # y = (p · mask) @ v
+                dv[:, h, seen] += p.mT @ dyr  # y = (p · mask) @ v
             else:
                 factors = mask[:, h, rows, seen]
-                dv[:, h, seen] += (p * factors).swapaxes(-1, -2) @ dyr
+                dv[:, h, seen] += (p * factors).mT @ dyr
                 dp *= factors
             ds = np.subtract(dp, (dyr * y[:, h, rows]).sum(axis=-1, keepdims=True), out=dp)
             ds *= p
             ds *= scale  # s = q @ k.T * scale
             dq[:, h, rows] = ds @ k[:, h, seen]
-            dk[:, h, seen] += ds.swapaxes(-1, -2) @ q[:, h, rows]
+            dk[:, h, seen] += ds.mT @ q[:, h, rows]
 
     share(heads, NH, least=_heads_for_a_thread(B, T, S))
     return dq, dk, dv
@@ -97,13 +97,13 @@ def _blocks(T: int, S: int) -> Iterator[tuple[slice, slice]]:
     """Blocks of queries, and the keys that the last query of each sees: the lower triangle, in steps of ROWS."""
     for start in range(0, T, ROWS):
         stop = min(start + ROWS, T)
-        yield slice(start, stop), slice(0, stop + S - T)
+        yield slice(start, stop), slice(stop + S - T)
 
 
 def _scores(q: Array, k: Array, memory: Array) -> Array:
     """q @ kᵀ / √HS for some queries and the keys up to the last one's own; −inf for keys in a query's future."""
-    R, N = q.shape[-2], k.shape[-2]
-    s: Array = np.matmul(q / math.sqrt(q.shape[-1]), k.swapaxes(-1, -2), out=memory[..., :R, :N])
+    R, N = q.shape[2], k.shape[2]
+    s: Array = np.matmul(q / math.sqrt(q.shape[-1]), k.mT, out=memory[..., :R, :N])
     if R > 1:  # the last query sees every key
         np.copyto(s[..., -R:], -np.inf, where=np.triu(np.ones((R, R), bool), k=1))
     return s

@@ -21,16 +21,16 @@ def cross_entropy_forward(logits: Array, targets: Array, out: Array | None = Non
     if logits.shape[:-1] != targets.shape or not targets.size:
         raise ValueError(f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, not {targets.shape}")
     V = logits.shape[-1]
-    e = np.empty_like(logits, order="C") if out is None else out
+    e = np.empty(logits.shape, logits.dtype) if out is None else out
     total, loss = np.empty((2, targets.size), logits.dtype)
-    z, flat, ids = logits.reshape(-1, V), e.reshape(-1, V), targets.reshape(-1)
+    z, flat, ids = logits.reshape(-1, V), e.reshape(-1, V), targets.ravel()
 
     def some(rows: slice) -> None:
         zb = flat[rows]
         # the loss does not change, and exp cannot overflow
-        np.subtract(z[rows], z[rows].max(axis=-1, keepdims=True), out=zb)
+        np.subtract(z[rows], z[rows].max(axis=1, keepdims=True), out=zb)
         at_target = zb[np.arange(len(zb)), ids[rows]]
-        total[rows] = np.exp(zb, out=zb).sum(axis=-1)
+        total[rows] = np.exp(zb, out=zb).sum(axis=1)
         loss[rows] = np.log(total[rows]) - at_target
 
     in_blocks(some, targets.size, row=V)
@@ -45,7 +45,7 @@ def cross_entropy_backward(dloss: float, cache: Cache, out: Array | None = None)
     e, total, targets = cache
     N, V = targets.size, e.shape[-1]
     dlogits = np.empty_like(e) if out is None else out
-    flat, result, ids = e.reshape(-1, V), dlogits.reshape(-1, V), targets.reshape(-1)
+    flat, result, ids = e.reshape(-1, V), dlogits.reshape(-1, V), targets.ravel()
     share = dloss / N
 
     def some(rows: slice) -> None:

@@ -25,11 +25,11 @@ def embedding_forward(ids: Array, w: Array) -> tuple[Array, TokenCache]:
 def embedding_backward(dy: Array, cache: TokenCache, dw: Array | None = None) -> Array:
     """dy (B, T, C) -> dw (V, C), zero in the rows that were not read. dw given: added to it."""
     ids, shape = cache
-    flat = ids.reshape(-1)
-    order = flat.argsort(kind="stable")  # equal ids side by side: one segment of dy a row, much faster than np.add.at
+    flat = ids.ravel()
+    order = flat.argsort(stable=True)  # equal ids side by side: one segment of dy a row, much faster than np.add.at
     rows, starts = np.unique(flat[order], return_index=True)
     dw = np.zeros(shape, dy.dtype) if dw is None else dw
-    dw[rows] += np.add.reduceat(dy.reshape(-1, shape[1])[order], starts, axis=0)
+    dw[rows] += np.add.reduceat(dy.reshape(-1, shape[1])[order], starts)
     return dw
 
 

@@ -21,8 +21,8 @@ def gelu_forward(x: Array) -> tuple[Array, Cache]:
         y = x σ,   dy/dx = σ + y (1 − σ) 2u′.
     It is made while x and σ are at hand, in blocks that stay in a core's cache: backward is then one product.
     """
-    y, slope = np.empty_like(x, order="C"), np.empty_like(x, order="C")
-    flat = [each.reshape(-1) for each in (x, y, slope)]
+    y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    flat = [each.ravel() for each in (x, y, slope)]
 
     @np.errstate(over="ignore")  # exp(−2u) = ∞ far to the left, where σ is 0
     def block(part: slice) -> None:

@@ -26,7 +26,7 @@ def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Cach
     mean's rounding behind, and rstd = 1 / sqrt(eps) = 316 would enlarge it.
     """
     C = x.shape[-1]
-    y, x_hat, rstd = np.empty_like(x, order="C"), np.empty_like(x, order="C"), np.empty((*x.shape[:-1], 1), x.dtype)
+    y, x_hat, rstd = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype), np.empty((*x.shape[:-1], 1), x.dtype)
     flat = [each.reshape(-1, each.shape[-1]) for each in (x, y, x_hat, rstd)]
     ones = np.ones(C, x.dtype)
 
@@ -66,5 +66,5 @@ def layernorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
 def _row_mean(a: Array, b: Array) -> Array:
     """The mean of each row of a · b, (N, 1): as dot products, which BLAS reads twice as fast as NumPy's sum does."""
-    mean: Array = np.vecdot(a, b)[:, None] / a.shape[-1]
+    mean: Array = np.vecdot(a, b)[:, None] / a.shape[1]
     return mean

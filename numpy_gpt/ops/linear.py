@@ -41,7 +41,7 @@ def linear_backward(
     """
     x, w, has_bias = cache
     dy2, x2 = dy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])  # (N, O), (N, I)
-    dx, db = np.empty_like(x2, order="C"), np.empty(len(w), dy.dtype) if has_bias else None
+    dx, db = np.empty(x2.shape, x2.dtype), np.empty(len(w), dy.dtype) if has_bias else None
     dw = np.empty(w.shape, dy.dtype) if dw is None else dw
     sums = [partial(sum_rows, dy2, db)] if has_bias else []
     matmuls([(dy2, w, dx, False), (dy2.T, x2, dw, add)], sums)
