@@ -35,6 +35,9 @@ class Commands(click.Group):
         except InputError as error:
             click.echo(f"Error: {error}", err=True)
             raise SystemExit(2) from error
+        except PermissionError as error:
+            click.echo(f"Error: {error.filename} may not be read or written by this user: {error.strerror}", err=True)
+            raise SystemExit(2) from error
 
 
 def _default(name: str) -> str:
@@ -92,7 +95,11 @@ FILES = (
         help="Begin with these weights instead of random ones.",
     ),
     click.option(
-        "--save-freq", type=AT_LEAST_1, default=None, metavar="N", help="Save every N steps too.  [default: at the end]"
+        "--save-freq",
+        type=AT_LEAST_1,
+        default=None,
+        metavar="N",
+        help="Save first, and every N steps; give it to --resume too.  [default: at the end]",
     ),
     click.option(
         "--keep",
@@ -100,7 +107,7 @@ FILES = (
         default=1,
         show_default=True,
         metavar="N",
-        help="Keep the last N saves, as checkpoint-STEP.",
+        help="Keep the last N saves, as checkpoint-STEP: to go on from one, give it the name checkpoint.",
     ),
 )
 
@@ -137,7 +144,8 @@ def pretrain_command(**flags: Any) -> None:
     Without any flag: the tiny model learns the bytes of Python's own language reference, offline, in about a minute.
     With --model 124M: the book's run (chapter 5); give it --text the-verdict for the book's story.
 
-    The run's folder gets losses.csv, losses.png and the checkpoint. Ctrl-C stops between two steps and saves first.
+    The run's folder gets losses.csv, losses.png, the checkpoint, and best: the model of those saved with the lowest
+    validation loss. Ctrl-C stops between two steps and saves first.
     """
     from numpy_gpt.learner import NumpyLearner
 

@@ -1,5 +1,6 @@
 """The commands of numpy-gpt that bring weights in and take them out."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -10,8 +11,8 @@ from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import new_folder, replacing
 from numpy_gpt.model import check_shapes
-from numpy_gpt.pretrain import encoding_of
-from numpy_gpt.tokenizer import GPT2_FILES, vocabulary_files
+from numpy_gpt.pretrain import encoding_of, vocabulary_sha256
+from numpy_gpt.tokenizer import GPT2_FILES, get_encoding, vocabulary_files
 from numpy_gpt.weights.checkpoint import load_params, read_header, save_params
 from numpy_gpt.weights.huggingface import write_huggingface
 from numpy_gpt.weights.source import Source, open_source
@@ -45,23 +46,34 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
         raise InputError(f"{path}: {wrong[0]}, and weights are floating-point numbers: it is damaged or no GPT-2")
     dtype = np.float64 if np.dtype(np.float64) in dtypes.values() else np.float32
     tensors = {name: tensor.astype(dtype).finite(path, name) for name, tensor in source.tensors.items()}
-    params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
-    new_folder(out)
-    try:
-        for name, content in source.vocabulary.items():
-            with replacing(out / name) as beside:
-                beside.write_bytes(content)
-    except OSError as error:
-        raise InputError(f"cannot write into {out}: {error.strerror or error}; choose another --out") from error
-    save_params(source.config, params, out, about={"encoding": "."})
+    about = {"encoding": "."}
+    if len(source.vocabulary) == len(GPT2_FILES):
+        about["vocabulary"] = vocabulary_sha256([source.vocabulary[name] for name in sorted(GPT2_FILES)])
+    with new_folder(out):
+        try:
+            for name, content in source.vocabulary.items():
+                with replacing(out / name) as beside:
+                    beside.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"cannot write into {out}: {error.strerror or error}; choose another --out") from error
+        params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
+        save_params(source.config, params, out, about=about)
     c = source.config
     total = sum(array.size for array in params.values())
-    report.line(f"{source.what}: {total:,} parameters, {c.n_layers} layers × {c.emb_dim}, context {c.context_length}")
-    if missing := GPT2_FILES.keys() - source.vocabulary.keys():
-        report.line(
-            f"{path} has no {' and no '.join(sorted(missing))}: put them into {out}, or generate with --encoding"
-        )
-    report.line(f"Saved {out}. Try: numpy-gpt generate {out} 'Every effort moves you'")
+    report.line(
+        f"{source.what}: {total:,} parameters, {c.n_layers} layers × {c.emb_dim}, {c.n_heads} heads, "
+        f"context {c.context_length}"
+    )
+    try:
+        words = get_encoding(str(out))
+        unfit = f"its vocabulary has {words.n_vocab} tokens" if words.n_vocab > c.vocab_size else ""
+    except InputError as error:
+        unfit = str(error)
+    if unfit:
+        report.line(f"text cannot be made of its {c.vocab_size} tokens yet: {unfit}")
+        report.line(f"Saved {out}")
+    else:
+        report.line(f"Saved {out}. Try: numpy-gpt generate {shlex.quote(str(out))} 'Every effort moves you'")
 
 
 @click.command("download", short_help="Fetch OpenAI's GPT-2 and make a checkpoint of it.")
@@ -79,16 +91,16 @@ def download_command(size: str, out: Path | None, there: Path | None) -> None:
     from numpy_gpt.weights.download import check_gpt2, fetch_gpt2
 
     out = out or Path(f"gpt2-{size}")
-    new_folder(out)
     folder = there or Path(pooch.os_cache("numpy-gpt"), f"gpt2-{size}")
     try:
-        if there:
-            check_gpt2(size, folder)
-        else:
-            fetch_gpt2(size, folder, Report())
+        with new_folder(out):  # known to be free before half a gigabyte is on its way
+            if there:
+                check_gpt2(size, folder)
+            else:
+                fetch_gpt2(size, folder, Report())
+        bring_in(open_source(folder), folder, out)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    bring_in(open_source(folder), folder, out)
 
 
 @click.command("export", short_help="Write a checkpoint for other programs.")
@@ -103,15 +115,15 @@ def export_command(checkpoint: Path, kind: str, out: Path) -> None:
     report = Report()
     header = read_header(checkpoint)
     config, tensors = load_params(checkpoint)
-    new_folder(out)
-    params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
     try:
         encoding = encoding_of(header)
         words = vocabulary_files(encoding)
         missing = f"the encoding {encoding} has no files that transformers reads" if not words else ""
     except InputError as error:
         words, missing = {}, str(error)
-    write_huggingface(config, params, out, words)
+    with new_folder(out):
+        params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
+        write_huggingface(config, params, out, words)
     if missing:
         report.line(f"without a tokenizer: {missing}")
     report.line(f"Saved {out}. In Python: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r})")

@@ -139,7 +139,7 @@ class Loader:
         """
         windows = len(self.inputs)
         order = np.arange(windows) if order is None else np.asarray(order)
-        if order.shape != (windows,) or not 0 <= start <= len(self):
+        if order.shape != (windows,) or not 0 <= start <= len(self) or ((order < 0) | (order >= windows)).any():
             raise InputError(
                 f"batch {start} of an order of {order.size} windows is not one of this text's, which has {windows} "
                 f"windows in {len(self)} batches: go on with the text, context and batch size the run began with"

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +25,10 @@ def replacing(file: Path) -> Iterator[Path]:
     It is on the disk before it is renamed, and the new name before this returns, so that neither a kill nor a power
     cut at any instant leaves less than the old file or the new. A block that fails leaves the old one.
     """
-    folder = _partial_folder(file)  # of its own, for what a library may leave behind in it
+    sweep(file)
+    # a folder of its own, for what a library may leave behind in it; and no other writer's, who would take it away
+    folder = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         folder.mkdir()
         yield folder / file.name
         flush(folder / file.name)
@@ -35,19 +38,47 @@ def replacing(file: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _partial_folder(file: Path) -> Path:
-    """Where `replacing` keeps what is not yet whole; it is there afterwards only if the process was killed."""
-    return file.with_name(f".{file.name}.partial")
+def sweep(file: Path) -> None:
+    """Take away what `replacing` left beside a file of this name, or of this pattern, in processes that were killed."""
+    for left in file.parent.glob(f".{file.name}.*.partial"):
+        pid = re.search(r"\.(\d+)-\d+\.partial$", left.name)
+        if pid and not _alive(int(pid[1])):
+            shutil.rmtree(left, ignore_errors=True)
 
 
-def new_folder(folder: Path) -> None:
-    """Make a folder. Raises InputError if there is something in it, or it cannot be made."""
+def _alive(pid: int) -> bool:
+    if os.name == "nt":  # where asking is not safe: os.kill ends the process
+        return True
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, to be filled in the block; what fails in the block takes it away again.
+
+    Raises InputError if there is something in it, or it cannot be made.
+    """
+    try:
+        there = folder.exists()
+        if there and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} exists and is not empty: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+    try:
+        yield
+    except BaseException:
+        for each in folder.iterdir():
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        if not there:
+            folder.rmdir()
+        raise
 
 
 def flush(path: Path) -> None:

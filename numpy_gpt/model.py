@@ -44,7 +44,7 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 def check_shapes(config: GPTConfig, found: Mapping[str, tuple[int, ...]]) -> None:
     """Raise InputError naming the first parameter that is missing, unknown or of another shape than in the model."""
     # an absurd number of layers must not be spelled out
-    shapes = parameter_shapes(replace(config, n_layers=min(config.n_layers, len(found))))
+    shapes = parameter_shapes(replace(config, n_layers=min(config.n_layers, len(found) + 1)))
     for name in [*shapes, *found]:
         if name not in found or name not in shapes:
             raise InputError(f"parameter {name} is {'missing' if name in shapes else 'not one of this configuration'}")

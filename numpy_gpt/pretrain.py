@@ -1,9 +1,10 @@
 """The job of the pretrain commands, for any backend: settings -> learner -> training loop -> a run's folder."""
 
+import hashlib
 import math
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -14,13 +15,13 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.console import Report, one_line
-from numpy_gpt.data import CORPORA
+from numpy_gpt.data import CORPORA, Loader
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import parameter_shapes
 from numpy_gpt.random import Generator
 from numpy_gpt.run import TINY, Batches, MakeLearner, Run, Settings, for_tiny, free_folder
-from numpy_gpt.tokenizer import ENCODINGS, decode, encode, get_encoding
-from numpy_gpt.train import Learner, Position, train
+from numpy_gpt.tokenizer import ENCODINGS, GPT2_FILES, decode, encode, get_encoding
+from numpy_gpt.train import Learner, Position, train, undrawn_loss
 from numpy_gpt.weights.checkpoint import Header, load_params, read_header
 from numpy_gpt.weights.stored import Weights
 
@@ -44,7 +45,21 @@ def encoding_of(header: Header) -> str:
         raise InputError(
             f"{header.file} does not name its encoding, and none here has {header.config.vocab_size} tokens"
         )
-    return name if name in ENCODINGS else str((header.file.parent / name).resolve())
+    if name in ENCODINGS:
+        return name
+    folder = (header.file.parent / name).resolve()
+    if not folder.is_dir():
+        raise InputError(f"{header.file} has its vocabulary in {folder}, which is not there: put it back, or name one")
+    words = [(folder / file).read_bytes() for file in sorted(GPT2_FILES) if (folder / file).is_file()]
+    known = header.about.get("vocabulary")
+    if known and len(words) == len(GPT2_FILES) and known != vocabulary_sha256(words):
+        raise InputError(f"the vocabulary in {folder} is not the one that {header.file} came with: put that back")
+    return str(folder)
+
+
+def vocabulary_sha256(files: Sequence[bytes]) -> str:
+    """Of encoder.json and vocab.bpe, in this order."""
+    return hashlib.sha256(b"\0".join(files)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -72,10 +87,16 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
     flags = dict(flags)  # paths become whole ones, so that a run can be resumed from elsewhere
     if flags.get("text", CORPORA[0]) not in CORPORA:
         flags["text"] = str(Path(flags["text"]).resolve())
+        try:
+            flags["text"].encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the path {flags['text']} is no valid Unicode: give the text another name") from error
     if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and Path(flags["encoding"]).is_dir():
         flags["encoding"] = str(Path(flags["encoding"]).resolve())
     if resume is not None:
         run = Run.open(resume)
+        if not (resume / "checkpoint").is_dir():
+            raise InputError(f"{resume} ended before its first save: begin it again with another --out")
         settings = replace(run.settings, **flags)
         config, params = load_params(resume)
         job = Job(settings, Batches(settings), config, params, run)
@@ -119,58 +140,67 @@ def pretrain(
         raise InputError("--resume goes on in the run's own folder and weights: leave out --init and --out")
     job = prepare(flags, resume, init)
     settings, batches = job.settings, job.batches
-    with _signals() as received:
+    with _signals() as received, ExitStack() as held:
         report = Report()
         if job.resumed is None:
-            run, position = Run.create(out or free_folder(settings), settings, batches.text), Position()
+            run, position = Run.create(out or free_folder(settings), settings, batches.sha256), Position()
+            held.enter_context(run.locked())
             _describe(report, backend, job, run)
             learner = make_learner(job.config, settings, job.total_steps, job.params)
         else:
             run = job.resumed
-            position, state = run.resume(settings, batches.text)
+            held.enter_context(run.locked())
+            position, state = run.resume(settings, batches.sha256)
             learner = make_learner(job.config, settings, job.total_steps, job.params)
             learner.restore(state)
-            run.go_on(settings, batches.text, position)
+            run.go_on(settings, batches.sha256, position, keep)
             _describe(report, backend, job, run)
             report.line(f"resumed   after {position.step} steps, {max(0, job.total_steps - position.step)} to go")
         report.line()
+        loaders = batches.loaders(learner)
 
         def sample(temperature: float = 0.0) -> str:
             prompt = encode(batches.encoding, settings.prompt)[None]
             return one_line(decode(batches.encoding, learner.sample(prompt, settings.sample_tokens, temperature)[0]))
 
+        def save() -> None:
+            run.save(job.config, learner, position, undrawn_loss(learner, loaders[1], settings.eval_iter), keep)
+
         if position.step == 0:
-            report.line(f"untrained: {sample()}")
+            report.line(f"untrained: {sample()}" if job.params is None else f"as it comes: {sample()}")
         # In small products the BLAS threads wait for one another longer than they work, on a busy machine much longer
         with threadpool_limits(1 if job.config.emb_dim < 256 else None, user_api="blas"):
-            _train(report, learner, run, job, position, save_freq, keep, received, sample)
-        run.save(job.config, learner, position, keep)
+            _train(report, learner, loaders, run, job, position, save_freq, received, sample, save)
+            save()
         plot = run.plot(batches.batches_per_epoch)
         if position.step:
             report.line(f"drawn at temperature {TEMPERATURE}: {sample(TEMPERATURE)}")
         report.line()
         if position.step < job.total_steps:
-            report.line(f"Stopped after {position.step} steps; all of it is saved. Go on with: --resume {run.folder}")
-        report.line(f"Saved {run.folder}: checkpoint, losses.csv, {plot.name}")
+            saves = (f" --save-freq {save_freq}" if save_freq else "") + (f" --keep {keep}" if keep > 1 else "")
+            report.line(
+                f"Stopped after {position.step} steps; all of it is saved. Go on with: --resume {run.folder}{saves}"
+            )
+        report.line(f"Saved {run.folder}: checkpoint, best, losses.csv, {plot.name}")
     return position.step >= job.total_steps
 
 
 def _train(
     report: Report,
     learner: Learner,
+    loaders: tuple[Loader, Loader],
     run: Run,
     job: Job,
     position: Position,
     save_freq: int | None,
-    keep: int,
     received: list[int],
     sample: Callable[[], str],
+    save: Callable[[], None],
 ) -> None:
     """The loop with its reports and saves, until it is done or a signal has been received."""
     s, total = job.settings, job.total_steps
-    loaders = job.batches.loaders(learner)
     if save_freq and position.step == 0:
-        run.save(job.config, learner, position, keep)  # so that there is one to go on from at any instant
+        save()  # so that there is one to go on from at any instant
     with report.training(total, position.step, position.tokens_seen):
         for step in train(learner, *loaders, total, s.eval_freq, s.eval_iter, position):
             if step.evaluation is not None:
@@ -181,7 +211,7 @@ def _train(
             if received:
                 return
             if save_freq and position.step % save_freq == 0 and position.step < total:
-                run.save(job.config, learner, position, keep)
+                save()
 
 
 def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
@@ -203,7 +233,8 @@ def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
                 "leave the flag out, or choose another --init"
             )
     base = defaults_for(flags.get("model", model or "tiny"))
-    return replace(base, **{"encoding": encoding_of(header)} | flags | fixed)
+    encoding = flags.get("encoding") or encoding_of(header)
+    return replace(base, **flags | fixed | {"encoding": encoding})
 
 
 def _describe(report: Report, backend: str, job: Job, run: Run) -> None:

@@ -7,17 +7,17 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.data import Loader, load_text, sliding_windows, split_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import new_folder, replacing
-from numpy_gpt.tokenizer import encode, get_encoding
+from numpy_gpt.files import flush, new_folder, replacing
+from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_files
 from numpy_gpt.train import Learner, Position, Step
 from numpy_gpt.typing import Params
 from numpy_gpt.weights.checkpoint import MODEL_FILE, load_training, read_header, save_params
@@ -25,6 +25,9 @@ from numpy_gpt.weights.stored import Weights
 
 TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
 """The size called tiny: half a million parameters with the encoding bytes, for a laptop and a minute."""
+
+VOCABULARY = "vocabulary"
+"""The folder of a run for the two files of an encoding that is not known by its name."""
 
 COPY = re.compile(r"checkpoint-(\d{6,})")
 """The folder of a save that --keep keeps, and the steps made by then."""
@@ -102,6 +105,8 @@ class Batches:
         """Reads the text. Raises InputError if it cannot be had, or either part is too short for one window."""
         self.encoding = get_encoding(settings.encoding)
         self.text = load_text(settings.text)
+        words = {} if settings.encoding in ENCODINGS else vocabulary_files(settings.encoding)
+        self.sha256 = hashlib.sha256(b"\0".join([self.text.encode(), *words.values()])).hexdigest()
         parts = [encode(self.encoding, part) for part in split_text(self.text, TRAIN_RATIO)]
         self.tokens = sum(len(part) for part in parts)
         T = settings.context_length
@@ -136,17 +141,23 @@ class Run:
     def __init__(self, folder: Path, settings: Settings):
         self.folder, self.settings = folder, settings
         self._losses = folder / "losses.csv"
-        self._val_loss: float | None = None  # of the last evaluation
 
     @classmethod
-    def create(cls, folder: Path, settings: Settings, text: str) -> "Run":
+    def create(cls, folder: Path, settings: Settings, text_sha256: str) -> "Run":
         """A new run in folder, which must not exist yet or be empty. Raises InputError otherwise, touching nothing."""
         if (folder / "run.json").is_file():
-            raise InputError(f"{folder} already holds a run: go on with --resume {folder}, or choose another --out")
-        new_folder(folder)
-        run = cls(folder, settings)
-        run._write_settings(hashlib.sha256(text.encode()).hexdigest())
-        run._write_losses([])
+            mend = f"go on with --resume {folder}, or choose another --out"
+            if not (folder / "checkpoint" / MODEL_FILE).is_file():
+                mend = "which ended before its first save: delete it, or choose another --out"
+            raise InputError(f"{folder} already holds a run: {mend}")
+        with new_folder(folder), _written(folder):
+            run = cls(folder, settings)
+            run._write_settings(text_sha256)
+            run._write_losses([])
+            if settings.encoding not in ENCODINGS:
+                (folder / VOCABULARY).mkdir()
+                for name, content in vocabulary_files(settings.encoding).items():
+                    (folder / VOCABULARY / name).write_bytes(content)
         return run
 
     @classmethod
@@ -157,13 +168,15 @@ class Run:
             settings = Settings(**{field.name: whole["settings"][field.name] for field in fields(Settings)})
             if whole["sha256"] != _sha256(whole["settings"], whole["text_sha256"]):
                 raise ValueError("not as it was written: its SHA-256 differs")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{folder} is not the folder of a run (no usable run.json: {error}): give one made by pretrain"
             ) from error
+        if settings.encoding not in ENCODINGS and (folder / VOCABULARY).is_dir():
+            settings = replace(settings, encoding=str((folder / VOCABULARY).resolve()))  # wherever the run is by now
         return cls(folder, settings)
 
-    def resume(self, settings: Settings, text: str) -> tuple[Position, Params]:
+    def resume(self, settings: Settings, text_sha256: str) -> tuple[Position, Params]:
         """Where the checkpoint left off, and the state to restore. Writes nothing: that is what `go_on` does.
 
         settings: the run's own, but for MAY_CHANGE. Raises InputError if more, or the text, is different.
@@ -174,22 +187,24 @@ class Run:
                     f"{self.folder} was begun with --{name.replace('_', '-')} {getattr(self.settings, name)}, "
                     f"not {value}: leave it out to go on, or begin another run with --init {self.folder}"
                 )
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        if json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["text_sha256"] != sha256:
+        if json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["text_sha256"] != text_sha256:
             raise InputError(
-                f"{settings.text} is not the text that {self.folder} was begun with: put the old one back, "
-                f"or begin another run with --init {self.folder}"
+                f"{settings.text} (or the vocabulary) is not the text that {self.folder} was begun with: "
+                f"put the old one back, or begin another run with --init {self.folder}"
             )
         state = load_training(self.folder)
         return Position.restored(state), state
 
-    def go_on(self, settings: Settings, text: str, position: Position) -> None:
-        """Take up the run at this position, with these settings: rows of losses.csv beyond it are taken out."""
+    def go_on(self, settings: Settings, text_sha256: str, position: Position, keep: int) -> None:
+        """Take up the run at this position, with these settings: rows of losses.csv beyond it are taken out.
+
+        What a kill kept its last save from, a copy or becoming the best, is made up for.
+        """
         rows = [row for row in self.losses() if row["step"] < position.step]
         self.settings = settings
-        self._write_settings(hashlib.sha256(text.encode()).hexdigest())
+        self._write_settings(text_sha256)
         self._write_losses(rows)
-        self._val_loss = rows[-1]["val_loss"] if rows else None
+        self._share_newest(keep)
 
     def append(self, step: Step, seconds: float) -> None:
         """One more row of losses.csv, for a step with an evaluation."""
@@ -206,40 +221,51 @@ class Run:
                     _digits(round(seconds, 3)),
                 ]
             )
-        self._val_loss = step.evaluation.val_loss
 
     def losses(self) -> list[dict[str, float]]:
         """The rows of losses.csv; step, epoch and tokens_seen are ints. A row cut short by a kill is left out."""
-        with self._losses.open(newline="") as f:
-            return [
-                {name: int(row[name]) if name in COLUMNS[:3] else float(row[name]) for name in COLUMNS}
-                for row in csv.DictReader(f)
-                if row[COLUMNS[-1]]
-            ]
+        try:
+            with self._losses.open(newline="") as f:
+                return [
+                    {name: int(row[name]) if name in COLUMNS[:3] else float(row[name]) for name in COLUMNS}
+                    for row in csv.DictReader(f)
+                    if row[COLUMNS[-1]]
+                ]
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+            raise InputError(
+                f"{self._losses} cannot be read as a table of losses ({error!r}): put it back, or put in its place a "
+                f"file with the one line {','.join(COLUMNS)}"
+            ) from error
 
-    def save(self, config: GPTConfig, learner: Learner, position: Position, keep: int = 1) -> None:
+    def save(self, config: GPTConfig, learner: Learner, position: Position, val_loss: float, keep: int = 1) -> None:
         """The checkpoint, at every instant the old one or the new; of the newest `keep` a copy each; and the best.
 
         checkpoint is the newest; with keep above 1 checkpoint-STEP is the same and the ones before it; best is the
-        model of those saved with the lowest validation loss, as of the last evaluation before each. The copies share
-        their memory on the disk where the file system can.
+        model of those saved with the lowest val_loss, which is that of the weights being saved. The copies share their
+        memory on the disk where the file system can.
         """
-        about = {"encoding": self.settings.encoding, "text": self.settings.text, "step": str(position.step)}
-        if self._val_loss is not None:
-            about["val_loss"] = repr(self._val_loss)
+        encoding = self.settings.encoding if self.settings.encoding in ENCODINGS else f"../{VOCABULARY}"
+        about = {"encoding": encoding, "text": self.settings.text, "step": str(position.step)}
+        about["val_loss"] = repr(val_loss)
+        training = learner.state() | position.state()
+        save_params(config, learner.params(), self.folder / "checkpoint", training=training, about=about)
+        self._share_newest(keep)
+
+    def _share_newest(self, keep: int) -> None:
+        """Give the checkpoint the second names that it is due: of the best, and of one of the last `keep`."""
         newest, best = self.folder / "checkpoint", self.folder / "best"
-        save_params(config, learner.params(), newest, training=learner.state() | position.state(), about=about)
+        about = read_header(newest).about
         with _written(self.folder):
-            if self._val_loss is not None and self._val_loss < _val_loss(best):
-                _share(newest / MODEL_FILE, best)
-            if keep > 1:
-                files = sorted(newest.glob("*.safetensors"), key=lambda file: file.name == MODEL_FILE)
-                for file in files:  # the model's last, for with it the copy is a checkpoint
-                    _share(file, self.folder / f"checkpoint-{position.step:06d}")
-                copies = {int(match[1]): each for each in self.folder.iterdir() if (match := COPY.fullmatch(each.name))}
-                for step in sorted(copies)[:-keep]:
-                    (copies[step] / MODEL_FILE).unlink(missing_ok=True)  # first: what is left is then no checkpoint
-                    shutil.rmtree(copies[step])
+            if float(about.get("val_loss", math.inf)) < _val_loss(best):
+                _share([newest / MODEL_FILE], best)
+            if keep > 1 and "step" in about:
+                step = int(about["step"])
+                _share([newest / about["training"], newest / MODEL_FILE], self.folder / f"checkpoint-{step:06d}")
+                copies = {made: copy for copy in self.folder.iterdir() if (made := _copied_step(copy)) is not None}
+                # those beyond this step are of a run that was gone back from: none of this one's last
+                for old in sorted(made for made in copies if made <= step)[:-keep]:
+                    (copies[old] / MODEL_FILE).unlink()  # first: what is left is then no checkpoint
+                    shutil.rmtree(copies[old])
 
     def plot(self, batches_per_epoch: int) -> Path:
         """Draw losses.png: both losses against epochs, and against tokens seen on the upper axis, as the book does."""
@@ -270,6 +296,29 @@ class Run:
         with _written(path):
             figure.savefig(path, dpi=150)
         return path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process from training in this folder meanwhile. Raises InputError if one is.
+
+        Where the system or the file system has no such locks (Windows) nothing is done.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        held = os.open(self.folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"another process is training in {self.folder}: wait for it, or stop it") from error
+            except OSError:
+                pass
+            yield
+        finally:
+            os.close(held)
 
     def _write_settings(self, text_sha256: str) -> None:
         settings = asdict(self.settings)
@@ -306,14 +355,34 @@ def _val_loss(checkpoint: Path) -> float:
         return math.inf
 
 
-def _share(file: Path, folder: Path) -> None:
-    """The file in another folder too: the same one under a second name, or a copy where that cannot be."""
-    folder.mkdir(exist_ok=True)
-    with replacing(folder / file.name) as beside:
-        try:
-            os.link(file, beside)
-        except OSError:
-            shutil.copyfile(file, beside)
+def _copied_step(folder: Path) -> int | None:
+    """The step of a save that is kept in this folder; None for any other folder or file."""
+    match = COPY.fullmatch(folder.name)
+    if match is None or folder.is_symlink() or not folder.is_dir():
+        return None
+    try:
+        return int(match[1]) if read_header(folder).about.get("step") == str(int(match[1])) else None
+    except InputError:
+        return None
+
+
+def _share(files: Sequence[Path], folder: Path) -> None:
+    """The files in another folder too: the same ones under second names, or copies where that cannot be.
+
+    In this order, so the model's last, for with it the folder is a checkpoint.
+    """
+    if not folder.is_dir():
+        folder.mkdir()
+        flush(folder.parent)
+    for file in files:
+        with replacing(folder / file.name) as beside:
+            try:
+                os.link(file, beside)
+            except OSError:
+                shutil.copyfile(file, beside)
+    for old in folder.glob("training-*.safetensors"):  # of the same step in a run that was gone back from
+        if old.name not in [file.name for file in files]:
+            old.unlink()
 
 
 def _digits(value: float) -> str:

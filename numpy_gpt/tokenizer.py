@@ -144,12 +144,14 @@ def _own(folder: Path) -> "tiktoken.Encoding":
     special = {token: ids.pop(token) for token in [END_OF_TEXT] if token in ids}
     try:
         text = (folder / "vocab.bpe").read_text(encoding="utf-8")
-        merges = [line.split(" ") for line in text.split("\n") if line and not line.startswith("#version")]
+        merges = [line.split(" ") for line in text.splitlines() if line and not line.startswith("#version")]
         ranks = {_octets(token): rank for token, rank in ids.items()}
         by_merge = [ranks[_octets(first + second)] for first, second in merges]
         by_byte = [ranks[bytes([octet])] for octet in range(256)]
         # tiktoken takes a token's id for the order in which it is merged
         whole = sorted([*by_byte, *by_merge, *special.values()]) == list(range(len(ids) + len(special)))
+        if not all(type(each) is int for each in [*ranks.values(), *special.values()]):
+            raise ValueError("an id is no whole number")
     except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: an id that is no number
         raise InputError(f"the vocabulary in {folder} is damaged or not in GPT-2's format ({error!r})") from error
     if not whole or by_merge != sorted(by_merge):

@@ -65,8 +65,11 @@ class Position:
     def restored(cls, state: Params) -> "Position":
         """The inverse of state. Raises InputError if it holds something else."""
         try:
-            step, epoch, batch, tokens_seen = (int(each) for each in state["loop.counters"])
-        except (KeyError, ValueError) as error:
+            counters = [int(each) for each in state["loop.counters"]]
+            step, epoch, batch, tokens_seen = counters
+            if min(counters) < 0:
+                raise ValueError("a count is negative")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError("the checkpoint does not say where its run stood: start from it with --init") from error
         return cls(step, epoch, batch, tokens_seen, state.get("loop.order"))
 
@@ -96,6 +99,15 @@ class Step:
 def loader_loss(learner: Learner, loader: Loader, num_batches: int | None = None) -> float:
     """The mean of the losses of the loader's first num_batches batches (None: all), each counting the same."""
     losses = [learner.loss(x, y) for x, y in islice(loader, num_batches)]
+    return sum(losses) / len(losses)
+
+
+def undrawn_loss(learner: Learner, loader: Loader, num_batches: int) -> float:
+    """The mean over the loader's first num_batches batches in the order of the text, without a draw from any stream.
+
+    So a save may ask for it, and the run goes on as if it had not.
+    """
+    losses = [learner.loss(x, y) for x, y in islice(loader.batches(None), num_batches)]
     return sum(losses) / len(losses)
 
 

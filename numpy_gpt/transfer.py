@@ -6,6 +6,7 @@ for of that very file (RFC 9110, sections 13.1.5 and 14); two files are never jo
 
 import hashlib
 import json
+import operator
 import os
 import re
 import shutil
@@ -79,7 +80,7 @@ class _Part:
         """url, length and validator (or None) of the file that this is a part of; empty if that is not known."""
         try:
             note = json.loads(self._note.read_bytes())
-            return {"url": str(note["url"]), "length": int(note["length"]), "validator": note["validator"]}
+            return {"url": str(note["url"]), "length": operator.index(note["length"]), "validator": note["validator"]}
         except (FileNotFoundError, ValueError, LookupError, TypeError):  # there is none, or a crash cut it short
             return {}
 

@@ -32,6 +32,7 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.weights.checkpoint import load_training
 from numpy_gpt.weights.crc32c import crc32c
 from numpy_gpt.weights.source import open_source
+from numpy_gpt.weights.tensors import CRC32, SHA256
 from parity_tests.gpt2_files import gpt2_tensors, huggingface_folder
 from parity_tests.test_bundle import write as write_bundle
 
@@ -221,7 +222,7 @@ def checkpoint_specimen(folder: Path) -> Specimen:
     state_end, state_size = safetensors_places(state)
     text = content[8:end].decode()
     at = 8 + text.index('"config"')
-    seal = json.loads(text)["__metadata__"]["sha256"]
+    seal = json.loads(text)["__metadata__"][SHA256]
     entries = 8 + text.index('"tok_emb.weight":{')
     places = {
         "header": [("model.safetensors", 0, 8), ("model.safetensors", 8, end), (state.name, 0, state_end)],
@@ -237,7 +238,7 @@ def checkpoint_specimen(folder: Path) -> Specimen:
     def check(place, answer):
         file = place / "model.safetensors"
         about = json.loads(file.read_bytes()[8 : safetensors_places(file)[0]])["__metadata__"]
-        original = about["sha256"] == seal
+        original = about[SHA256] == seal
         want = config.to_dict() if original else json.loads(about["config"])
         assert answer[0].to_dict() == want, f"the configuration is {answer[0]}, not {want}"
         same_arrays(answer[1], model.params if original else load_file(file))
@@ -253,10 +254,11 @@ def reseal_safetensors(name: str, content: bytearray) -> None:
         header = json.loads(content[8:stop])
         metadata, whole = header["__metadata__"], {n: e for n, e in header.items() if n != "__metadata__"}
         offsets = {n: slice(*(stop + at for at in entry["data_offsets"])) for n, entry in whole.items()}
-        metadata.pop("sha256", None)
-        metadata["crc32"] = json.dumps({n: zlib.crc32(content[part]) for n, part in offsets.items()})
+        metadata.pop(SHA256, None)
+        if json.loads(metadata[CRC32]).keys() == whole.keys():  # else that is the damage
+            metadata[CRC32] = json.dumps({n: zlib.crc32(content[part]) for n, part in offsets.items()})
         said = json.dumps([metadata, {n: (e["dtype"], e["shape"]) for n, e in whole.items()}], sort_keys=True)
-        metadata["sha256"] = hashlib.sha256(said.encode()).hexdigest()
+        metadata[SHA256] = hashlib.sha256(said.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError):
         return
     text = json.dumps(header).encode()
@@ -275,12 +277,26 @@ def check_config(config: GPTConfig, values: dict, keys: dict[str, str]) -> None:
         assert getattr(config, ours) == values[theirs], f"{ours} is {getattr(config, ours)}, not {values[theirs]}"
 
 
+SAID = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "n_inner": None,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+}
+"""Of config.json, beside the sizes: what changes the numbers. A mutant that says otherwise must not load."""
+
+
 def huggingface_specimen(folder: Path) -> Specimen:
     """Without checksums: the answer must be what the mutant says, by the format's own library."""
     from numpy_gpt.weights.huggingface import BUFFERS, KEYS, PREFIX
 
     tensors = gpt2_tensors(1, tied=False, **SIZE)
-    huggingface_folder(folder, tensors, shards=2, **SIZE)
+    huggingface_folder(folder, tensors, shards=2, **SIZE, **SAID)
     shards = sorted(folder.glob("model-*.safetensors"))
     ends = {shard.name: safetensors_places(shard) for shard in shards}
     index = folder / "model.safetensors.index.json"
@@ -293,7 +309,13 @@ def huggingface_specimen(folder: Path) -> Specimen:
 
     def check(place, answer):
         config, params = answer
-        check_config(config, json.loads((place / "config.json").read_text()), KEYS)
+        values = json.loads((place / "config.json").read_text())
+        check_config(config, values, KEYS)
+        for key, value in SAID.items():  # left out, it is at its default, which SAID has
+            assert values.get(key, value) == config.drop_rate if "pdrop" in key else values.get(key, value) == value, (
+                key
+            )
+        assert config.tie_weights == values.get("tie_word_embeddings", True)
         whole = {n: a for file in place.glob("model-*.safetensors") for n, a in load_file(file).items()}
         whole = {name.removeprefix(PREFIX): array for name, array in whole.items()}
         whole = {name: array for name, array in whole.items() if not BUFFERS.fullmatch(name)}

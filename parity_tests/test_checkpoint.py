@@ -1,10 +1,14 @@
 """Checkpoints: what is written is what is read, and what cannot be read says so."""
 
+import hashlib
 import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 import tempfile
+import tracemalloc
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +221,86 @@ def test_a_disk_that_is_full_leaves_the_old_checkpoint(tmp_path, training):
     check_same_bits(load(tmp_path).params, old.params)
     assert np.array_equal(load_training(tmp_path)["t"], np.ones(3))
     assert sorted(p.name for p in tmp_path.iterdir()) == left
+
+
+def test_saves_that_fail_leave_nothing_behind(tmp_path):
+    """The training file is written, and for the model there is no room: it may not stay, time after time."""
+    old = GPT(CONFIG)
+    save(old, tmp_path, training={"t": np.ones(3)})
+    left = sorted(p.name for p in tmp_path.iterdir())
+    size = (tmp_path / "model.safetensors").stat().st_size
+    for k in range(4):
+        with room_for(size - 100), pytest.raises(InputError, match="cannot save to"):
+            save(GPT(CONFIG, seed=9), tmp_path, training={"t": np.array([k])})
+    assert sorted(p.name for p in tmp_path.iterdir()) == left
+    assert np.array_equal(load_training(tmp_path)["t"], np.ones(3))
+
+
+WRITER = """
+import sys
+from numpy_gpt import GPT, save
+from parity_tests.test_checkpoint import CONFIG
+model = GPT(CONFIG, int(sys.argv[2]))
+for _ in range(60):
+    save(model, sys.argv[1])
+"""
+
+
+def test_two_writers_in_one_folder_never_leave_half_a_file(tmp_path):
+    """Two processes save as fast as they can, and what is loaded meanwhile is the one's or the other's."""
+    tables = [GPT(CONFIG, seed).params["tok_emb.weight"].tobytes() for seed in (1, 2)]
+    save(GPT(CONFIG, 1), tmp_path)
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, str(seed)]) for seed in (1, 2)]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        try:
+            seen.add(tables.index(load(tmp_path).params["tok_emb.weight"].tobytes()))
+        except InputError as error:
+            if "was replaced while it was being read" not in str(error):
+                raise
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen == {0, 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("about", [{"step": 3}, {"x": "\udcff"}, {"numpy-gpt.sha256": "x"}, {"config": "{}"}])
+def test_what_cannot_be_metadata_is_refused_before_anything_is_written(tmp_path, about):
+    with pytest.raises(InputError, match=r"cannot be stored|is the checkpoint's own"):
+        save(GPT(CONFIG), tmp_path, about=about)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sums", [None, "x", "[]", "{}", "[" * 100_000, '{"tok_emb.weight": 1}', "all true"])
+def test_checksums_that_are_none_are_refused(tmp_path, sums):
+    """Under a seal that is right, as a liar would make it."""
+    save(GPT(CONFIG), tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    stop = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:stop])
+    metadata = header.pop("__metadata__")
+    del metadata["numpy-gpt.sha256"], metadata["numpy-gpt.crc32"]
+    if sums is not None:
+        metadata["numpy-gpt.crc32"] = json.dumps(dict.fromkeys(header, True)) if sums == "all true" else sums
+    said = json.dumps([metadata, {n: (e["dtype"], e["shape"]) for n, e in header.items()}], sort_keys=True)
+    metadata["numpy-gpt.sha256"] = hashlib.sha256(said.encode()).hexdigest()
+    text = json.dumps(header | {"__metadata__": metadata}).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + content[stop:])
+    with pytest.raises(InputError, match="has no checksums of its tensors"):
+        load(file)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_table_of_nothing_but_nan_costs_no_more_memory_than_its_file(tmp_path, dtype):
+    file = tmp_path / "x.safetensors"
+    write_tensors(file, {"x": np.full((2000, 500), np.nan, dtype)}, {})
+    _, tensors = read_tensors(file)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"x\[0, 0\] is NaN"):
+        tensors["x"].astype(np.float32).finite(file, "x").read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 3.1 * file.stat().st_size
 
 
 def damaged(tmp_path, change):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from numpy_gpt.cli import main
 from numpy_gpt.run import Run
 from numpy_gpt.weights.checkpoint import load_training, read_header
 from parity_tests.test_checkpoint import check_same_bits, room_for
-from parity_tests.test_pretrain import check_refused, invoke, pretrain, rows, snapshot, text  # noqa: F401 (text: a fixture)
+from parity_tests.test_pretrain import SMALL, check_refused, invoke, pretrain, snapshot, text  # noqa: F401 (text: a fixture)
+
+FIXTURE = Path(__file__).parent / "fixtures" / "tiny_gpt2"
 
 
 def steps(folder):
@@ -52,20 +56,103 @@ def test_a_kept_save_goes_on_as_the_run_did(tmp_path, text):  # noqa: F811
     check_same_bits(load(out).params, want)
 
 
-def test_the_best_is_the_save_with_the_lowest_validation_loss(tmp_path, text):  # noqa: F811
-    """Learning far too fast, so that it gets worse again."""
+def validation_loss(checkpoint, text):  # noqa: F811
+    """Of the weights in a checkpoint, on the three windows of the validation text."""
+    ids = np.frombuffer(text.read_bytes()[450:], np.uint8).astype(int)
+    windows = np.array([ids[i : i + 17] for i in range(0, len(ids) - 16, 16)])
+    return float(load(checkpoint).loss(windows[:, :-1], windows[:, 1:]))
+
+
+def test_the_best_is_the_save_with_the_lowest_validation_loss(tmp_path, text, monkeypatch):  # noqa: F811
+    """Of the very weights that were saved. Learning far too fast, so that it gets worse again."""
     out = tmp_path / "run"
-    pretrain(main, text, out, "--max-steps", 12, "--save-freq", 1, "--keep", 20, "--lr", 0.3, "--warmup-steps", 0)
-    losses = {int(row["step"]): float(row["val_loss"]) for row in rows(out)}  # after step 0, 2, 4, …
-    at_save = {step: losses[(step - 1) // 2 * 2] for step in steps(out) if step}
-    best = min(at_save, key=at_save.get)
-    assert best < 12, "the last is the best: this tests nothing"
+    pretrain(main, text, out, "--max-steps", 12, "--save-freq", 1, "--keep", 20, "--lr", 0.05, "--warmup-steps", 0)
+    losses = {step: validation_loss(out / f"checkpoint-{step:06d}", text) for step in steps(out)}
+    best = min(losses, key=losses.get)
+    assert best not in (0, 12), "the first or the last is the best: this tests nothing"
     about = read_header(out / "best").about
-    assert (int(about["step"]), float(about["val_loss"])) == (best, at_save[best])
+    assert (int(about["step"]), float(about["val_loss"])) == (best, losses[best])
     check_same_bits(load(out / "best").params, load(out / f"checkpoint-{best:06d}").params)
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 13)
     assert result.exit_code == 0
     assert int(read_header(out / "best").about["step"]) == best, "resumed: the best is forgotten"
+
+
+def test_what_a_kill_kept_a_save_from_is_made_up_for(tmp_path, text):  # noqa: F811
+    """The process ends between the checkpoint's own save and its becoming the best, or a copy."""
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 3, "--save-freq", 1, "--keep", 9)
+    for gone in (out / "best", out / "checkpoint-000003"):
+        shutil.rmtree(gone)
+    result = invoke(main, "pretrain", "--resume", out, "--save-freq", 1, "--keep", 9)
+    assert result.exit_code == 0, result.output
+    check_same_bits(load(out / "best").params, load(out).params)
+    assert steps(out) == [0, 1, 2, 3]
+
+
+def test_a_run_gone_back_keeps_what_it_makes_then(tmp_path, text):  # noqa: F811
+    """The saves of the way that was left are not its last ones, and nobody's own folder is a save."""
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 8, "--save-freq", 2, "--keep", 4)
+    for file in (out / "checkpoint").iterdir():
+        file.unlink()
+    for file in (out / "checkpoint-000002").iterdir():
+        shutil.copy(file, out / "checkpoint")
+    mine = out / "checkpoint-202405"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    (out / "checkpoint-000000").symlink_to(mine)
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 5, "--save-freq", 1, "--keep", 2)
+    assert result.exit_code == 0, result.output
+    assert steps(out) == [0, 4, 5, 6, 8, 202405]
+    assert (mine / "notes.txt").read_text() == "mine"
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, text):  # noqa: F811
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 1)
+    with Run.open(out).locked():
+        before = snapshot(out)
+        check_refused(invoke(main, "pretrain", "--resume", out, "--max-steps", 2), "another process is training in")
+        assert snapshot(out) == before
+    assert invoke(main, "pretrain", "--resume", out, "--max-steps", 2).exit_code == 0
+
+
+def test_a_run_that_ended_before_its_first_save_says_so(tmp_path, text):  # noqa: F811
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 1)
+    shutil.rmtree(out / "checkpoint")
+    check_refused(invoke(main, "pretrain", "--resume", out), "ended before its first save: begin it again")
+    check_refused(
+        invoke(main, "pretrain", "--out", out, "--text", text, *SMALL), "ended before its first save: delete it"
+    )
+
+
+def test_a_run_carries_its_vocabulary(tmp_path, text):  # noqa: F811
+    """The folder that it came from may go; another vocabulary in its place is another run."""
+    words = shutil.copytree(FIXTURE, tmp_path / "words")
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--encoding", words, "--max-steps", 2)
+    shutil.rmtree(words)
+    out = out.rename(tmp_path / "moved")
+    assert invoke(main, "generate", out, "A", "--max-new-tokens", 2).exit_code == 0
+    assert invoke(main, "pretrain", "--resume", out, "--max-steps", 3).exit_code == 0
+    file = out / "vocabulary" / "encoder.json"
+    ids = json.loads(file.read_text(encoding="utf-8"))
+    ids["r"], ids["s"] = ids["s"], ids["r"]
+    file.write_text(json.dumps(ids), encoding="utf-8")
+    check_refused(invoke(main, "pretrain", "--resume", out, "--max-steps", 4), "(or the vocabulary) is not the text")
+
+
+@pytest.mark.parametrize("content", [None, "x", "step\n1\n", "step,epoch\n1,x\n"])
+def test_a_table_of_losses_that_is_gone_or_another_is_named(tmp_path, text, content):  # noqa: F811
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 1)
+    (out / "losses.csv").unlink()
+    if content is not None:
+        (out / "losses.csv").write_text(content)
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 2)
+    assert (result.exit_code, "losses.csv cannot be read as a table" in result.output) == (2, True) or content == "x"
 
 
 def test_a_run_that_saves_has_a_checkpoint_before_its_first_step(tmp_path, text):  # noqa: F811

@@ -31,7 +31,7 @@ def tensors_of(arrays):
 @pytest.mark.parametrize("qkv_bias", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("inside", [None, "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod."])
 def test_the_books_file_comes_in(tmp_path, qkv_bias, tied, inside, prefix):
     """Its causal masks, which are in the file too, are passed over."""
     config = GPTConfig(11, 6, 8, 4, 2, 0.1, qkv_bias=qkv_bias, tie_weights=tied)
@@ -128,3 +128,29 @@ def test_what_is_no_gpt2_is_named(tmp_path):
     torch.save(state, file)
     assert "norm1.scale is int64" in run(file, tmp_path / "out", "--n-heads", "4", code=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_is_the_table_stays_tied(tmp_path):
+    config = GPTConfig(11, 6, 8, 4, 2, tie_weights=True)
+    state = from_params(config, GPT(config).params).state_dict()
+    torch.save(state | {"out_head.weight": state["tok_emb.weight"]}, tmp_path / "model.pth")
+    run(tmp_path / "model.pth", tmp_path / "out", "--n-heads", "4")
+    assert load(tmp_path / "out").config == config
+
+
+def test_heads_that_contradict_each_other_are_refused(tmp_path):
+    torch.save({f"transformer.{n}": t for n, t in tensors_of(gpt2_tensors()).items()}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
+    message = run(tmp_path / "pytorch_model.bin", tmp_path / "out", "--n-heads", "4", code=2)
+    assert "has 4 heads, and config.json beside it says 2" in message
+
+
+def test_tensors_that_numpy_has_not_are_named_where_they_are_wanted(tmp_path):
+    state = {f"transformer.{n}": t for n, t in tensors_of(gpt2_tensors()).items()}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
+    for change in (lambda t: t.to_sparse(), lambda t: t.to("meta"), lambda t: t.to(torch.float8_e4m3fn)):
+        file = tmp_path / "pytorch_model.bin"
+        torch.save(state | {"transformer.wpe.weight": change(state["transformer.wpe.weight"])}, file)
+        message = run(file, tmp_path / "out", code=2)
+        assert "pos_emb.weight is" in message or "wpe.weight is" in message, message
+        assert not (tmp_path / "out").exists()

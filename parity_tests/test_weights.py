@@ -184,6 +184,35 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, what):
     assert not list((tmp_path / "out").glob("*")), "something was written"
 
 
+def test_two_models_in_one_file_are_refused(tmp_path):
+    """With the prefix and without: transformers would mix them, one way or the other."""
+    tensors = gpt2_tensors()
+    both = tensors | {f"transformer.{name}": array + 1 for name, array in tensors.items()}
+    with pytest.raises(InputError, match=r"has (\S+) twice, also as transformer\.\1: it holds more"):
+        open_source(huggingface_folder(tmp_path, both, prefix=""))
+
+
+@pytest.mark.parametrize("model", [None, [], {"vocab": {}}, {"vocab": {}, "merges": [1]}, {"merges": [["\ud800"]]}])
+def test_a_tokenizer_that_is_none_is_named(tmp_path, model):
+    folder = huggingface_folder(tmp_path, gpt2_tensors())
+    (folder / "tokenizer.json").write_text(json.dumps({"model": model}))
+    with pytest.raises(InputError, match=r"tokenizer\.json holds no vocabulary in GPT-2's format"):
+        open_source(folder)
+
+
+def test_a_vocabulary_that_does_not_fit_is_said_at_once_and_one_exchanged_later(tmp_path):
+    folder = shutil.copytree(FIXTURE, tmp_path / "x")
+    (folder / "vocab.bpe").write_text("damaged", encoding="utf-8")
+    out = run("import", folder, "--out", tmp_path / "damaged")
+    assert "text cannot be made of its 287 tokens yet: the vocabulary" in out
+    assert "Try:" not in out
+    run("import", FIXTURE, "--out", tmp_path / "good")
+    ids = json.loads((FIXTURE / "encoder.json").read_text(encoding="utf-8"))
+    ids["r"], ids["s"] = ids["s"], ids["r"]
+    (tmp_path / "good" / "encoder.json").write_text(json.dumps(ids), encoding="utf-8")
+    assert "is not the one that" in run("generate", tmp_path / "good", "A", code=2)
+
+
 BAD_CONFIG = {
     "another activation": ({"activation_function": "gelu"}, "activation_function is 'gelu', and only 'gelu_new'"),
     "another epsilon": ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
@@ -312,7 +341,7 @@ def test_without_its_vocabulary_it_comes_in_and_generate_names_what_is_missing(t
     folder = shutil.copytree(FIXTURE, tmp_path / "bare")
     for name in GPT2_FILES:
         (folder / name).unlink()
-    assert "has no encoder.json and no vocab.bpe" in run("import", folder, "--out", tmp_path / "out")
+    assert "has no vocab.bpe and no encoder.json" in run("import", folder, "--out", tmp_path / "out")
     assert "has no vocab.bpe and no encoder.json" in run("generate", tmp_path / "out", "x", code=2)
     assert run("generate", tmp_path / "out", "x", "--encoding", "bytes", "--max-new-tokens", 2).startswith("x")
     shutil.copy(FIXTURE / "encoder.json", tmp_path / "out")
@@ -367,6 +396,8 @@ BAD_VOCABULARIES = {
     "an id left out": edited("encoder.json", "286", "287"),
     "a token renamed": edited("encoder.json", '"!"', '"!!"'),
     "a letter that is no byte": edited("encoder.json", '"!"', '"漢"'),
+    "an id that is a fraction": edited("encoder.json", '"!": 0', '"!": 0.0'),
+    "an id that is no number": edited("encoder.json", '"!": 0', '"!": false'),
     "an id that is none": edited("encoder.json", '"!": 0', '"!": "0"'),
     "no JSON": edited("encoder.json", "{", ""),
     "a merge changed": edited("vocab.bpe", "e", "x"),
@@ -429,4 +460,4 @@ def test_a_full_disk_leaves_no_checkpoint(tmp_path, monkeypatch):
             monkeypatch.setattr("os.fsync", full)
         out = tmp_path / command[0]
         assert "No space left on device" in run(*command, "--out", out, code=2)
-        assert not list(out.iterdir())
+        assert not out.exists()

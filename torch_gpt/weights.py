@@ -14,7 +14,7 @@ from torch import Tensor
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.typing import Array
-from numpy_gpt.weights.gpt2 import LINEAR
+from numpy_gpt.weights.gpt2 import LINEAR, renamed
 from numpy_gpt.weights.huggingface import PREFIX, read_config, read_parameters, same
 from numpy_gpt.weights.source import Source, read_vocabulary
 from numpy_gpt.weights.stored import Stored
@@ -22,8 +22,8 @@ from numpy_gpt.weights.stored import Stored
 INSIDE = ("model_state_dict", "state_dict", "model")
 """Where the parameters are in a file with more in it: the book's name, the usual one, nanoGPT's."""
 
-COMPILED = "_orig_mod."
-"""What torch.compile puts before every name."""
+WRAPPED = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before every name."""
 
 
 def read_pth(file: Path, n_heads: int | None = None) -> Source:
@@ -37,14 +37,14 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist: give a file that torch.save wrote") from error
     except Exception as error:  # whatever the unpickler stumbles over: there is no list of it
-        reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"{file} cannot be read as PyTorch weights ({type(error).__name__}: {reason}): it is damaged, or holds "
-            "more than data: save the state_dict alone"
+            f"{file} cannot be read as PyTorch weights ({type(error).__name__}): it is damaged, or "
+            "holds more than data: save the state_dict alone, torch.save(model.state_dict(), FILE)"
         ) from error
     more = content if isinstance(content, dict) else {}
     inside = next((more[key] for key in INSIDE if isinstance(more.get(key), dict)), more)
-    tensors = {str(name).removeprefix(COMPILED): _stored(t) for name, t in inside.items() if isinstance(t, Tensor)}
+    found = {str(name): _stored(str(name), tensor) for name, tensor in inside.items() if isinstance(tensor, Tensor)}
+    tensors = renamed(found, lambda name: name.removeprefix(WRAPPED[0]).removeprefix(WRAPPED[1]), str(file))
     if not tensors:
         raise InputError(f"{file} holds no state_dict: save one with torch.save(model.state_dict(), FILE)")
     args = more.get("model_args")
@@ -52,26 +52,45 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
     vocabulary = read_vocabulary(file.parent)
     if "tok_emb.weight" in tensors:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".att.mask")}
-        config = _config(file, tensors, n_heads, ("tok_emb.weight", "pos_emb.weight"), r"trf_blocks\.(\d+)\.")
-        qkv_bias, tied = "trf_blocks.0.att.W_query.bias" in tensors, "out_head.weight" not in tensors
+        config = _config(file, tensors, n_heads, ("tok_emb.weight", "pos_emb.weight"), r"trf_blocks\.(\d{1,9})\.")
+        head = tensors.get("out_head.weight")
+        qkv_bias, tied = (
+            "trf_blocks.0.att.W_query.bias" in tensors,
+            head is None or same(head, tensors["tok_emb.weight"]),
+        )
+        tensors = {name: tensor for name, tensor in tensors.items() if not (tied and name == "out_head.weight")}
         config = replace(config, qkv_bias=qkv_bias, tie_weights=tied)
         return Source("the book's GPT", config, tensors, vocabulary)
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = renamed(tensors, lambda name: name.removeprefix(PREFIX), str(file))
     if (file.parent / "config.json").is_file():
         config = read_config(file.parent / "config.json")
+        if n_heads not in (None, config.n_heads):
+            raise InputError(
+                f"{file} has {n_heads} heads, and config.json beside it says {config.n_heads}: which is right?"
+            )
         return Source("Hugging Face's GPT-2", config, read_parameters(config, tensors, str(file)), vocabulary)
-    config = _config(file, tensors, n_heads, ("wte.weight", "wpe.weight"), r"h\.(\d+)\.")
+    config = _config(file, tensors, n_heads, ("wte.weight", "wpe.weight"), r"h\.(\d{1,9})\.")
     head = tensors.get("lm_head.weight")
     config = replace(config, qkv_bias=True, tie_weights=head is None or same(head, tensors["wte.weight"]))
     parameters = read_parameters(config, _with_biases(tensors), str(file))
-    return Source("nanoGPT's GPT (its GELU is exact, here it is GPT-2's)", config, parameters, vocabulary)
+    C, first = config.emb_dim, tensors["h.0.attn.c_attn.weight"]
+    exact = first.shape == (3 * C, C)  # torch's layout, in which only nanoGPT has these names
+    what = "nanoGPT's GPT (its GELU is exact, here it is GPT-2's: logits differ by some 1e-4)" if exact else "GPT-2"
+    return Source(what, config, parameters, vocabulary)
 
 
-def _stored(tensor: Tensor) -> Stored:
-    """A tensor as one of a file's; bfloat16, which NumPy has not, is widened."""
+def _stored(name: str, tensor: Tensor) -> Stored:
+    """A tensor as one of a file's; bfloat16, which NumPy has not, is widened. Others that it has not cannot be read."""
     tensor = tensor.detach()
-    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    try:
+        array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    except (TypeError, RuntimeError, NotImplementedError):
+        return Stored(tuple(tensor.shape), np.dtype(np.void), partial(_refuse, name, str(tensor.dtype)))
     return Stored(array.shape, array.dtype, array.copy)
+
+
+def _refuse(name: str, dtype: str) -> Array:
+    raise InputError(f"{name} is {dtype} or no plain tensor: save the model anew in float32")
 
 
 def _config(file: Path, tensors: Mapping[str, Stored], n_heads: Any, tables: tuple[str, str], block: str) -> GPTConfig:

@@ -10,7 +10,6 @@ checkpoint.
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,14 +18,18 @@ import numpy as np
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
+from numpy_gpt.files import flush, sweep
 from numpy_gpt.model import GPT, check_shapes, parameter_shapes
 from numpy_gpt.typing import Array, Float, Params
 from numpy_gpt.weights.stored import Stored
-from numpy_gpt.weights.tensors import MEND, read_tensors, seal, write_tensors
+from numpy_gpt.weights.tensors import MEND, SHA256, read_tensors, seal, write_tensors
 
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = re.compile(r"training-[0-9a-f]{16}\.safetensors")
 """The name of a training file: by its contents, so that a new one never takes an old one's place."""
+
+RESERVED = {"format", "version", "config", "training"}
+"""Of the metadata: what the model's file says of itself."""
 
 VERSION = 1
 """Of the format, in every file's metadata."""
@@ -66,24 +69,45 @@ def save_params(
     single = target.suffix == ".safetensors"
     if single and training is not None:
         raise InputError(f"{target} is one file: give a folder to save the training state beside the model")
+    if wrong := RESERVED & (about or {}).keys():
+        raise InputError(f"about={{{min(wrong)!r}: …}} is the checkpoint's own: choose another name")
     metadata = {**(about or {}), "format": "numpy-gpt", "version": str(VERSION), "config": json.dumps(config.to_dict())}
     try:
-        (target.parent if single else target).mkdir(parents=True, exist_ok=True)
-        beside = None
-        if training is not None:
-            kind = {"format": "numpy-gpt training", "version": str(VERSION)}
-            beside = f"training-{seal(training, kind)['sha256'][:16]}.safetensors"
-            write_tensors(target / beside, training, kind)
-            metadata["training"] = beside
-        write_tensors(target if single else target / MODEL_FILE, params, metadata)
-        if not single:
-            for old in target.iterdir():  # of the model that was here before, and of a save that was killed
-                if TRAINING_FILE.fullmatch(old.name) and old.name != beside:
-                    old.unlink(missing_ok=True)
-                elif old.is_dir() and old.name.startswith(".training-"):
-                    shutil.rmtree(old)
+        folder = target.parent if single else target
+        folder.mkdir(parents=True, exist_ok=True)
+        flush(folder.parent)
+        if single:
+            write_tensors(target, params, metadata)
+            return
+        here = _training_of(target)
+        try:
+            _drop_training(target, here)  # what saves left that were killed
+            if training is not None:
+                kind = {"format": "numpy-gpt training", "version": str(VERSION)}
+                metadata["training"] = f"training-{seal(training, kind)[SHA256][:16]}.safetensors"
+                write_tensors(target / metadata["training"], training, kind)
+            write_tensors(target / MODEL_FILE, params, metadata)
+            here = metadata.get("training")
+        finally:
+            _drop_training(target, here)  # the old model's; after a failure the new one's
     except OSError as error:
         raise InputError(f"cannot save to {target}: {error.strerror or error}; choose another place") from error
+
+
+def _training_of(folder: Path) -> str | None:
+    """The training file that belongs to the model in a folder, if there is one that can be read."""
+    try:
+        return read_tensors(folder / MODEL_FILE)[0].get("training")
+    except InputError:
+        return None
+
+
+def _drop_training(folder: Path, keep: str | None) -> None:
+    """Remove all training files from a folder but this one, and what is left of unfinished ones."""
+    sweep(folder / "training-*")
+    for file in folder.iterdir():
+        if TRAINING_FILE.fullmatch(file.name) and file.name != keep:
+            file.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], dtype: Float | None = None) -> GPT:
@@ -117,7 +141,7 @@ def load_training(path: str | os.PathLike[str]) -> Params:
     if not TRAINING_FILE.fullmatch(name) or not file.is_file():
         raise InputError(f"{file}, this checkpoint's training state, is missing: start from the model with --init")
     about, tensors = read_tensors(file)
-    if not name.startswith(f"training-{about.get('sha256', 'none')[:16]}"):
+    if not name.startswith(f"training-{about.get(SHA256, 'none')[:16]}"):
         raise InputError(f"{file} is another checkpoint's training state: start from the model with --init instead")
     return {name: tensor.read() for name, tensor in tensors.items()}
 
@@ -134,13 +158,13 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             f"{file} has no usable GPT configuration inside: it is no checkpoint of numpy-gpt; "
             "GPT-2 files of others come in by numpy-gpt import"
         )
-    if "sha256" not in about:
+    if SHA256 not in about:
         raise InputError(f"{file} has no checksum, as every checkpoint of numpy-gpt has: {MEND}")
     if (version := about.get("version")) != str(VERSION):
         raise InputError(f"{file} is of version {version} of the format, and {VERSION} is known: update numpy-gpt")
     try:
         config = GPTConfig.from_dict(json.loads(about.pop("config")))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise InputError(f"{file} has no usable GPT configuration inside ({error})") from error
     try:
         check_shapes(config, {name: tensor.shape for name, tensor in tensors.items()})

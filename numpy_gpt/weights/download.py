@@ -48,8 +48,7 @@ def fetch_gpt2(size: str, folder: Path, report: "Report") -> None:
             fetch(file, folder, report)
     except OSError as error:
         raise InputError(
-            f"{error.filename or folder} cannot be written ({error.strerror or error}): make room there, or choose "
-            "another folder with --out"
+            f"{error.filename or folder} cannot be written ({error.strerror or error}): make room there"
         ) from error
     except KeyboardInterrupt:
         report.line(f"stopped: what has come stays in {folder}, and the same command goes on from it")

@@ -5,7 +5,7 @@ the output head is the token embedding. nanoGPT has the same names with torch's 
 model.py (https://github.com/openai/gpt-2), transformers' modeling_gpt2.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -53,7 +53,7 @@ def from_gpt2(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> di
     first = tensors.get("h.0.attn.c_attn.weight")
     conv1d = first is None or first.shape != (3 * config.emb_dim, config.emb_dim)
     # an absurd number of layers must not be spelled out
-    shapes = parameter_shapes(replace(config, n_layers=min(config.n_layers, len(tensors))))
+    shapes = parameter_shapes(replace(config, n_layers=min(config.n_layers, len(tensors) + 1)))
     found, used = {}, set()
     for name, shape in shapes.items():
         theirs, third = _theirs(name)
@@ -68,6 +68,16 @@ def from_gpt2(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> di
         found[name] = tensors[theirs].map(shape, partial(_part, turned=turned, third=third))
     if more := set(tensors) - used:
         raise InputError(f"{what} has a tensor {min(more)}, which is not one of its configuration's GPT-2")
+    return found
+
+
+def renamed(tensors: Mapping[str, Stored], rename: Callable[[str], str], what: str) -> dict[str, Stored]:
+    """The tensors under other names. Raises InputError, which begins with `what`, if two get the same."""
+    found: dict[str, Stored] = {}
+    for name, tensor in tensors.items():
+        if rename(name) in found:
+            raise InputError(f"{what} has {rename(name)} twice, also as {name}: it holds more than one model")
+        found[rename(name)] = tensor
     return found
 
 

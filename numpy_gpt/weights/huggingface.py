@@ -15,7 +15,8 @@ import numpy as np
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import read_json, replacing
-from numpy_gpt.weights.gpt2 import from_gpt2, to_gpt2
+from numpy_gpt.tokenizer import END_OF_TEXT
+from numpy_gpt.weights.gpt2 import from_gpt2, renamed, to_gpt2
 from numpy_gpt.weights.stored import Stored, Weights
 from numpy_gpt.weights.tensors import MEND, read_tensors, write_tensors
 
@@ -61,7 +62,7 @@ def read_huggingface(path: Path) -> tuple[GPTConfig, dict[str, Stored]]:
 
 def read_parameters(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> dict[str, Stored]:
     """The book's parameters of tensors named as transformers names them; errors are InputErrors about `what`."""
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = renamed(tensors, lambda name: name.removeprefix(PREFIX), what)
     tensors = {name: tensor for name, tensor in tensors.items() if not BUFFERS.fullmatch(name)}
     head = tensors.pop("lm_head.weight", None) if config.tie_weights else None
     if head is not None and not same(head, tensors.get("wte.weight")):
@@ -84,8 +85,9 @@ def read_config(file: Path) -> GPTConfig:
                 f"{file}: {key} is {value!r}, and only {choices[0]!r} is computed here: it is another model"
             )
     rates = {key: values.get(key, 0.1) for key in DROPOUTS}
-    if len(set(map(repr, rates.values()))) > 1:
-        raise InputError(f"{file}: {rates} differ, and there is one rate here: set all three to it")
+    if any(rate != rates["resid_pdrop"] for rate in rates.values()):
+        said = ", ".join(f"{key} {rate!r}" for key, rate in rates.items())
+        raise InputError(f"{file}: {said} differ, and there is one rate here: set all three to it")
     if missing := [theirs for theirs in KEYS.values() if theirs not in values]:
         raise InputError(f"{file} has no {', '.join(missing)}: is it the config.json of a GPT-2?")
     try:
@@ -107,14 +109,16 @@ def write_huggingface(config: GPTConfig, params: Weights, folder: Path, vocabula
 
     vocabulary: encoder.json and vocab.bpe, or nothing. Raises InputError where something cannot be written.
     """
+    ids = json.loads(vocabulary.get("encoder.json", b"{}"))
+    end = ids.get(END_OF_TEXT, config.vocab_size - 1)  # a vocabulary may be padded: then it is not the last
     values = {name: choices[0] for name, choices in FIXED.items()} | {
         "architectures": ["GPT2LMHeadModel"],
         **{theirs: getattr(config, ours) for ours, theirs in KEYS.items()},
         **dict.fromkeys(DROPOUTS, config.drop_rate),
         "n_inner": None,
         "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": config.vocab_size - 1,  # <|endoftext|> is the last one
-        "eos_token_id": config.vocab_size - 1,
+        "bos_token_id": end,
+        "eos_token_id": end,
         "dtype": str(params["tok_emb.weight"].dtype),
     }
     files = {VOCABULARY[name]: content for name, content in vocabulary.items()}

@@ -12,7 +12,7 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.files import read_json
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.bundle import read_bundle
-from numpy_gpt.weights.gpt2 import from_gpt2
+from numpy_gpt.weights.gpt2 import from_gpt2, renamed
 from numpy_gpt.weights.stored import Stored
 
 PREFIX = "model.ckpt"
@@ -37,11 +37,13 @@ def read_openai(folder: Path) -> tuple[GPTConfig, dict[str, Stored]]:
     says nothing. Raises InputError for what is missing, damaged, or no GPT-2.
     """
     config = _config(folder / "hparams.json")
-    tensors = {}
-    for name, tensor in read_bundle(folder / PREFIX).items():
-        if name.startswith("model/"):  # others count steps and the like
-            tensors[_gpt2_name(name)] = _without_leading_axis(tensor)
-    return config, from_gpt2(config, tensors, str(folder / f"{PREFIX}.index"))
+    what = str(folder / f"{PREFIX}.index")
+    variables = {
+        name: _without_leading_axis(tensor)
+        for name, tensor in read_bundle(folder / PREFIX).items()
+        if name.startswith("model/")  # others count steps and the like
+    }
+    return config, from_gpt2(config, renamed(variables, _gpt2_name, what), what)
 
 
 def _config(file: Path) -> GPTConfig:

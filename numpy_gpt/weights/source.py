@@ -58,12 +58,10 @@ def _from_tokenizer(file: Path) -> dict[str, bytes]:
     """The same two files out of the one that transformers writes today."""
     if not file.is_file():
         return {}
-    model = read_json(file).get("model", {})
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not isinstance(merges, list):
-        return {}
-    lines = [each if isinstance(each, str) else " ".join(each) for each in merges]
-    return {
-        "encoder.json": json.dumps(vocab).encode(),
-        "vocab.bpe": "\n".join(["#version: 0.2", *lines, ""]).encode(),
-    }
+    try:
+        model = read_json(file)["model"]
+        lines = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
+        vocabulary = {"encoder.json": json.dumps(model["vocab"]), "vocab.bpe": "\n".join(["#version: 0.2", *lines, ""])}
+        return {name: text.encode() for name, text in vocabulary.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} holds no vocabulary in GPT-2's format ({error!r}): remove it, or mend it") from error

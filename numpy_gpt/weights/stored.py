@@ -43,7 +43,7 @@ class Stored:
 
         def checked(array: Array) -> Array:
             if array.size and not (np.isfinite(array.max()) and np.isfinite(array.min())):  # both tell of a NaN
-                at = ", ".join(str(i) for i in np.argwhere(~np.isfinite(array))[0])
+                at = ", ".join(map(str, np.unravel_index(np.isfinite(array).argmin(), array.shape)))
                 raise InputError(f"{file}: {name}[{at}] is NaN or infinite: go back to weights from before that")
             return array
 

@@ -2,8 +2,8 @@
 
 The layout (https://github.com/huggingface/safetensors): the header's length, 8 bytes; the header, JSON, with every
 tensor's dtype, shape and place, and free metadata; the numbers, without gaps. The library judges headers and writes
-files. The checksums are ours and lie in the metadata, where other readers pass over them: "crc32" is a JSON object of
-each tensor's CRC-32, "sha256" the hash of everything else that the header says.
+files. The checksums are ours and lie in the metadata, where other readers pass over them: CRC32 is a JSON object of
+each tensor's CRC-32, SHA256 the hash of everything else that the header says.
 """
 
 import hashlib
@@ -41,13 +41,15 @@ DTYPES: dict[str, type[np.generic]] = {
 
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items() if name != "BF16"}
 
+CRC32, SHA256 = "numpy-gpt.crc32", "numpy-gpt.sha256"
+
 MEND = "it is damaged or another format: put an undamaged copy in its place"
 
 
 def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
     """The metadata and the tensors of a safetensors file; only its header is read.
 
-    Checksums are verified where the file has them (then the metadata has "sha256"): that of the header here, those of
+    Checksums are verified where the file has them (then the metadata has SHA256): that of the header here, those of
     the tensors as they are read. Raises InputError if the file cannot be read, is damaged, or has a dtype that NumPy
     does not know.
     """
@@ -62,13 +64,13 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
             stat = os.fstat(f.fileno())
             length = int.from_bytes(f.read(8), "little")
             header = json.loads(f.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as a safetensors file ({error}): {MEND}") from error
     metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-    seal = metadata.pop("sha256", None)
+    seal = metadata.pop(SHA256, None)
     if seal is not None and seal != _sha256(metadata, {name: (e["dtype"], e["shape"]) for name, e in header.items()}):
         raise InputError(f"the header of {file} is not as it was written (its SHA-256 differs): {MEND}")
-    checksums = json.loads(metadata.pop("crc32")) if seal is not None else {}
+    checksums = _checksums(file, metadata.pop(CRC32, ""), header) if seal is not None else {}
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in DTYPES:
@@ -77,7 +79,7 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
         start = 8 + length + entry["data_offsets"][0]
         read = partial(_read, file, stat, name, entry["dtype"], shape, start, checksums.get(name))
         tensors[name] = Stored(shape, dtype, read)
-    return metadata | ({} if seal is None else {"sha256": seal}), tensors
+    return metadata | ({} if seal is None else {SHA256: seal}), tensors
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Array | Stored], metadata: Mapping[str, str]) -> None:
@@ -101,17 +103,37 @@ def write_tensors(file: Path, tensors: Mapping[str, Array | Stored], metadata: M
 
 
 def seal(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata with the checksums of these tensors and of itself."""
+    """The metadata with the checksums of these tensors and of itself. Raises InputError for what is no metadata."""
+    for key, value in metadata.items():
+        try:
+            (key + value).encode()
+            usable = key not in (CRC32, SHA256)
+        except (TypeError, UnicodeEncodeError):
+            usable = False
+        if not usable:
+            raise InputError(f"{key!r}: {value!r} cannot be stored beside tensors: give strings that are valid Unicode")
     for name, array in tensors.items():
         if name == "__metadata__" or array.dtype not in NAMES:
             raise ValueError(f"a safetensors file cannot hold {name!r} as {array.dtype}")
-    whole = {**metadata, "crc32": json.dumps({name: _crc32(array) for name, array in tensors.items()})}
+    whole = {**metadata, CRC32: json.dumps({name: _crc32(array) for name, array in tensors.items()})}
     header = {name: (NAMES[array.dtype], list(array.shape)) for name, array in tensors.items()}
-    return whole | {"sha256": _sha256(whole, header)}
+    return whole | {SHA256: _sha256(whole, header)}
 
 
 def _sha256(metadata: Mapping[str, str], header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([metadata, header], sort_keys=True).encode()).hexdigest()
+
+
+def _checksums(file: Path, text: str, header: Mapping[str, Any]) -> dict[str, int]:
+    """Each tensor's CRC-32, as the metadata has them. Raises InputError unless there is one for each."""
+    try:
+        checksums = json.loads(text)
+    except (ValueError, RecursionError):
+        checksums = None
+    whole = isinstance(checksums, dict) and checksums.keys() == header.keys()
+    if not whole or not all(type(each) is int for each in checksums.values()):
+        raise InputError(f"{file} has no checksums of its tensors, though one of its header: {MEND}")
+    return dict(checksums)
 
 
 def _crc32(array: Array) -> int:
@@ -138,5 +160,7 @@ def _read(
     if checksum is not None and _crc32(array) != checksum:
         raise InputError(f"{file} is damaged: the numbers of {name} are not those that were written: {MEND}")
     if kind == "BF16":  # the upper half of a float32
-        array = (array.astype(np.uint32) << 16).view(np.float32)
+        wide = array.astype(np.uint32)
+        wide <<= 16
+        array = wide.view(np.float32)
     return array.astype(DTYPES[kind], copy=False).reshape(shape)
