@@ -264,7 +264,7 @@ class Run:
                 copies = {made: copy for copy in self.folder.iterdir() if (made := _copied_step(copy)) is not None}
                 # those beyond this step are of a run that was gone back from: none of this one's last
                 for old in sorted(made for made in copies if made <= step)[:-keep]:
-                    (copies[old] / MODEL_FILE).unlink()  # first: what is left is then no checkpoint
+                    (copies[old] / MODEL_FILE).unlink(missing_ok=True)  # first: what is left is then no checkpoint
                     shutil.rmtree(copies[old])
 
     def plot(self, batches_per_epoch: int) -> Path:
@@ -356,10 +356,12 @@ def _val_loss(checkpoint: Path) -> float:
 
 
 def _copied_step(folder: Path) -> int | None:
-    """The step of a save that is kept in this folder; None for any other folder or file."""
+    """The step of a save that is kept in this folder, whole or as a kill left it; None for any other folder or file."""
     match = COPY.fullmatch(folder.name)
     if match is None or folder.is_symlink() or not folder.is_dir():
         return None
+    if all(each.name.startswith(("training-", ".training-", f".{MODEL_FILE}")) for each in folder.iterdir()):
+        return int(match[1])
     try:
         return int(match[1]) if read_header(folder).about.get("step") == str(int(match[1])) else None
     except InputError:

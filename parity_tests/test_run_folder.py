@@ -108,6 +108,18 @@ def test_a_run_gone_back_keeps_what_it_makes_then(tmp_path, text):  # noqa: F811
     assert (mine / "notes.txt").read_text() == "mine"
 
 
+def test_what_a_kill_left_of_a_copy_is_no_save_and_goes(tmp_path, text):  # noqa: F811
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 3, "--save-freq", 1, "--keep", 3)
+    for step in (0, 2):
+        half = out / f"checkpoint-{step:06d}"
+        half.mkdir(exist_ok=True)
+        (half / "model.safetensors").unlink(missing_ok=True)
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 5, "--save-freq", 1, "--keep", 3)
+    assert result.exit_code == 0, result.output
+    assert steps(out) == [3, 4, 5]
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path, text):  # noqa: F811
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
