@@ -41,10 +41,11 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
         check_shapes(source.config, {name: tensor.shape for name, tensor in source.tensors.items()})
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    dtypes = {name: tensor.dtype for name, tensor in source.tensors.items()}
-    if wrong := [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype.kind != "f"]:
-        raise InputError(f"{path}: {wrong[0]}, and weights are floating-point numbers: it is damaged or no GPT-2")
-    dtype = np.float64 if np.dtype(np.float64) in dtypes.values() else np.float32
+    for name, tensor in source.tensors.items():
+        if tensor.dtype.kind != "f":
+            tensor.read()  # one that cannot be read says why by itself
+            raise InputError(f"{path}: {name} is {tensor.dtype}, and weights are floating-point numbers: it is damaged")
+    dtype = np.float64 if any(tensor.dtype == np.float64 for tensor in source.tensors.values()) else np.float32
     tensors = {name: tensor.astype(dtype).finite(path, name) for name, tensor in source.tensors.items()}
     about = {"encoding": "."}
     if len(source.vocabulary) == len(GPT2_FILES):

@@ -26,6 +26,12 @@ WRAPPED = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
 
 
+DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8} | {
+    torch.int8, torch.int16, torch.int32, torch.int64
+}  # fmt: skip
+"""Of the tensors that become NumPy's."""
+
+
 def read_pth(file: Path, n_heads: int | None = None) -> Source:
     """The GPT-2 in a file that torch.save wrote, by PyTorch's restricted unpickler: data and no code.
 
@@ -54,10 +60,8 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".att.mask")}
         config = _config(file, tensors, n_heads, ("tok_emb.weight", "pos_emb.weight"), r"trf_blocks\.(\d{1,9})\.")
         head = tensors.get("out_head.weight")
-        qkv_bias, tied = (
-            "trf_blocks.0.att.W_query.bias" in tensors,
-            head is None or same(head, tensors["tok_emb.weight"]),
-        )
+        qkv_bias = "trf_blocks.0.att.W_query.bias" in tensors
+        tied = head is None or same(head, tensors["tok_emb.weight"])
         tensors = {name: tensor for name, tensor in tensors.items() if not (tied and name == "out_head.weight")}
         config = replace(config, qkv_bias=qkv_bias, tie_weights=tied)
         return Source("the book's GPT", config, tensors, vocabulary)
@@ -66,7 +70,7 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
         config = read_config(file.parent / "config.json")
         if n_heads not in (None, config.n_heads):
             raise InputError(
-                f"{file} has {n_heads} heads, and config.json beside it says {config.n_heads}: which is right?"
+                f"{file} has {n_heads} heads, and config.json beside it says {config.n_heads}: mend either"
             )
         return Source("Hugging Face's GPT-2", config, read_parameters(config, tensors, str(file)), vocabulary)
     config = _config(file, tensors, n_heads, ("wte.weight", "wpe.weight"), r"h\.(\d{1,9})\.")
@@ -80,17 +84,20 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
 
 
 def _stored(name: str, tensor: Tensor) -> Stored:
-    """A tensor as one of a file's; bfloat16, which NumPy has not, is widened. Others that it has not cannot be read."""
-    tensor = tensor.detach()
-    try:
-        array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    except (TypeError, RuntimeError, NotImplementedError):
-        return Stored(tuple(tensor.shape), np.dtype(np.void), partial(_refuse, name, str(tensor.dtype)))
+    """A tensor as one of a file's; bfloat16, which NumPy has not, is widened.
+
+    Of one that NumPy cannot have (sparse, without numbers, quantised, of 8 bits) the dtype is void, and its `read`
+    raises InputError: it may be one that is not wanted.
+    """
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
+        return Stored(tuple(tensor.shape), np.dtype(np.void), partial(_refuse, name, tensor))
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
     return Stored(array.shape, array.dtype, array.copy)
 
 
-def _refuse(name: str, dtype: str) -> Array:
-    raise InputError(f"{name} is {dtype} or no plain tensor: save the model anew in float32")
+def _refuse(name: str, tensor: Tensor) -> Array:
+    kind = ", ".join([str(tensor.dtype), str(tensor.layout), *(["without numbers"] if tensor.is_meta else [])])
+    raise InputError(f"{name} is {kind}, which NumPy cannot have: save the model anew as plain float32 tensors")
 
 
 def _config(file: Path, tensors: Mapping[str, Stored], n_heads: Any, tables: tuple[str, str], block: str) -> GPTConfig:
