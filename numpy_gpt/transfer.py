@@ -188,7 +188,7 @@ def _receive(answer: "requests.Response", part: _Part, start: int, length: int, 
     if (free := shutil.disk_usage(folder).free) < length - start:
         raise InputError(
             f"{folder} has {free:,} bytes free, and {length - start:,} of {part.name} are still to come: make room "
-            "there, or choose another folder with --out"
+            "there"
         )
     # At a position, not at the end: two processes that fetch the same file write the same bytes to the same places.
     with part.path.open("r+b" if start else "wb") as f, report.transfer(part.name, start, length) as show:

@@ -459,7 +459,10 @@ def test_a_wrong_file_is_told_and_replaced(web, tmp_path):
 def test_a_wrong_file_stays_until_there_is_a_better_one(web, tmp_path):
     (tmp_path / "thing").write_bytes(OTHER)
     web.pages[FIRST], web.pages[SECOND] = Ranged(CONTENT, ETAG, sent=10), OTHER
-    fail(tmp_path)
+    words = fail(tmp_path)
+    assert (tmp_path / "thing").read_bytes() == OTHER, "the old file is gone, and there is no better one"
+    assert FIRST in words
+    assert f"{SECOND} gave a file that is damaged" in words
 
 
 def test_without_a_hash_a_file_of_the_announced_length_is_right(web, tmp_path):
@@ -483,10 +486,7 @@ def test_room_is_looked_for_first(web, tmp_path, monkeypatch):
     web.pages[FIRST] = CONTENT
     monkeypatch.setattr(shutil, "disk_usage", usage(2047))
     words = fail(tmp_path)
-    assert words == (
-        f"{tmp_path} has 2,047 bytes free, and 2,048 of thing are still to come: make room there, or choose another "
-        "folder with --out"
-    )
+    assert words == (f"{tmp_path} has 2,047 bytes free, and 2,048 of thing are still to come: make room there")
     monkeypatch.setattr(shutil, "disk_usage", usage(2048))
     assert get(tmp_path) == CONTENT
 
