@@ -226,9 +226,12 @@ class Run:
         """The rows of losses.csv; step, epoch and tokens_seen are ints. A row cut short by a kill is left out."""
         try:
             with self._losses.open(newline="") as f:
+                reader = csv.DictReader(f)
+                if tuple(reader.fieldnames or ()) != COLUMNS:
+                    raise ValueError("it has other columns")
                 return [
                     {name: int(row[name]) if name in COLUMNS[:3] else float(row[name]) for name in COLUMNS}
-                    for row in csv.DictReader(f)
+                    for row in reader
                     if row[COLUMNS[-1]]
                 ]
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
