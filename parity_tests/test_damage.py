@@ -5,11 +5,13 @@ import random
 import numpy as np
 import pytest
 
+from numpy_gpt import run
 from numpy_gpt.errors import InputError
 from numpy_gpt.weights import tensors
+from numpy_gpt.weights.checkpoint import save_params
 from parity_tests import fuzz
 from parity_tests.fuzz import PLACES, SPECIMENS, Specimen, fuzz_part
-from parity_tests.kills import DifferentError, kill_and_resume
+from parity_tests.kills import STEPS, DifferentError, kill_and_resume
 
 
 def check_damaged(reader, mutants, seed=0):
@@ -85,4 +87,17 @@ def test_the_kills_notice_a_random_state_that_is_not_restored(tmp_path, monkeypa
 
     monkeypatch.setattr(Generator, "set_state", lambda self, state: None)
     with pytest.raises(DifferentError, match="is not as without it"):
+        list(kill_and_resume(5, tmp_path, 1))
+
+
+@pytest.mark.slow
+def test_the_kills_notice_a_save_that_is_not_made(tmp_path, monkeypatch):
+    """All but the first and the last: every run that goes on would still end with the right bits."""
+
+    def seldom(config, params, path, *, training, about):
+        if about["step"] in ("0", str(STEPS)):
+            save_params(config, params, path, training=training, about=about)
+
+    monkeypatch.setattr(run, "save_params", seldom)
+    with pytest.raises(DifferentError, match=r"a save of step \d+ had ended, and the checkpoint is of step 0"):
         list(kill_and_resume(5, tmp_path, 1))
