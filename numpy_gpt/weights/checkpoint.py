@@ -20,8 +20,8 @@ from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import flush, sweep
 from numpy_gpt.model import GPT, check_shapes, parameter_shapes
-from numpy_gpt.typing import Array, Float, Params
-from numpy_gpt.weights.stored import Stored
+from numpy_gpt.typing import Float, Params
+from numpy_gpt.weights.stored import Stored, Weights
 from numpy_gpt.weights.tensors import MEND, SHA256, read_tensors, seal, write_tensors
 
 MODEL_FILE = "model.safetensors"
@@ -58,7 +58,7 @@ def save(
 
 def save_params(
     config: GPTConfig,
-    params: Mapping[str, Array | Stored],
+    params: Weights,
     path: str | os.PathLike[str],
     *,
     training: Params | None = None,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import replacing
 from numpy_gpt.typing import Array
-from numpy_gpt.weights.stored import Stored
+from numpy_gpt.weights.stored import Stored, Weights
 
 DTYPES: dict[str, type[np.generic]] = {
     "F64": np.float64,
@@ -82,7 +82,7 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
     return metadata | ({} if seal is None else {SHA256: seal}), tensors
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Array | Stored], metadata: Mapping[str, str]) -> None:
+def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file with its checksums beside its place and then into it: readers see the old or the new.
 
     Raises OSError where it cannot be written, and ValueError for a dtype or a name that the format does not have.
