@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import numpy as np
@@ -14,7 +14,7 @@ from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report, printable
 from numpy_gpt.data import CORPORA, load_text, split_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.pretrain import defaults_for, encoding_of, pretrain
+from numpy_gpt.pretrain import defaults_for, encoding_of, pretrain, text_of
 from numpy_gpt.run import TRAIN_RATIO
 from numpy_gpt.tokenizer import ENCODINGS, END_OF_TEXT, encode, get_encoding, stream_decode
 from numpy_gpt.weights.checkpoint import Header, load, read_header
@@ -34,7 +34,7 @@ class Commands(click.Group):
             return super().main(*args, **kwargs)
         except InputError as error:
             click.echo(f"Error: {error}", err=True)
-            raise SystemExit(2) from error
+            raise SystemExit(error.exit_code) from error
         except PermissionError as error:
             click.echo(f"Error: {error.filename} may not be read or written by this user: {error.strerror}", err=True)
             raise SystemExit(2) from error
@@ -85,7 +85,11 @@ SETTINGS = (
 FILES = (
     click.option("--out", type=FOLDER, default=None, metavar="DIR", help="The run's new folder.  [default: runs/…]"),
     click.option(
-        "--resume", type=FOLDER, default=None, metavar="DIR", help="Go on with the run in this folder, by its settings."
+        "--resume",
+        type=FOLDER,
+        default=None,
+        metavar="DIR",
+        help="Continue the run in this folder by its settings; or from an earlier save of it, DIR/checkpoint-STEP.",
     ),
     click.option(
         "--init",
@@ -107,7 +111,7 @@ FILES = (
         default=1,
         show_default=True,
         metavar="N",
-        help="Keep the last N saves, as checkpoint-STEP: to go on from one, give it the name checkpoint.",
+        help="Keep copies of the last N saves, as checkpoint-STEP; one that is made read-only stays for good.",
     ),
 )
 
@@ -120,11 +124,11 @@ def pretrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_pretrain(make_learner: Any, backend: str, flags: dict[str, Any]) -> None:
-    """pretrain with the flags as click hands them over; exit code 130 after a Ctrl-C."""
+    """pretrain with the flags as click hands them over; after a signal exit code 128 + its number, 130 for Ctrl-C."""
     files = {name: flags.pop(name) for name in ("out", "resume", "init", "save_freq", "keep")}
     given = {name: value for name, value in flags.items() if value is not None and value is not False}
-    if not pretrain(given, make_learner, backend, **files):
-        raise SystemExit(130)
+    if received := pretrain(given, make_learner, backend, **files):
+        raise SystemExit(128 + received)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -170,8 +174,8 @@ def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str 
     if text is not None:
         name, content = text, load_text(text)
     else:
-        name = header.about.get("text") or _no_text(checkpoint)
-        content = split_text(load_text(name), TRAIN_RATIO)[1]
+        name, content = text_of(header)
+        content = split_text(content, TRAIN_RATIO)[1]
         name = f"the last {1 - TRAIN_RATIO:.0%} of {name}"
     ids = encode(tokens, content)
     if len(ids) < 2:
@@ -202,10 +206,6 @@ def _encoding(header: Header, asked: str | None) -> Any:
             f"{header.file} knows {header.config.vocab_size} tokens, its encoding {encoding.name} {encoding.n_vocab}"
         )
     return encoding
-
-
-def _no_text(checkpoint: Path) -> NoReturn:
-    raise InputError(f"{checkpoint} does not say what text it was trained on: give one with --text")
 
 
 @main.command(short_help="Go on from a prompt.")

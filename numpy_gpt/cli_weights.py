@@ -9,10 +9,10 @@ import numpy as np
 from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import new_folder, replacing
+from numpy_gpt.files import check_free, new_folder, replacing
 from numpy_gpt.model import check_shapes
-from numpy_gpt.pretrain import encoding_of, vocabulary_sha256
-from numpy_gpt.tokenizer import GPT2_FILES, get_encoding, vocabulary_files
+from numpy_gpt.pretrain import encoding_of
+from numpy_gpt.tokenizer import GPT2_FILES, get_encoding, vocabulary_files, vocabulary_sha256
 from numpy_gpt.weights.checkpoint import load_params, read_header, save_params
 from numpy_gpt.weights.huggingface import write_huggingface
 from numpy_gpt.weights.source import Source, open_source
@@ -49,16 +49,16 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
     tensors = {name: tensor.astype(dtype).finite(path, name) for name, tensor in source.tensors.items()}
     about = {"encoding": "."}
     if len(source.vocabulary) == len(GPT2_FILES):
-        about["vocabulary"] = vocabulary_sha256([source.vocabulary[name] for name in sorted(GPT2_FILES)])
-    with new_folder(out):
+        about["vocabulary"] = vocabulary_sha256(source.vocabulary)
+    with new_folder(out) as folder:
         try:
             for name, content in source.vocabulary.items():
-                with replacing(out / name) as beside:
+                with replacing(folder / name) as beside:
                     beside.write_bytes(content)
         except OSError as error:
             raise InputError(f"cannot write into {out}: {error.strerror or error}; choose another --out") from error
         params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
-        save_params(source.config, params, out, about=about)
+        save_params(source.config, params, folder, about=about)
     c = source.config
     total = sum(array.size for array in params.values())
     report.line(
@@ -94,11 +94,11 @@ def download_command(size: str, out: Path | None, there: Path | None) -> None:
     out = out or Path(f"gpt2-{size}")
     folder = there or Path(pooch.os_cache("numpy-gpt"), f"gpt2-{size}")
     try:
-        with new_folder(out):  # known to be free before half a gigabyte is on its way
-            if there:
-                check_gpt2(size, folder)
-            else:
-                fetch_gpt2(size, folder, Report())
+        check_free(out)  # before half a gigabyte is on its way
+        if there:
+            check_gpt2(size, folder)
+        else:
+            fetch_gpt2(size, folder, Report())
         bring_in(open_source(folder), folder, out)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
@@ -122,9 +122,9 @@ def export_command(checkpoint: Path, kind: str, out: Path) -> None:
         missing = f"the encoding {encoding} has no files that transformers reads" if not words else ""
     except InputError as error:
         words, missing = {}, str(error)
-    with new_folder(out):
+    with new_folder(out) as folder:
         params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
-        write_huggingface(config, params, out, words)
+        write_huggingface(config, params, folder, words)
     if missing:
         report.line(f"without a tokenizer: {missing}")
     report.line(f"Saved {out}. In Python: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r})")

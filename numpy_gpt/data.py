@@ -1,5 +1,6 @@
 """Text -> sliding windows of token ids -> batches, as the book's data loaders make them."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,11 @@ def load_text(name_or_path: str) -> str:
     if not text:
         raise InputError(f"{name_or_path} is empty: give a file with text in it")
     return text
+
+
+def sha256(text: str) -> str:
+    """By which a text is known wherever it is."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def split_text(text: str, ratio: float = 0.9) -> tuple[str, str]:

@@ -7,5 +7,18 @@ class InputError(ValueError):
     It is one line: what it quotes may come from a damaged file, and is escaped where it could not be shown.
     """
 
+    exit_code = 2
+    """Of the command that it ends."""
+
     def __init__(self, message: str):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
+
+class NonFiniteError(InputError):
+    """There is a NaN or an infinity where only numbers can be used."""
+
+
+class DivergedError(InputError):
+    """Training has come to a loss, a gradient or weights that are not finite; the commands exit with 3."""
+
+    exit_code = 3

@@ -1,14 +1,15 @@
 """Files: those that do not travel with the package, known by their SHA-256; and how any file is written, whole."""
 
+import errno
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +26,104 @@ def replacing(file: Path) -> Iterator[Path]:
     It is on the disk before it is renamed, and the new name before this returns, so that neither a kill nor a power
     cut at any instant leaves less than the old file or the new. A block that fails leaves the old one.
     """
-    sweep(file)
-    # a folder of its own, for what a library may leave behind in it; and no other writer's, who would take it away
-    folder = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        folder.mkdir()
+    with partial_folder(file) as folder:  # a folder, for what a library may leave behind in it
         yield folder / file.name
         flush(folder / file.name)
         (folder / file.name).replace(file)
         flush(file.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(file: Path) -> None:
-    """Take away what `replacing` left beside a file of this name, or of this pattern, in processes that were killed."""
-    for left in file.parent.glob(f".{file.name}.*.partial"):
-        pid = re.search(r"\.(\d+)-\d+\.partial$", left.name)
-        if pid and not _alive(int(pid[1])):
-            shutil.rmtree(left, ignore_errors=True)
+@contextmanager
+def partial_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside target, .NAME.….partial, removed at the end with what is still in it.
+
+    It is locked meanwhile, so that `sweep` can tell it from one that a killed process left.
+    """
+    sweep(target)
+    while True:
+        folder = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+        held = None
+        try:
+            folder.mkdir()
+            try:
+                held = lock(folder)
+            except (BlockingIOError, FileNotFoundError):
+                continue  # another process swept it before it was locked
+            yield folder
+            return
+        finally:
+            try:
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                unlock(held)
 
 
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # where asking is not safe: os.kill ends the process
+def sweep(target: Path) -> None:
+    """Remove the partial folders that killed processes left beside a target of this name, or of this pattern."""
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        with suppress(OSError):  # held by another process, already gone, or another user's
+            held = lock(left)
+            try:
+                if held is not None or not _maker_lives(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                unlock(held)
+
+
+def being_written(target: Path) -> bool:
+    """Whether any process is in the block of a `partial_folder` beside target."""
+    for partial in target.parent.glob(f".{target.name}.*.partial"):
+        try:
+            held = lock(partial)
+        except OSError:
+            return True
+        unlock(held)
+        if held is None and _maker_lives(partial):
+            return True
+    return False
+
+
+def lock(folder: Path) -> int | None:
+    """Lock a folder against every other caller of this, for `unlock` to release; the system does when a process ends.
+
+    None where the system or the file system has no such locks (Windows, some network disks), and for a folder that may
+    not be read. Raises BlockingIOError if it is locked, FileNotFoundError if it has gone.
+    """
+    try:
+        import fcntl
+
+        held = os.open(folder, os.O_RDONLY)
+    except (ImportError, PermissionError):
+        return None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(held), folder.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    except (BlockingIOError, FileNotFoundError):
+        os.close(held)
+        raise
+    except OSError:
+        os.close(held)
+        return None
+    except BaseException:
+        os.close(held)
+        raise
+    return held
+
+
+def unlock(held: int | None) -> None:
+    """Release what `lock` returned."""
+    if held is not None:
+        os.close(held)
+
+
+def _maker_lives(partial: Path) -> bool:
+    """Whether there is a process with the number in a partial folder's name: for where nothing can be locked."""
+    maker = re.search(r"\.(\d+)-\w+\.partial$", partial.name)
+    if maker is None or os.name == "nt":  # where asking is not safe: os.kill ends the process
         return True
     try:
-        os.kill(pid, 0)
+        os.kill(int(maker[1]), 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
@@ -59,35 +132,114 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, to be filled in the block; what fails in the block takes it away again.
+def taken(folder: Path) -> Iterator[None]:
+    """Make a folder, or take an empty one, for this process alone until the block ends.
 
-    Raises InputError if there is something in it, or it cannot be made.
+    Raises InputError if there is something in it, another process has taken it, or it cannot be made. If the block
+    fails, the folders made here are removed as far as they are empty: what others put there stays.
     """
+    with _made(folder):
+        try:
+            held = lock(folder)
+        except OSError as error:
+            raise InputError(f"another process is working in {folder}: choose another --out") from error
+        try:
+            check_free(folder)
+            yield
+        finally:
+            unlock(held)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill in the block under another name; what is in it at the end appears in `folder`.
+
+    `folder` must be new or empty, before and after. A block that fails leaves nothing, and removes nothing that others
+    have put there meanwhile. Raises InputError if it is not empty, or cannot be made.
+    """
+    check_free(folder)
+    # inside a folder that exists, for it may be a disk of its own
+    beside = folder / folder.name if folder.is_dir() else folder
+    with _made(folder.parent), partial_folder(beside) as partial:
+        yield partial
+        with taken(folder):
+            _move_content(partial, folder)
+
+
+def check_free(folder: Path) -> None:
+    """Raise InputError unless a folder can be made here, or is there and empty (but for what is being written)."""
     try:
-        there = folder.exists()
-        if there and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} exists and is not empty: choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            free = all(each.name.endswith(".partial") for each in folder.iterdir())
+        else:
+            free = not os.path.lexists(folder)
     except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
+        raise InputError(f"{folder} cannot be used ({error.strerror}): choose another --out") from error
+    if not free:
+        raise InputError(f"{folder} exists and is not empty: choose another --out")
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents; those made are removed if the block fails, as far as they are empty."""
+    made: list[Path] = []
     try:
+        try:
+            for each in [*reversed(folder.parents), folder]:
+                if not each.is_dir():
+                    made.append(each)
+                    each.mkdir(exist_ok=True)  # another process may be making it
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
         yield
     except BaseException:
-        for each in folder.iterdir():
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
-        if not there:
-            folder.rmdir()
+        for each in reversed(made):
+            with suppress(OSError):
+                each.rmdir()  # which removes none with something in it
         raise
 
 
+def _move_content(source: Path, folder: Path) -> None:
+    """Move what is in source to folder; if that fails, remove what has been moved."""
+    moved: list[Path] = []
+    try:
+        for each in sorted(source.iterdir()):
+            moved.append(folder / each.name)
+            each.rename(folder / each.name)
+        flush(folder)
+        flush(folder.parent)
+    except BaseException as error:
+        for each in moved:
+            remove(each)
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write into {folder}: {error.strerror}; choose another --out") from error
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
 def flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
+    """Wait until a file's content, or a folder's names, are on the disk, where the file system can say so."""
     if path.is_dir() and os.name == "nt":
         return  # Windows has no such call for folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except PermissionError:
+        if path.is_dir():
+            return  # one that may be written to and not read
+        raise
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do it for folders
+            raise
     finally:
         os.close(handle)
 

@@ -1,12 +1,15 @@
 """The NumPy model as a learner: what train.py's loop calls, on one random stream."""
 
+import math
+
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.decoding import generate
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import DivergedError, InputError
 from numpy_gpt.model import GPT
 from numpy_gpt.optim import AdamW, clip_grad_norm, warmup_cosine
 from numpy_gpt.random import Generator
 from numpy_gpt.run import Settings
+from numpy_gpt.train import check_finite_step
 from numpy_gpt.typing import Array, Params
 from numpy_gpt.weights.stored import Weights
 
@@ -31,9 +34,14 @@ class NumpyLearner:
         s = self._settings
         if s.warmup_steps:
             self.optimizer.lr = warmup_cosine(step, s.lr, s.warmup_steps, self._total_steps)
+        before = self.rng.get_state()
         loss, grads = self.model.loss_and_grads(x, y, rng=self.rng)
-        if s.clip is not None:
-            clip_grad_norm(grads, s.clip)
+        norm = clip_grad_norm(grads, math.inf if s.clip is None else s.clip)
+        try:
+            check_finite_step(float(loss), norm, step, self.optimizer.lr)
+        except DivergedError:
+            self.rng.set_state(before)  # the masks are not drawn, as if the step had not begun
+            raise
         self.optimizer.step(grads)
         return float(loss), self.optimizer.lr
 

@@ -1,9 +1,11 @@
 """The job of the pretrain commands, for any backend: settings -> learner -> training loop -> a run's folder."""
 
-import hashlib
 import math
+import os
+import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +17,14 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.console import Report, one_line
-from numpy_gpt.data import CORPORA, Loader
-from numpy_gpt.errors import InputError
+from numpy_gpt.data import CORPORA, load_text, sha256
+from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
 from numpy_gpt.model import parameter_shapes
 from numpy_gpt.random import Generator
-from numpy_gpt.run import TINY, Batches, MakeLearner, Run, Settings, for_tiny, free_folder
-from numpy_gpt.tokenizer import ENCODINGS, GPT2_FILES, decode, encode, get_encoding
-from numpy_gpt.train import Learner, Position, train, undrawn_loss
-from numpy_gpt.weights.checkpoint import Header, load_params, read_header
+from numpy_gpt.run import BEST, CHECKPOINT, TINY, Batches, MakeLearner, Run, Settings, Validation, for_tiny
+from numpy_gpt.tokenizer import ENCODINGS, GPT2_FILES, decode, encode, get_encoding, vocabulary_sha256
+from numpy_gpt.train import Learner, Position, Step, train, undrawn_loss
+from numpy_gpt.weights.checkpoint import MODEL_FILE, Header, load_params, read_header
 from numpy_gpt.weights.stored import Weights
 
 TEMPERATURE = 0.8
@@ -50,16 +52,25 @@ def encoding_of(header: Header) -> str:
     folder = (header.file.parent / name).resolve()
     if not folder.is_dir():
         raise InputError(f"{header.file} has its vocabulary in {folder}, which is not there: put it back, or name one")
-    words = [(folder / file).read_bytes() for file in sorted(GPT2_FILES) if (folder / file).is_file()]
+    words = {file: (folder / file).read_bytes() for file in GPT2_FILES if (folder / file).is_file()}
     known = header.about.get("vocabulary")
     if known and len(words) == len(GPT2_FILES) and known != vocabulary_sha256(words):
         raise InputError(f"the vocabulary in {folder} is not the one that {header.file} came with: put that back")
     return str(folder)
 
 
-def vocabulary_sha256(files: Sequence[bytes]) -> str:
-    """Of encoder.json and vocab.bpe, in this order."""
-    return hashlib.sha256(b"\0".join(files)).hexdigest()
+def text_of(header: Header) -> tuple[str, str]:
+    """The name and the content of the text that a checkpoint was trained on, which its SHA-256 tells from any other."""
+    name = header.about.get("text")
+    if name is None:
+        raise InputError(f"{header.file} does not say what text it was trained on: give one with --text")
+    content = load_text(name)
+    if header.about.get("text_sha256", sha256(content)) != sha256(content):
+        raise InputError(
+            f"{name} is not the text that {header.file} was trained on (its SHA-256 differs): "
+            f"restore that, or take this one, all of it, with --text {name}"
+        )
+    return name, content
 
 
 @dataclass(frozen=True)
@@ -71,12 +82,18 @@ class Job:
     config: GPTConfig
     params: Weights | None
     resumed: Run | None
+    cap: str | None
+    """What ends the run before the steps or epochs that were asked for, in words."""
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run: its epochs, unless max_steps ends it before."""
-        steps = self.settings.epochs * self.batches.batches_per_epoch
-        return steps if self.settings.max_steps is None else min(steps, self.settings.max_steps)
+        return _total_steps(self.settings, self.batches)
+
+
+def _total_steps(settings: Settings, batches: Batches) -> int:
+    steps = settings.epochs * batches.batches_per_epoch
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
 def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Job:
@@ -86,38 +103,72 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
     """
     flags = dict(flags)  # paths become whole ones, so that a run can be resumed from elsewhere
     if flags.get("text", CORPORA[0]) not in CORPORA:
-        flags["text"] = str(Path(flags["text"]).resolve())
+        flags["text"] = os.path.abspath(flags["text"])  # not resolved: that of a pipe leads nowhere
         try:
             flags["text"].encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the path {flags['text']} is no valid Unicode: give the text another name") from error
     if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and Path(flags["encoding"]).is_dir():
         flags["encoding"] = str(Path(flags["encoding"]).resolve())
+    run, params = None, None
     if resume is not None:
         run = Run.open(resume)
-        if not (resume / "checkpoint").is_dir():
-            raise InputError(f"{resume} ended before its first save: begin it again with another --out")
+        config, params = load_params(run.to_resume)
         settings = replace(run.settings, **flags)
-        config, params = load_params(resume)
-        job = Job(settings, Batches(settings), config, params, run)
+        if settings.text not in CORPORA and "text" not in flags:
+            settings = replace(settings, text=str(_moved_text(Path(settings.text), run)))
     elif init is not None:
         header = read_header(init)
         settings = _settings_for(header, flags)
         config = replace(header.config, drop_rate=settings.drop_rate)
-        if (words := get_encoding(settings.encoding).n_vocab) != config.vocab_size:
+        if (words := get_encoding(settings.encoding).n_vocab) > config.vocab_size:
             raise InputError(
                 f"{init} has a vocabulary of {config.vocab_size}, the encoding {settings.encoding} one of {words}: "
                 "choose its own --encoding"
             )
-        job = Job(settings, Batches(settings), config, load_params(init, np.float32)[1], None)
+        params = load_params(init, np.float32)[1]
     else:
         settings = replace(defaults_for(flags.get("model", "tiny")), **flags)
         config = settings.config(get_encoding(settings.encoding).n_vocab)
-        job = Job(settings, Batches(settings), config, None, None)
     Generator(settings.seed)  # raises for a number that is no seed
     if not settings.prompt:
-        raise InputError("the --prompt is empty: give at least one character to go on from")
-    return job
+        raise InputError("the --prompt is empty: give at least one character to continue from")
+    batches = Batches(settings)
+    settings, cap = _length(settings, flags, batches)
+    return Job(settings, batches, config, params, run, cap)
+
+
+def _moved_text(text: Path, run: Run) -> Path:
+    """Where a run's text is: at its place, or under its name here or beside the run, should they have moved together.
+
+    The caller compares its SHA-256 with the run's. Raises InputError if it is nowhere.
+    """
+    places = [text, *(folder / text.name for folder in (Path(), run.folder, *run.folder.resolve().parents[:2]))]
+    for place in places:
+        if place.exists():
+            return place.resolve()
+    raise InputError(f"{text}, the text of {run.folder}, is not there: say where it is by now with --text FILE")
+
+
+def _length(settings: Settings, flags: dict[str, Any], batches: Batches) -> tuple[Settings, str | None]:
+    """The settings with epochs and max_steps such that the one asked for wins; and the cap, in words, if both were."""
+    epochs, steps = "epochs" in flags, settings.max_steps is not None and "max_steps" in flags
+    if epochs and not steps:
+        return replace(settings, max_steps=None), None
+    if steps and not epochs:
+        assert settings.max_steps is not None
+        return replace(settings, epochs=max(settings.epochs, -(-settings.max_steps // batches.batches_per_epoch))), None
+    if not epochs or settings.max_steps is None:
+        return settings, None
+    in_epochs = settings.epochs * batches.batches_per_epoch
+    if in_epochs < settings.max_steps:
+        return settings, f"--epochs {settings.epochs} ends it before --max-steps {settings.max_steps:,}"
+    if settings.max_steps < in_epochs:
+        return (
+            settings,
+            f"--max-steps {settings.max_steps:,} ends it before --epochs {settings.epochs}, {in_epochs:,} steps",
+        )
+    return settings, None
 
 
 def pretrain(
@@ -130,88 +181,174 @@ def pretrain(
     init: Path | None = None,
     save_freq: int | None = None,
     keep: int = 1,
-) -> bool:
-    """Run the job to its end (True), or to a first Ctrl-C (False); either way the run's folder is complete.
+) -> int:
+    """Run the job to its end (0), or to a first signal (its number); either way the run's folder is complete.
 
     flags: the settings that were asked for by name. backend: a line about what does the arithmetic.
-    Raises InputError before anything is written.
+    Raises InputError before anything is written; DivergedError where training diverges, once the last finite state is
+    saved.
     """
     if resume is not None and (init is not None or out is not None):
-        raise InputError("--resume goes on in the run's own folder and weights: leave out --init and --out")
+        raise InputError("--resume uses the run's own folder and weights: leave out --init and --out")
+    if out is not None:
+        Run.check_new(out)
     job = prepare(flags, resume, init)
-    settings, batches = job.settings, job.batches
+    report = Report()
     with _signals() as received, ExitStack() as held:
-        report = Report()
-        if job.resumed is None:
-            run, position = Run.create(out or free_folder(settings), settings, batches.sha256), Position()
-            held.enter_context(run.locked())
-            _describe(report, backend, job, run)
-            learner = make_learner(job.config, settings, job.total_steps, job.params)
+        if job.resumed is not None:
+            held.enter_context(job.resumed.locked())
+            session = _resumed(job, job.resumed, make_learner, report, backend, save_freq, keep)
         else:
-            run = job.resumed
-            held.enter_context(run.locked())
-            position, state = run.resume(settings, batches.sha256)
-            learner = make_learner(job.config, settings, job.total_steps, job.params)
-            learner.restore(state)
-            run.go_on(settings, batches.sha256, position, keep)
-            _describe(report, backend, job, run)
-            report.line(f"resumed   after {position.step} steps, {max(0, job.total_steps - position.step)} to go")
+            _describe(report, backend, job)
+            learner = make_learner(job.config, job.settings, job.total_steps, job.params)
+            run = held.enter_context(Run.create(out, job.settings, job.batches.sha256))
+            session = _Session(report, job, run, learner, Position(), save_freq, keep)
+        report.line(f"run       {session.run.folder}")
+        session.train(received)
+    return received[0] if session.position.step < job.total_steps and received else 0
+
+
+class _Session:
+    """A run while it is trained: its learner, where it stands, and what is reported and saved of it."""
+
+    def __init__(
+        self,
+        report: Report,
+        job: Job,
+        run: Run,
+        learner: Learner,
+        position: Position,
+        save_freq: int | None,
+        keep: int,
+    ):
+        self.report, self.job, self.run, self.learner, self.position = report, job, run, learner, position
+        self._save_freq, self._keep = save_freq, keep
+        self._loaders = job.batches.loaders(learner)
+        self._saved: int | None = None  # the steps made by the last save of this process
+        self._told: set[str] = set()
+
+    def train(self, received: list[int]) -> None:
+        """Train to the end or to a signal, save, report; whatever ends the loop, what can be saved is saved first."""
+        job, position, report = self.job, self.position, self.report
         report.line()
-        loaders = batches.loaders(learner)
-
-        def sample(temperature: float = 0.0) -> str:
-            prompt = encode(batches.encoding, settings.prompt)[None]
-            return one_line(decode(batches.encoding, learner.sample(prompt, settings.sample_tokens, temperature)[0]))
-
-        def save() -> None:
-            run.save(job.config, learner, position, undrawn_loss(learner, loaders[1], settings.eval_iter), keep)
-
         if position.step == 0:
-            report.line(f"untrained: {sample()}" if job.params is None else f"as it comes: {sample()}")
+            report.line(f"{'untrained' if job.params is None else 'before training'}: {self._sample()}")
         # In small products the BLAS threads wait for one another longer than they work, on a busy machine much longer
         with threadpool_limits(1 if job.config.emb_dim < 256 else None, user_api="blas"):
-            _train(report, learner, loaders, run, job, position, save_freq, received, sample, save)
-            save()
-        plot = run.plot(batches.batches_per_epoch)
+            try:
+                self._steps(received)
+                self._save()
+            except DivergedError as error:
+                raise DivergedError(f"{error}, in another run with --init; {self._last_save()}") from error
+            except KeyboardInterrupt:
+                report.line(f"Stopped at once; {self._last_save()}")
+                raise
+        drawn = self._drawn()
         if position.step:
-            report.line(f"drawn at temperature {TEMPERATURE}: {sample(TEMPERATURE)}")
+            report.line(f"drawn at temperature {TEMPERATURE}: {self._sample(TEMPERATURE)}")
         report.line()
         if position.step < job.total_steps:
-            saves = (f" --save-freq {save_freq}" if save_freq else "") + (f" --keep {keep}" if keep > 1 else "")
+            report.line(f"Stopped after {position.step} steps; all of it is saved. Go on with: {self._resume_flags()}")
+        if (batches := len(self._loaders[1])) > job.settings.eval_iter:
             report.line(
-                f"Stopped after {position.step} steps; all of it is saved. Go on with: --resume {run.folder}{saves}"
+                f"The losses are over {job.settings.eval_iter} batches, of {batches} for validation; "
+                f"over all of them: numpy-gpt evaluate {shlex.quote(str(self.run.folder))}"
             )
-        report.line(f"Saved {run.folder}: checkpoint, best, losses.csv, {plot.name}")
-    return position.step >= job.total_steps
+        best = [BEST] if (self.run.folder / BEST / MODEL_FILE).exists() else []
+        report.line(f"Saved {self.run.folder}: {', '.join([CHECKPOINT, *best, 'losses.csv', *drawn])}")
+
+    def _steps(self, received: list[int]) -> None:
+        """The loop with its reports and saves, until it is done or a signal has been received."""
+        s, position, total = self.job.settings, self.position, self.job.total_steps
+        if self._save_freq and position.step == 0:
+            self._save()  # so that there is one to resume from at any instant
+        with self.report.training(total, position.step, position.tokens_seen):
+            steps = train(self.learner, *self._loaders, total, s.eval_freq, s.eval_iter, position)
+            while (step := self._next(steps)) is not None:
+                try:
+                    self._report(step)
+                except Exception:
+                    self._save()
+                    raise
+                if received:
+                    return
+                if self._save_freq and position.step % self._save_freq == 0 and position.step < total:
+                    self._save()
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        """The next step, or None at the end. Where training diverges, the state before is saved: a learner keeps it."""
+        try:
+            return next(steps, None)
+        except DivergedError:
+            self._save()
+            raise
+
+    def _report(self, step: Step) -> None:
+        if step.evaluation is not None:
+            self.run.append(step, self.report.seconds)
+        self.report.step(step)
+        if step.epoch_ended or self.position.step == self.job.total_steps:
+            self.report.line(f"after epoch {step.epochs:.3g}: {self._sample()}")
+
+    def _save(self) -> None:
+        """Save, if there is something new to save. Raises DivergedError if the weights are not finite."""
+        if self._saved == self.position.step:
+            return
+        number = min(self.run.best_batches(self.job.settings.eval_iter), len(self._loaders[1]))
+        validation = Validation(undrawn_loss(self.learner, self._loaders[1], number), number)
+        try:
+            notes = self.run.save(
+                self.job.config, self.learner, self.position, self.job.batches, validation, self._keep
+            )
+        except NonFiniteError as error:
+            raise DivergedError(f"training has diverged: after {self.position.step} steps {error}") from error
+        self._saved = self.position.step
+        self.tell(notes)
+
+    def tell(self, notes: list[str]) -> None:
+        for note in notes:
+            if note not in self._told:
+                self._told.add(note)
+                self.report.line(f"note: {note}")
+
+    def _sample(self, temperature: float = 0.0) -> str:
+        settings, encoding = self.job.settings, self.job.batches.encoding
+        prompt = encode(encoding, settings.prompt)[None]
+        return one_line(decode(encoding, self.learner.sample(prompt, settings.sample_tokens, temperature)[0]))
+
+    def _drawn(self) -> list[str]:
+        """The name of the plot, once it is drawn; none where it cannot be: it ends no run."""
+        try:
+            return [self.run.plot(self.job.batches.batches_per_epoch).name]
+        except Exception as error:
+            self.tell([f"losses.png could not be drawn ({error})"])
+            return []
+
+    def _last_save(self) -> str:
+        try:
+            step = read_header(self.run.to_resume).about["step"]
+        except (InputError, KeyError):
+            return f"{self.run.folder} has no save yet"
+        return f"the state after {step} steps is saved: {self._resume_flags()}"
+
+    def _resume_flags(self) -> str:
+        saves = f" --save-freq {self._save_freq}" if self._save_freq else ""
+        return f"--resume {self.run.folder}{saves}" + (f" --keep {self._keep}" if self._keep > 1 else "")
 
 
-def _train(
-    report: Report,
-    learner: Learner,
-    loaders: tuple[Loader, Loader],
-    run: Run,
-    job: Job,
-    position: Position,
-    save_freq: int | None,
-    received: list[int],
-    sample: Callable[[], str],
-    save: Callable[[], None],
-) -> None:
-    """The loop with its reports and saves, until it is done or a signal has been received."""
-    s, total = job.settings, job.total_steps
-    if save_freq and position.step == 0:
-        save()  # so that there is one to go on from at any instant
-    with report.training(total, position.step, position.tokens_seen):
-        for step in train(learner, *loaders, total, s.eval_freq, s.eval_iter, position):
-            if step.evaluation is not None:
-                run.append(step, report.seconds)
-            report.step(step)
-            if step.epoch_ended or position.step == total:
-                report.line(f"after epoch {step.epochs:.3g}: {sample()}")
-            if received:
-                return
-            if save_freq and position.step % save_freq == 0 and position.step < total:
-                save()
+def _resumed(
+    job: Job, run: Run, make_learner: MakeLearner, report: Report, backend: str, save_freq: int | None, keep: int
+) -> _Session:
+    """The session of a run that is resumed. Writes nothing until all that can be wrong has been looked at."""
+    position, state = run.resume(job.settings, job.batches.sha256)
+    learner = make_learner(job.config, job.settings, job.total_steps, job.params)
+    learner.restore(state)
+    notes = run.go_on(job.settings, job.batches.sha256, position, keep)
+    _describe(report, backend, job)
+    report.line(f"resumed   after {position.step} steps, {max(0, job.total_steps - position.step)} to go")
+    session = _Session(report, job, run, learner, position, save_freq, keep)
+    session.tell(notes)
+    return session
 
 
 def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
@@ -237,7 +374,7 @@ def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
     return replace(base, **flags | fixed | {"encoding": encoding})
 
 
-def _describe(report: Report, backend: str, job: Job, run: Run) -> None:
+def _describe(report: Report, backend: str, job: Job) -> None:
     s, config, batches = job.settings, job.config, job.batches
     parameters = sum(math.prod(shape) for shape in parameter_shapes(config).values())
     report.line(backend)
@@ -248,26 +385,28 @@ def _describe(report: Report, backend: str, job: Job, run: Run) -> None:
     report.line(f"text      {s.text}: {len(batches.text):,} characters, {batches.tokens:,} tokens ({s.encoding})")
     report.line(
         f"batches   {s.batch_size} × {s.context_length} tokens; {batches.train_tokens:,} tokens an epoch, "
-        f"{batches.val_tokens:,} for validation; {job.total_steps:,} steps"
+        f"{batches.val_tokens:,} for validation; {job.total_steps:,} steps{f' ({job.cap})' if job.cap else ''}"
     )
-    report.line(f"run       {run.folder}")
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects a first SIGINT or SIGTERM, so that a step is never cut; a second one acts as it always does."""
+    """Collects signals that ask for the end, so that no step is cut; the second of a kind acts as it always does."""
     received: list[int] = []
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {}
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        signal.signal(number, before[number])
 
-    for each in before:
-        signal.signal(each, receive)
+    if threading.current_thread() is threading.main_thread():  # others may not handle signals
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
+                before[number] = signal.getsignal(number)
+                signal.signal(number, receive)
     try:
         yield received
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

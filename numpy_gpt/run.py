@@ -7,17 +7,20 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
-from numpy_gpt.data import Loader, load_text, sliding_windows, split_text
+from numpy_gpt.data import Loader, load_text, sha256, sliding_windows, split_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import flush, new_folder, replacing
-from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_files
+from numpy_gpt.files import check_free, flush, lock, partial_folder, remove, replacing, sweep, taken, unlock
+from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_files, vocabulary_sha256
 from numpy_gpt.train import Learner, Position, Step
 from numpy_gpt.typing import Params
 from numpy_gpt.weights.checkpoint import MODEL_FILE, load_training, read_header, save_params
@@ -25,6 +28,11 @@ from numpy_gpt.weights.stored import Weights
 
 TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
 """The size called tiny: half a million parameters with the encoding bytes, for a laptop and a minute."""
+
+RUN_FILE = "run.json"
+
+CHECKPOINT, BEST = "checkpoint", "best"
+"""The folders of a run for its newest save, and for the model of those saved with the lowest validation loss."""
 
 VOCABULARY = "vocabulary"
 """The folder of a run for the two files of an encoding that is not known by its name."""
@@ -107,6 +115,8 @@ class Batches:
         self.text = load_text(settings.text)
         words = {} if settings.encoding in ENCODINGS else vocabulary_files(settings.encoding)
         self.sha256 = hashlib.sha256(b"\0".join([self.text.encode(), *words.values()])).hexdigest()
+        self.text_sha256 = sha256(self.text)
+        self.vocabulary_sha256 = vocabulary_sha256(words) if words else None
         parts = [encode(self.encoding, part) for part in split_text(self.text, TRAIN_RATIO)]
         self.tokens = sum(len(part) for part in parts)
         T = settings.context_length
@@ -129,6 +139,13 @@ class Batches:
         return train, val
 
 
+class Validation(NamedTuple):
+    """Of weights: their loss in nats per token over so many batches of the validation text, its first."""
+
+    loss: float
+    batches: int
+
+
 class MakeLearner(Protocol):
     """How a backend makes its learner: new weights from settings.seed, or the given params."""
 
@@ -138,33 +155,71 @@ class MakeLearner(Protocol):
 class Run:
     """The folder of a run. `settings` are those it was begun with; nothing is written before `create`."""
 
-    def __init__(self, folder: Path, settings: Settings):
+    def __init__(self, folder: Path, settings: Settings, save: Path | None = None):
+        """save: the folder of the save to resume from, if it is not the newest, checkpoint."""
         self.folder, self.settings = folder, settings
+        self._save = save or folder / CHECKPOINT
         self._losses = folder / "losses.csv"
 
     @classmethod
-    def create(cls, folder: Path, settings: Settings, text_sha256: str) -> "Run":
-        """A new run in folder, which must not exist yet or be empty. Raises InputError otherwise, touching nothing."""
-        if (folder / "run.json").is_file():
-            mend = f"go on with --resume {folder}, or choose another --out"
-            if not (folder / "checkpoint" / MODEL_FILE).is_file():
-                mend = "which ended before its first save: delete it, or choose another --out"
-            raise InputError(f"{folder} already holds a run: {mend}")
-        with new_folder(folder), _written(folder):
-            run = cls(folder, settings)
-            run._write_settings(text_sha256)
-            run._write_losses([])
-            if settings.encoding not in ENCODINGS:
-                (folder / VOCABULARY).mkdir()
-                for name, content in vocabulary_files(settings.encoding).items():
-                    (folder / VOCABULARY / name).write_bytes(content)
-        return run
+    @contextmanager
+    def create(cls, folder: Path | None, settings: Settings, text_sha256: str) -> Iterator["Run"]:
+        """A new run, which no other process trains until the block ends.
+
+        folder must be new or empty; None: runs/MODEL-TEXT-N with the first N that is free. Raises InputError if it is
+        not, having changed nothing.
+        """
+        for place in _numbered_folders(settings) if folder is None else [folder]:
+            with ExitStack() as held:
+                try:
+                    cls.check_new(place)
+                    held.enter_context(taken(place))
+                except InputError:
+                    if folder is None and os.path.lexists(place):
+                        continue  # another process was faster
+                    raise
+                run = cls(place, settings)
+                run._begin(text_sha256)
+                yield run
+                return
+
+    @staticmethod
+    def check_new(folder: Path) -> None:
+        """Raise InputError unless a run can be created in folder."""
+        if (folder / RUN_FILE).is_file():
+            raise InputError(_already(folder))
+        check_free(folder)
+
+    def _begin(self, text_sha256: str) -> None:
+        made = [self.folder / RUN_FILE, self._losses, self.folder / VOCABULARY]
+        try:
+            with _written(self.folder):
+                made[0].open("x").close()  # the one act that decides who has the folder, where nothing can be locked
+        except InputError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                raise InputError(_already(self.folder)) from error
+            raise
+        try:
+            self._write_settings(text_sha256)
+            self._write_losses([])
+            if self.settings.encoding not in ENCODINGS:
+                with _written(made[2]):
+                    made[2].mkdir()
+                    for name, content in vocabulary_files(self.settings.encoding).items():
+                        (made[2] / name).write_bytes(content)
+        except BaseException:
+            for each in made:
+                remove(each)
+            raise
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """The run in folder. Raises InputError if it is not one."""
+        """The run in folder, or the one that folder is a save of. Raises InputError if it is neither."""
+        if not (folder / RUN_FILE).exists() and (folder.absolute().parent / RUN_FILE).exists():
+            run = cls.open(folder.absolute().parent)
+            return cls(run.folder, run.settings, folder)
         try:
-            whole = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            whole = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
             settings = Settings(**{field.name: whole["settings"][field.name] for field in fields(Settings)})
             if whole["sha256"] != _sha256(whole["settings"], whole["text_sha256"]):
                 raise ValueError("not as it was written: its SHA-256 differs")
@@ -176,35 +231,66 @@ class Run:
             settings = replace(settings, encoding=str((folder / VOCABULARY).resolve()))  # wherever the run is by now
         return cls(folder, settings)
 
+    @property
+    def text_sha256(self) -> str:
+        """Of the text and the vocabulary it was begun with, as Batches.sha256."""
+        return str(json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))["text_sha256"])
+
+    @property
+    def to_resume(self) -> Path:
+        """The folder of the save to resume from. Raises InputError if there is none yet.
+
+        The newest that is kept, should checkpoint be missing: as where a link of this name was being replaced.
+        """
+        if (self._save / MODEL_FILE).exists() or self._save.name != CHECKPOINT:
+            return self._save
+        saves = kept_saves(self.folder)
+        if not saves:
+            raise InputError(
+                f"{self.folder} ended before its first save: begin it again with another --out, or delete it"
+            )
+        return saves[max(saves)]
+
     def resume(self, settings: Settings, text_sha256: str) -> tuple[Position, Params]:
-        """Where the checkpoint left off, and the state to restore. Writes nothing: that is what `go_on` does.
+        """Where the save to resume from left off, and the state to restore. Writes nothing: that is what `go_on` does.
 
         settings: the run's own, but for MAY_CHANGE. Raises InputError if more, or the text, is different.
         """
-        for name, value in asdict(settings).items():
-            if name not in MAY_CHANGE and value != getattr(self.settings, name):
-                raise InputError(
-                    f"{self.folder} was begun with --{name.replace('_', '-')} {getattr(self.settings, name)}, "
-                    f"not {value}: leave it out to go on, or begin another run with --init {self.folder}"
-                )
-        if json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["text_sha256"] != text_sha256:
+        changed = [name for name, value in asdict(self.settings).items() if value != getattr(settings, name)]
+        if text_sha256 != self.text_sha256:
             raise InputError(
                 f"{settings.text} (or the vocabulary) is not the text that {self.folder} was begun with: "
                 f"put the old one back, or begin another run with --init {self.folder}"
             )
-        state = load_training(self.folder)
+        for name in changed:
+            if name not in MAY_CHANGE and _effective(settings, name) != _effective(self.settings, name):
+                raise InputError(
+                    f"{self.folder} was begun with --{name.replace('_', '-')} {getattr(self.settings, name)}, "
+                    f"not {getattr(settings, name)}: leave it out to resume, or begin another run with "
+                    f"--init {self.folder}"
+                )
+        state = load_training(self.to_resume)
         return Position.restored(state), state
 
-    def go_on(self, settings: Settings, text_sha256: str, position: Position, keep: int) -> None:
-        """Take up the run at this position, with these settings: rows of losses.csv beyond it are taken out.
+    def go_on(self, settings: Settings, text_sha256: str, position: Position, keep: int) -> list[str]:
+        """Continue the run from this position, with these settings; returns what `save` returns.
 
-        What a kill kept its last save from, a copy or becoming the best, is made up for.
+        An earlier save becomes the checkpoint first, then rows of losses.csv beyond it are removed. What a kill
+        interrupted after the last save, a copy or an update of the best, is finished.
         """
+        sweep(self.folder / "*")
+        if self.to_resume.resolve() != (self.folder / CHECKPOINT).resolve():
+            with _written(self.folder):
+                newest = self._own_folder(CHECKPOINT)
+                newest.mkdir(exist_ok=True)
+                for name in (read_header(self.to_resume).about["training"], MODEL_FILE):  # the model's last: it decides
+                    with replacing(newest / name) as beside:
+                        shutil.copyfile(self.to_resume / name, beside)
         rows = [row for row in self.losses() if row["step"] < position.step]
         self.settings = settings
         self._write_settings(text_sha256)
         self._write_losses(rows)
-        self._share_newest(keep)
+        return self._copy_newest(keep)
 
     def append(self, step: Step, seconds: float) -> None:
         """One more row of losses.csv, for a step with an evaluation."""
@@ -240,35 +326,121 @@ class Run:
                 f"file with the one line {','.join(COLUMNS)}"
             ) from error
 
-    def save(self, config: GPTConfig, learner: Learner, position: Position, val_loss: float, keep: int = 1) -> None:
-        """The checkpoint, at every instant the old one or the new; of the newest `keep` a copy each; and the best.
+    def best_batches(self, eval_iter: int) -> int:
+        """Over how many validation batches saves are compared: as many as the best was, eval_iter if there is none."""
+        try:
+            return max(1, int(read_header(self.folder / BEST).about["val_batches"]))
+        except (InputError, KeyError, ValueError):
+            return eval_iter
 
-        checkpoint is the newest; with keep above 1 checkpoint-STEP is the same and the ones before it; best is the
-        model of those saved with the lowest val_loss, which is that of the weights being saved. The copies share their
-        memory on the disk where the file system can.
+    def save(
+        self,
+        config: GPTConfig,
+        learner: Learner,
+        position: Position,
+        batches: Batches,
+        validation: Validation,
+        keep: int = 1,
+    ) -> list[str]:
+        """Write the checkpoint, at every instant the old one or the new; a copy of the newest `keep`; and the best.
+
+        checkpoint is the newest; with keep above 1 checkpoint-STEP is a copy of it, beside those before it; best is the
+        model of those saved with the lowest validation loss, which is that of the weights being saved. Each is a file
+        of its own: none changes with another. Returns a sentence for each copy that could not be made or judged, which
+        ends no run. Raises InputError if the checkpoint cannot be written.
         """
-        encoding = self.settings.encoding if self.settings.encoding in ENCODINGS else f"../{VOCABULARY}"
-        about = {"encoding": encoding, "text": self.settings.text, "step": str(position.step)}
-        about["val_loss"] = repr(val_loss)
+        encoding = self.settings.encoding
+        about = {
+            "encoding": encoding if encoding in ENCODINGS else f"../{VOCABULARY}",
+            "text": self.settings.text,
+            "text_sha256": batches.text_sha256,
+            "step": str(position.step),
+            "val_loss": repr(validation.loss),
+            "val_batches": str(validation.batches),
+        }
+        if batches.vocabulary_sha256 is not None:
+            about["vocabulary"] = batches.vocabulary_sha256
         training = learner.state() | position.state()
-        save_params(config, learner.params(), self.folder / "checkpoint", training=training, about=about)
-        self._share_newest(keep)
+        save_params(config, learner.params(), self._own_folder(CHECKPOINT), training=training, about=about)
+        return self._copy_newest(keep)
 
-    def _share_newest(self, keep: int) -> None:
-        """Give the checkpoint the second names that it is due: of the best, and of one of the last `keep`."""
-        newest, best = self.folder / "checkpoint", self.folder / "best"
-        about = read_header(newest).about
-        with _written(self.folder):
-            if float(about.get("val_loss", math.inf)) < _val_loss(best):
-                _share([newest / MODEL_FILE], best)
-            if keep > 1 and "step" in about:
-                step = int(about["step"])
-                _share([newest / about["training"], newest / MODEL_FILE], self.folder / f"checkpoint-{step:06d}")
-                copies = {made: copy for copy in self.folder.iterdir() if (made := _copied_step(copy)) is not None}
-                # those beyond this step are of a run that was gone back from: none of this one's last
-                for old in sorted(made for made in copies if made <= step)[:-keep]:
-                    (copies[old] / MODEL_FILE).unlink(missing_ok=True)  # first: what is left is then no checkpoint
-                    shutil.rmtree(copies[old])
+    def _own_folder(self, name: str) -> Path:
+        """The folder of this name in the run's. A link to another save there becomes a copy: no save changes later."""
+        place = self.folder / name
+        if place.is_symlink() and place.resolve().parent == self.folder.resolve():
+            with _written(place), partial_folder(place) as beside:
+                shutil.copytree(place, beside / name)
+                place.unlink()
+                (beside / name).rename(place)
+        return place
+
+    def _copy_newest(self, keep: int) -> list[str]:
+        """Copy the checkpoint to best and to the kept saves, where it is due there; what went wrong, in words."""
+        about = read_header(self.folder / CHECKPOINT).about
+        notes: list[str] = []
+        for work in (
+            partial(self._copy_best, about),
+            partial(self._copy_kept, about, keep),
+            partial(self._prune, about, keep),
+        ):
+            try:
+                notes += work()
+            except OSError as error:
+                notes.append(
+                    f"the checkpoint is saved, and {error.filename or self.folder} is not: {error.strerror or error}"
+                )
+        return notes
+
+    def _copy_best(self, about: dict[str, str]) -> list[str]:
+        best = self.folder / BEST
+        loss = float(about.get("val_loss", "nan"))
+        if not math.isfinite(loss):
+            return []
+        if os.path.lexists(best / MODEL_FILE):
+            try:
+                old = read_header(best).about
+                if old["val_batches"] != about["val_batches"]:
+                    raise ValueError("its validation loss is over other batches")
+                if loss >= float(old["val_loss"]):
+                    return []
+            except (InputError, KeyError, ValueError) as error:
+                return [f"{best} stays as it is, since it cannot be compared with this save: {error}"]
+        best = self._own_folder(BEST)
+        best.mkdir(exist_ok=True)
+        with replacing(best / MODEL_FILE) as beside:
+            shutil.copyfile(self.folder / CHECKPOINT / MODEL_FILE, beside)
+        return []
+
+    def _copy_kept(self, about: dict[str, str], keep: int) -> list[str]:
+        if keep < 2 or "step" not in about:
+            return []
+        place = self.folder / f"{CHECKPOINT}-{int(about['step']):06d}"
+        old = kept_save(place)
+        if old == about:
+            return []
+        if os.path.lexists(place) and (old is None or read_only(place)):
+            why = "is not a save of this run" if old is None else "is read-only"
+            return [f"{place} {why}, and stays: step {about['step']} is not kept"]
+        with partial_folder(place) as beside:
+            for name in (about["training"], MODEL_FILE):
+                shutil.copyfile(self.folder / CHECKPOINT / name, beside / name)
+                flush(beside / name)
+            if old is not None:  # made before the run was gone back from
+                _discard(place)
+            beside.rename(place)
+            flush(self.folder)
+        return []
+
+    def _prune(self, about: dict[str, str], keep: int) -> list[str]:
+        if keep < 2 or "step" not in about:
+            return []
+        saves = kept_saves(self.folder)
+        # those beyond this step are of a run that was gone back from: none of this one's last
+        old = sorted(step for step in saves if step <= int(about["step"]))[:-keep]
+        for step in old:
+            if not read_only(saves[step]):
+                _discard(saves[step])
+        return []
 
     def plot(self, batches_per_epoch: int) -> Path:
         """Draw losses.png: both losses against epochs, and against tokens seen on the upper axis, as the book does."""
@@ -307,26 +479,18 @@ class Run:
         Where the system or the file system has no such locks (Windows) nothing is done.
         """
         try:
-            import fcntl
-        except ImportError:
-            yield
-            return
-        held = os.open(self.folder, os.O_RDONLY)
+            held = lock(self.folder)
+        except OSError as error:
+            raise InputError(f"another process is training in {self.folder}: wait for it, or stop it") from error
         try:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"another process is training in {self.folder}: wait for it, or stop it") from error
-            except OSError:
-                pass
             yield
         finally:
-            os.close(held)
+            unlock(held)
 
     def _write_settings(self, text_sha256: str) -> None:
         settings = asdict(self.settings)
         whole = {"settings": settings, "text_sha256": text_sha256, "sha256": _sha256(settings, text_sha256)}
-        with _written(self.folder), replacing(self.folder / "run.json") as beside:
+        with _written(self.folder), replacing(self.folder / RUN_FILE) as beside:
             beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
     def _write_losses(self, rows: list[dict[str, float]]) -> None:
@@ -350,54 +514,56 @@ def _sha256(settings: dict[str, Any], text_sha256: str) -> str:
     return hashlib.sha256(json.dumps([settings, text_sha256], sort_keys=True).encode()).hexdigest()
 
 
-def _val_loss(checkpoint: Path) -> float:
-    """As a checkpoint says of itself; infinite where there is none that can be read."""
-    try:
-        return float(read_header(checkpoint).about["val_loss"])
-    except (InputError, KeyError, ValueError):
-        return math.inf
-
-
-def _copied_step(folder: Path) -> int | None:
-    """The step of a save that is kept in this folder, whole or as a kill left it; None for any other folder or file."""
+def kept_save(folder: Path) -> dict[str, str] | None:
+    """What a save kept in this folder says of itself; None if it is anything else."""
     match = COPY.fullmatch(folder.name)
     if match is None or folder.is_symlink() or not folder.is_dir():
         return None
-    if all(each.name.startswith(("training-", ".training-", f".{MODEL_FILE}")) for each in folder.iterdir()):
-        return int(match[1])
     try:
-        return int(match[1]) if read_header(folder).about.get("step") == str(int(match[1])) else None
+        about = read_header(folder).about
     except InputError:
         return None
+    return about if about.get("step") == str(int(match[1])) and "training" in about else None
 
 
-def _share(files: Sequence[Path], folder: Path) -> None:
-    """The files in another folder too: the same ones under second names, or copies where that cannot be.
+def kept_saves(run: Path) -> dict[int, Path]:
+    """Step -> folder of the saves that are kept in a run's folder."""
+    return {int(about["step"]): each for each in run.iterdir() if (about := kept_save(each)) is not None}
 
-    In this order, so the model's last, for with it the folder is a checkpoint.
-    """
-    if not folder.is_dir():
-        folder.mkdir()
-        flush(folder.parent)
-    for file in files:
-        with replacing(folder / file.name) as beside:
-            try:
-                os.link(file, beside)
-            except OSError:
-                shutil.copyfile(file, beside)
-    for old in folder.glob("training-*.safetensors"):  # of the same step in a run that was gone back from
-        if old.name not in [file.name for file in files]:
-            old.unlink()
+
+def read_only(save: Path) -> bool:
+    """Whether its owner has made a save read-only, the folder or the model in it: then it is kept for good."""
+    return not all(each.stat().st_mode & stat.S_IWUSR for each in (save, save / MODEL_FILE))
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder: its name at once, then what is in it."""
+    with partial_folder(folder) as beside:
+        folder.rename(beside / folder.name)
+
+
+def _effective(settings: Settings, name: str) -> Any:
+    """What a setting comes to. The text and the vocabulary are compared by their SHA-256 instead."""
+    if name == "stride":
+        return settings.stride or settings.context_length
+    return (
+        None
+        if name == "text" or (name == "encoding" and settings.encoding not in ENCODINGS)
+        else getattr(settings, name)
+    )
+
+
+def _already(folder: Path) -> str:
+    if (folder / CHECKPOINT / MODEL_FILE).exists():
+        return f"{folder} already holds a run: resume it with --resume {folder}, or choose another --out"
+    return f"{folder} already holds a run, which has not saved yet: if it has ended delete it, or choose another --out"
 
 
 def _digits(value: float) -> str:
     return repr(value)  # the shortest digits that give the same float again
 
 
-def free_folder(settings: Settings) -> Path:
-    """runs/MODEL-TEXT-N with the first N that is not taken: where a run goes without --out."""
-    stem = f"{settings.model}-{Path(settings.text).stem}"
-    number = 1
-    while (folder := Path("runs", f"{stem}-{number}")).exists():
-        number += 1
-    return folder
+def _numbered_folders(settings: Settings) -> Iterator[Path]:
+    """runs/MODEL-TEXT-N for N = 1, 2, …: where a run goes without --out."""
+    for number in count(1):
+        yield Path("runs", f"{settings.model}-{Path(settings.text).stem[:60]}-{number}")

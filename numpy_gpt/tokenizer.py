@@ -9,7 +9,7 @@ import operator
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +116,11 @@ def vocabulary_files(name: str) -> dict[str, bytes]:
         return {file: _vocabulary_file(file) for file in GPT2_FILES}
     get_encoding(name)  # that they are right
     return {file: Path(name, file).read_bytes() for file in GPT2_FILES}
+
+
+def vocabulary_sha256(files: Mapping[str, bytes]) -> str:
+    """Of the files of a vocabulary, name -> content, in the order of their names."""
+    return hashlib.sha256(b"\0".join(files[name] for name in sorted(files))).hexdigest()
 
 
 @cache

@@ -1,5 +1,6 @@
 """The training loop: steps, evaluations and epochs in the book's order, whatever backend does the arithmetic."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -8,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from numpy_gpt.data import Loader
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import DivergedError, InputError
 from numpy_gpt.typing import Array, Params
 
 
@@ -16,7 +17,10 @@ class Learner(Protocol):
     """A model in training with its optimiser and its random stream. Losses are in nats per token; x, y (B, T) ids."""
 
     def train_step(self, x: Array, y: Array, step: int) -> tuple[float, float]:
-        """One update (step = 0 is the first) with dropout on: the loss before it, and the learning rate used."""
+        """One update (step = 0 is the first) with dropout on: the loss before it, and the learning rate used.
+
+        Raises DivergedError if the loss or the gradients' norm is not finite; the state is then that before the step.
+        """
 
     def loss(self, x: Array, y: Array) -> float:
         """Mean cross-entropy without dropout."""
@@ -47,7 +51,7 @@ class Learner(Protocol):
 class Position:
     """Where a run stands, between two steps. epoch counts from 0; batch is the next one of the epoch.
 
-    order: that of the epoch's windows, None while batch is 0 and it has not been drawn.
+    order: that of the epoch's windows, None until it has been drawn.
     """
 
     step: int = 0  # the next one; equal to the number of steps made
@@ -96,6 +100,16 @@ class Step:
     epoch_ended: bool
 
 
+def check_finite_step(loss: float, norm: float, step: int, lr: float) -> None:
+    """Raise DivergedError unless the loss of a step and the norm of its gradients are finite."""
+    for what, value in (("loss", loss), ("gradients' norm", norm)):
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"training has diverged: in step {step} the {what} is {value} (learning rate {lr:.6g}): "
+                "try a lower --lr, --warmup-steps, or --clip 1"
+            )
+
+
 def loader_loss(learner: Learner, loader: Loader, num_batches: int | None = None) -> float:
     """The mean of the losses of the loader's first num_batches batches (None: all), each counting the same."""
     losses = [learner.loss(x, y) for x, y in islice(loader, num_batches)]
@@ -127,7 +141,7 @@ def train(
     and the learner's state are what a checkpoint needs: a run restored from them goes on as if it had never stopped.
     """
     while position.step < total_steps:
-        if position.batch == 0:
+        if position.batch == 0 and position.order is None:
             position.order = train_loader.begin_epoch(len(train_loader.inputs))
         for x, y in train_loader.batches(position.order, position.batch):
             step, epoch = position.step, position.epoch + 1

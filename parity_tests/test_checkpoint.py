@@ -22,7 +22,8 @@ from safetensors.numpy import load_file, save_file
 
 from numpy_gpt import GPT, AdamW, GPTConfig, load, save
 from numpy_gpt.errors import InputError
-from numpy_gpt.weights.checkpoint import load_params, load_training, read_header
+from numpy_gpt.weights import checkpoint
+from numpy_gpt.weights.checkpoint import load_params, load_training, read_header, save_params
 from numpy_gpt.weights.tensors import read_tensors, write_tensors
 
 CONFIG = GPTConfig(vocab_size=11, context_length=6, emb_dim=8, n_heads=2, n_layers=2, drop_rate=0.2)
@@ -236,6 +237,76 @@ def test_saves_that_fail_leave_nothing_behind(tmp_path):
     assert np.array_equal(load_training(tmp_path)["t"], np.ones(3))
 
 
+def rename_then_fail(monkeypatch, error):
+    """The flush of the folder fails once the model's file has been renamed."""
+    real = checkpoint.write_tensors
+
+    def failing(file, tensors, metadata):
+        real(file, tensors, metadata)
+        if file.name == "model.safetensors":
+            raise error
+
+    monkeypatch.setattr(checkpoint, "write_tensors", failing)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt(), MemoryError()])
+def test_a_failure_after_the_rename_leaves_the_new_checkpoint_whole(tmp_path, monkeypatch, error):
+    save(GPT(CONFIG, 1), tmp_path, training={"t": np.ones(3)})
+    with monkeypatch.context() as patch:
+        rename_then_fail(patch, error)
+        with pytest.raises((InputError, KeyboardInterrupt, MemoryError)):
+            save(GPT(CONFIG, 2), tmp_path, training={"t": np.zeros(3)})
+    check_same_bits(load(tmp_path).params, GPT(CONFIG, 2).params)
+    assert np.array_equal(load_training(tmp_path)["t"], np.zeros(3))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_model_that_cannot_be_read_for_a_moment_keeps_its_training_state(tmp_path, monkeypatch):
+    """What the cleanup cannot ask of the disk it does not decide."""
+    save(GPT(CONFIG, 1), tmp_path, training={"t": np.ones(3)})
+
+    def unreadable(file):
+        raise InputError(f"{file} cannot be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "read_tensors", unreadable)
+        save(GPT(CONFIG, 2), tmp_path, training={"t": np.zeros(3)})
+    assert len(list(tmp_path.glob("training-*"))) == 2
+    assert np.array_equal(load_training(tmp_path)["t"], np.zeros(3))
+    save(GPT(CONFIG, 3), tmp_path, training={"t": np.zeros(4)})
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_save_does_not_remove_the_training_state_of_one_at_work(tmp_path, monkeypatch):
+    """Another process saves into the folder between the writing of a training state and that of its model."""
+    save(GPT(CONFIG, 1), tmp_path, training={"t": np.ones(3)})
+    real = checkpoint.write_tensors
+
+    def interrupted(file, tensors, metadata):
+        if file.name == "model.safetensors":
+            monkeypatch.setattr(checkpoint, "write_tensors", real)
+            save(GPT(CONFIG, 3), tmp_path, training={"t": np.full(3, 3.0)})
+        real(file, tensors, metadata)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", interrupted)
+    save(GPT(CONFIG, 2), tmp_path, training={"t": np.full(3, 2.0)})
+    check_same_bits(load(tmp_path).params, GPT(CONFIG, 2).params)
+    assert np.array_equal(load_training(tmp_path)["t"], np.full(3, 2.0))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_other_dtypes_and_shapes_are_not_saved(tmp_path):
+    params = GPT(CONFIG).params
+    for change in (
+        {"pos_emb.weight": np.zeros((6, 8))},
+        {"pos_emb.weight": np.zeros((6, 9), np.float32)},
+        {"x": np.zeros(1)},
+    ):
+        with pytest.raises(InputError, match=r"nothing was saved: parameter (pos_emb\.weight|x) "):
+            save_params(CONFIG, params | change, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 WRITER = """
 import sys
 from numpy_gpt import GPT, save
@@ -386,10 +457,19 @@ def test_a_file_of_another_time_or_without_its_checksum_is_refused(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["tok_emb.weight", "trf_blocks.1.att.W_key.weight"])
 def test_weights_that_are_no_numbers_are_named(tmp_path, name, value):
+    """By load, and by save before it touches what is there."""
     model = GPT(CONFIG)
+    old = {n: p.copy() for n, p in model.params.items()}
+    save(model, tmp_path, training={"t": np.ones(3)})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     model.params[name][5, 2] = value
-    save(model, tmp_path)
-    with pytest.raises(InputError, match=rf"{name}\[5, 2\] is NaN or infinite"):
+    with pytest.raises(InputError, match=rf"nothing was saved: {name}\[5, 2\] is NaN or infinite"):
+        save(model, tmp_path, training={"t": np.zeros(3)})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    check_same_bits(load(tmp_path).params, old)
+    file = tmp_path / "model.safetensors"
+    write_tensors(file, model.params, ABOUT | {"config": json.dumps(CONFIG.to_dict())})
+    with pytest.raises(InputError, match=rf"{name}\[5, 2\] is NaN or infinite: go back"):
         load(tmp_path)
 
 

@@ -12,6 +12,7 @@ from numpy_gpt import load
 from numpy_gpt.cli import main
 from numpy_gpt.run import Run
 from numpy_gpt.weights.checkpoint import load_training, read_header
+from numpy_gpt.weights.tensors import write_tensors
 from parity_tests.test_checkpoint import check_same_bits, room_for
 from parity_tests.test_pretrain import SMALL, check_refused, invoke, pretrain, snapshot, text  # noqa: F401 (text: a fixture)
 
@@ -42,18 +43,168 @@ def test_the_last_saves_are_kept(tmp_path, text):  # noqa: F811
     assert steps(out) == [13, 14]
 
 
-def test_a_kept_save_goes_on_as_the_run_did(tmp_path, text):  # noqa: F811
-    """A copy moved back into the checkpoint's place is that step again."""
+def test_a_kept_save_is_resumed(tmp_path, text):  # noqa: F811
+    """Named by its folder; moved by hand into the checkpoint's place; with the checkpoint gone."""
     out = tmp_path / "run"
-    pretrain(main, text, out, "--max-steps", 6, "--save-freq", 2, "--keep", 3, "--drop-rate", 0.1)
+    flags = ("--save-freq", 2, "--keep", 3, "--drop-rate", 0.1)
+    pretrain(main, text, out, "--max-steps", 6, *flags)
     want = load(out).params
-    for file in (out / "checkpoint").iterdir():
-        file.unlink()
-    for file in (out / "checkpoint-000002").iterdir():
-        file.rename(out / "checkpoint" / file.name)
-    result = invoke(main, "pretrain", "--resume", out)
+
+    def by_hand(run):
+        for file in (run / "checkpoint").iterdir():
+            file.unlink()
+        for file in (run / "checkpoint-000002").iterdir():
+            file.rename(run / "checkpoint" / file.name)
+        return run
+
+    def gone(run):
+        shutil.rmtree(run / "checkpoint")
+        shutil.rmtree(run / "checkpoint-000006")
+        return run
+
+    for number, prepared in enumerate((lambda run: run / "checkpoint-000002", by_hand, gone)):
+        run = shutil.copytree(out, tmp_path / str(number))
+        result = invoke(main, "pretrain", "--resume", prepared(run), "--keep", 3)
+        assert result.exit_code == 0, result.output
+        assert f"resumed   after {4 if prepared is gone else 2} steps" in result.output
+        check_same_bits(load(run).params, want)
+        assert [row.rpartition(",")[0] for row in (run / "losses.csv").read_text().splitlines()] == [
+            row.rpartition(",")[0] for row in (out / "losses.csv").read_text().splitlines()
+        ]
+
+
+def bits(save):
+    return {file.name: file.read_bytes() for file in save.iterdir()}
+
+
+@pytest.mark.parametrize("how", ["cp", "link", "link of best", "hard links"])
+def test_a_save_once_made_never_changes(tmp_path, text, how):  # noqa: F811
+    """Whatever is done by hand to the folder checkpoint, and whatever a run writes there afterwards."""
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 6, "--save-freq", 2, "--keep", 9)
+    kept = {save: bits(save) for save in out.glob("checkpoint-*")}
+    best = bits(out / "best")
+    old, newest = out / "checkpoint-000002", out / "checkpoint"
+    if how == "cp":
+        for file in (newest / "model.safetensors").parent.glob("training-*"):
+            file.unlink()
+        for file in old.iterdir():
+            shutil.copyfile(file, newest / file.name)  # as cp: into the file that is there
+        assert bits(out / "best") == best
+    elif how == "link":
+        shutil.rmtree(newest)
+        newest.symlink_to("checkpoint-000002")
+    elif how == "link of best":
+        shutil.rmtree(out / "best")
+        (out / "best").symlink_to(old)
+    else:
+        shutil.rmtree(newest)
+        newest.mkdir()
+        for file in old.iterdir():
+            os.link(file, newest / file.name)
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 8, "--save-freq", 1, "--keep", 9)
     assert result.exit_code == 0, result.output
-    check_same_bits(load(out).params, want)
+    assert {save: bits(save) for save in kept} == kept
+    assert step_of(out) == 8
+    assert not newest.is_symlink()
+
+
+def test_a_link_to_another_disk_stays(tmp_path, text):  # noqa: F811
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 2)
+    (out / "checkpoint").rename(tmp_path / "elsewhere")
+    (out / "checkpoint").symlink_to(tmp_path / "elsewhere")
+    assert invoke(main, "pretrain", "--resume", out, "--max-steps", 4).exit_code == 0
+    assert (out / "checkpoint").is_symlink()
+    assert step_of(tmp_path / "elsewhere") == 4
+
+
+def test_a_best_that_cannot_be_judged_stays(tmp_path, text):  # noqa: F811
+    """Of a newer release, damaged, without its loss, over other batches."""
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 2)
+    params, header = load(out / "best").params, read_header(out / "best")
+    file, about = out / "best" / "model.safetensors", {k: v for k, v in header.about.items() if "numpy-gpt." not in k}
+    about["config"] = json.dumps(header.config.to_dict())
+    others = [about | {"version": "2"}, about | {"val_loss": "low"}, about | {"val_batches": "77"}]
+    others += [{name: value for name, value in about.items() if name != "val_loss"}]
+    for number, other in enumerate([*others, None]):
+        write_tensors(file, params, other or about)
+        if other is None:
+            file.write_bytes(file.read_bytes()[:-1])
+        before = file.read_bytes()
+        result = invoke(main, "pretrain", "--resume", out, "--max-steps", 3 + number, "--save-freq", 1)
+        assert result.exit_code == 0, result.output
+        assert result.output.count(f"note: {out / 'best'} stays as it is, since it cannot be compared") == 1
+        assert file.read_bytes() == before
+
+
+def test_the_best_is_compared_over_the_same_batches(tmp_path):
+    """The number of batches of an evaluation is changed; that of the comparison is not."""
+    words = np.random.default_rng(1).choice(["the ", "model ", "learns ", "a ", "word\n"], 2000)
+    text = tmp_path / "words.txt"  # noqa: F811
+    text.write_text("".join(words))
+    out = tmp_path / "run"
+    flags = ["--lr", 0.05, "--warmup-steps", 0, "--save-freq", 1, "--keep", 30]
+    pretrain(main, text, out, "--max-steps", 4, *flags)  # two of seven batches
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 12, "--eval-iter", 7, *flags[4:])
+    assert result.exit_code == 0, result.output
+    ids = np.frombuffer(text.read_bytes(), np.uint8).astype(int)
+    ids = ids[int(0.9 * len(ids)) :]
+    windows = np.array([ids[i : i + 17] for i in range(0, 8 * 16, 16)])
+    losses = {}
+    for step in steps(out):
+        model = load(out / f"checkpoint-{step:06d}")
+        losses[step] = np.mean([float(model.loss(w[:, :-1], w[:, 1:])) for w in (windows[:4], windows[4:])])
+    about = read_header(out / "best").about
+    assert int(about["step"]) == min(losses, key=losses.get)
+    assert float(about["val_loss"]) == pytest.approx(min(losses.values()), abs=1e-6)
+
+
+@pytest.mark.parametrize("content", [None, "notes"])
+def test_a_folder_of_the_users_is_no_save_and_stays(tmp_path, text, content):  # noqa: F811
+    """It has the name that a save would have: that save is not kept, and the run goes on."""
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 2)
+    mine = out / "checkpoint-000003"
+    mine.mkdir()
+    if content:
+        (mine / content).write_text("mine")
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 6, "--save-freq", 1, "--keep", 2)
+    assert result.exit_code == 0, result.output
+    assert f"note: {mine} is not a save of this run, and stays: step 3 is not kept" in result.output
+    assert [p.name for p in mine.iterdir()] == ([content] if content else [])
+    assert steps(out) == [3, 5, 6]
+
+
+def test_a_save_made_read_only_is_kept_for_good(tmp_path, text):  # noqa: F811
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 3)
+    (out / "checkpoint-000001").chmod(0o555)
+    (out / "checkpoint-000002" / "model.safetensors").chmod(0o444)
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 6, "--save-freq", 1, "--keep", 2)
+    assert result.exit_code == 0, result.output
+    assert steps(out) == [1, 2, 5, 6]
+
+
+@pytest.mark.parametrize("name", ["rename", "rmdir", "mkdir"])
+@pytest.mark.parametrize("target", ["checkpoint-", "best"])
+def test_a_copy_that_cannot_be_made_or_removed_ends_no_run(tmp_path, text, monkeypatch, name, target):  # noqa: F811
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
+    real = getattr(os, name)
+
+    def failing(path, *args, **kwargs):
+        if target in str(path):
+            raise OSError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, name, failing)
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 6, "--save-freq", 1, "--keep", 2)
+    assert result.exit_code == 0, result.output
+    monkeypatch.undo()
+    assert step_of(out) == 6
+    assert load(out / "best")
 
 
 def validation_loss(checkpoint, text):  # noqa: F811
@@ -108,18 +259,6 @@ def test_a_run_gone_back_keeps_what_it_makes_then(tmp_path, text):  # noqa: F811
     assert (mine / "notes.txt").read_text() == "mine"
 
 
-def test_what_a_kill_left_of_a_copy_is_no_save_and_goes(tmp_path, text):  # noqa: F811
-    out = tmp_path / "run"
-    pretrain(main, text, out, "--max-steps", 3, "--save-freq", 1, "--keep", 3)
-    for step in (0, 2):
-        half = out / f"checkpoint-{step:06d}"
-        half.mkdir(exist_ok=True)
-        (half / "model.safetensors").unlink(missing_ok=True)
-    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 5, "--save-freq", 1, "--keep", 3)
-    assert result.exit_code == 0, result.output
-    assert steps(out) == [3, 4, 5]
-
-
 def test_two_processes_do_not_train_in_one_folder(tmp_path, text):  # noqa: F811
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
@@ -136,7 +275,7 @@ def test_a_run_that_ended_before_its_first_save_says_so(tmp_path, text):  # noqa
     shutil.rmtree(out / "checkpoint")
     check_refused(invoke(main, "pretrain", "--resume", out), "ended before its first save: begin it again")
     check_refused(
-        invoke(main, "pretrain", "--out", out, "--text", text, *SMALL), "ended before its first save: delete it"
+        invoke(main, "pretrain", "--out", out, "--text", text, *SMALL), "has not saved yet: if it has ended delete it"
     )
 
 
@@ -217,14 +356,3 @@ def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, text):  # noqa: F811
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 6)
     assert result.exit_code == 0, result.output
     assert step_of(out) == 6
-
-
-def test_copies_are_made_where_files_cannot_be_shared(tmp_path, text, monkeypatch):  # noqa: F811
-    def refuse(*args):
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(os, "link", refuse)
-    out = tmp_path / "run"
-    pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
-    assert steps(out) == [1, 2]
-    assert np.array_equal(load(out / "checkpoint-000002").params["pos_emb.weight"], load(out).params["pos_emb.weight"])

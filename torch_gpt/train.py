@@ -1,5 +1,6 @@
 """The reference as a learner: torch's AdamW, schedulers, loaders and random stream under numpy_gpt's training loop."""
 
+import math
 import os
 import shutil
 import warnings
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from numpy_gpt.config import GPTConfig
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import DivergedError, InputError
 from numpy_gpt.run import Settings
+from numpy_gpt.train import check_finite_step
 from numpy_gpt.typing import Array, Params
 from numpy_gpt.weights.stored import Weights
 from torch_gpt.model import Attention, GPTModel, from_params, to_params
@@ -113,12 +115,17 @@ class TorchLearner:
         lr = self._rates[step]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        before = self._random_state()
         self.model.train()
         self.optimizer.zero_grad()
         loss = self._forward(x, y)
         loss.backward()  # type: ignore[no-untyped-call]
-        if self._clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if self._clip is None else self._clip)
+        try:
+            check_finite_step(loss.item(), norm.item(), step, lr)
+        except DivergedError:
+            self._restore_random(before)  # the masks are not drawn, as if the step had not begun
+            raise
         self.optimizer.step()
         return loss.item(), lr
 
@@ -159,9 +166,7 @@ class TorchLearner:
 
     def state(self) -> Params:
         moments = {"m": "exp_avg", "v": "exp_avg_sq"}
-        state: Params = {"rng": torch.get_rng_state().numpy(), "optimizer.t": np.array([0])}
-        if self._device.type == "cuda":
-            state["rng.cuda"] = torch.cuda.get_rng_state(self._device).numpy()
+        state = self._random_state() | {"optimizer.t": np.array([0])}
         for name, p in self.model.named_parameters():
             own = self.optimizer.state[p]
             for short, long in moments.items():
@@ -178,13 +183,23 @@ class TorchLearner:
                 if m.shape != p.shape or v.shape != p.shape:
                     raise InputError(f"the optimiser's state of {name} has another shape: is it another model's?")
                 self.optimizer.state[p] = {"step": t, "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
-            torch.set_rng_state(torch.from_numpy(state["rng"]))
-            if self._device.type == "cuda" and "rng.cuda" in state:
-                torch.cuda.set_rng_state(torch.from_numpy(state["rng.cuda"]), self._device)
+            self._restore_random(state)
         except KeyError as error:
             raise InputError(
                 f"the checkpoint has no training state {error}: start from it with --init instead"
             ) from error
+
+    def _random_state(self) -> Params:
+        """Of the CPU's generator, and of the GPU's where that draws the dropout masks."""
+        state: Params = {"rng": torch.get_rng_state().numpy()}
+        if self._device.type == "cuda":
+            state["rng.cuda"] = torch.cuda.get_rng_state(self._device).numpy()
+        return state
+
+    def _restore_random(self, state: Params) -> None:
+        torch.set_rng_state(torch.from_numpy(state["rng"]))
+        if self._device.type == "cuda" and "rng.cuda" in state:
+            torch.cuda.set_rng_state(torch.from_numpy(state["rng.cuda"]), self._device)
 
     def _forward(self, x: Array, y: Array) -> Tensor:
         tokens, targets = (torch.as_tensor(each, device=self._device) for each in (x, y))

@@ -11,17 +11,18 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from numpy_gpt.config import GPTConfig
-from numpy_gpt.errors import InputError
-from numpy_gpt.files import flush, sweep
+from numpy_gpt.errors import InputError, NonFiniteError
+from numpy_gpt.files import being_written, flush, partial_folder, sweep
 from numpy_gpt.model import GPT, check_shapes, parameter_shapes
 from numpy_gpt.typing import Float, Params
-from numpy_gpt.weights.stored import Stored, Weights
+from numpy_gpt.weights.stored import Stored, Weights, check_finite
 from numpy_gpt.weights.tensors import MEND, SHA256, read_tensors, seal, write_tensors
 
 MODEL_FILE = "model.safetensors"
@@ -72,6 +73,7 @@ def save_params(
     if wrong := RESERVED & (about or {}).keys():
         raise InputError(f"about={{{min(wrong)!r}: …}} is the checkpoint's own: choose another name")
     metadata = {**(about or {}), "format": "numpy-gpt", "version": str(VERSION), "config": json.dumps(config.to_dict())}
+    _check_loadable(config, params)
     try:
         folder = target.parent if single else target
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,35 +81,55 @@ def save_params(
         if single:
             write_tensors(target, params, metadata)
             return
-        here = _training_of(target)
         try:
-            _drop_training(target, here)  # what saves left that were killed
-            if training is not None:
-                kind = {"format": "numpy-gpt training", "version": str(VERSION)}
-                metadata["training"] = f"training-{seal(training, kind)[SHA256][:16]}.safetensors"
+            _drop_training(target)  # what saves left that were killed
+            if training is None:
+                write_tensors(target / MODEL_FILE, params, metadata)
+                return
+            kind = {"format": "numpy-gpt training", "version": str(VERSION)}
+            metadata["training"] = f"training-{seal(training, kind)[SHA256][:16]}.safetensors"
+            with partial_folder(target / metadata["training"]):  # until the model's file names it, it is being written
                 write_tensors(target / metadata["training"], training, kind)
-            write_tensors(target / MODEL_FILE, params, metadata)
-            here = metadata.get("training")
+                write_tensors(target / MODEL_FILE, params, metadata)
         finally:
-            _drop_training(target, here)  # the old model's; after a failure the new one's
+            _drop_training(target)  # the old model's; after a failure the new one's
     except OSError as error:
         raise InputError(f"cannot save to {target}: {error.strerror or error}; choose another place") from error
 
 
-def _training_of(folder: Path) -> str | None:
-    """The training file that belongs to the model in a folder, if there is one that can be read."""
+def _check_loadable(config: GPTConfig, params: Weights) -> None:
+    """Raise InputError for what `load` would refuse, so that it never takes the place of a model that can be loaded."""
     try:
-        return read_tensors(folder / MODEL_FILE)[0].get("training")
-    except InputError:
-        return None
+        check_shapes(config, {name: array.shape for name, array in params.items()})
+        for name, array in params.items():
+            if array.dtype != params["tok_emb.weight"].dtype or array.dtype not in (np.float32, np.float64):
+                raise InputError(
+                    f"parameter {name} is {array.dtype}: a model is float32 or float64, all of it one of them"
+                )
+            check_finite(np.asarray(array), name)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"nothing was saved: {error}") from error
+    except InputError as error:
+        raise InputError(f"nothing was saved: {error}") from error
 
 
-def _drop_training(folder: Path, keep: str | None) -> None:
-    """Remove all training files from a folder but this one, and what is left of unfinished ones."""
+def _drop_training(folder: Path) -> None:
+    """Remove the training files that the model's file does not name, and what killed saves left of others.
+
+    The file on the disk decides. Where it cannot be read all stay, as does what cannot be removed: for a later save.
+    """
     sweep(folder / "training-*")
-    for file in folder.iterdir():
-        if TRAINING_FILE.fullmatch(file.name) and file.name != keep:
-            file.unlink(missing_ok=True)
+    try:
+        named = read_tensors(folder / MODEL_FILE)[0].get("training")
+    except InputError:
+        if os.path.lexists(folder / MODEL_FILE):
+            return
+        named = None
+    with suppress(OSError):
+        for file in folder.iterdir():
+            if TRAINING_FILE.fullmatch(file.name) and file.name != named and not being_written(file):
+                with suppress(OSError):
+                    file.unlink()
 
 
 def load(path: str | os.PathLike[str], dtype: Float | None = None) -> GPT:

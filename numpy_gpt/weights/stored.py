@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, Union
 
 import numpy as np
 
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import NonFiniteError
 from numpy_gpt.typing import Array, Float
 
 Weights: TypeAlias = Mapping[str, Union[Array, "Stored"]]
@@ -42,9 +42,17 @@ class Stored:
         """The same; as it is read, a NaN or an infinity in it is an InputError that names it."""
 
         def checked(array: Array) -> Array:
-            if array.size and not (np.isfinite(array.max()) and np.isfinite(array.min())):  # both tell of a NaN
-                at = ", ".join(map(str, np.unravel_index(np.isfinite(array).argmin(), array.shape)))
-                raise InputError(f"{file}: {name}[{at}] is NaN or infinite: go back to weights from before that")
+            try:
+                check_finite(array, name)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{file}: {error}: go back to weights from before that") from error
             return array
 
         return self.map(self.shape, checked)
+
+
+def check_finite(array: Array, name: str) -> None:
+    """Raise NonFiniteError, with the name and the place, if there is a NaN or an infinity in the array."""
+    if array.size and not (np.isfinite(array.max()) and np.isfinite(array.min())):  # both tell of a NaN
+        at = ", ".join(map(str, np.unravel_index(np.isfinite(array).argmin(), array.shape)))
+        raise NonFiniteError(f"{name}[{at}] is NaN or infinite")

@@ -1,0 +1,196 @@
+"""New folders and unfinished ones: a failing command removes what it made, and nothing else."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from numpy_gpt import files
+from numpy_gpt.errors import InputError
+from numpy_gpt.files import flush, new_folder, partial_folder, replacing, sweep, taken
+
+
+def content(place):
+    return {str(p.relative_to(place)): p.read_bytes() for p in place.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_a_new_folder_appears_when_it_is_complete(tmp_path, there):
+    out = tmp_path / "a" / "b" / "out"
+    if there:
+        out.mkdir(parents=True)
+    with new_folder(out) as folder:
+        (folder / "x").write_text("1")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "y").write_text("2")
+        assert not (out / "x").exists()
+    assert content(out) == {"x": b"1", "sub/y": b"2"}
+    assert list(out.parent.iterdir()) == [out]
+    assert sorted(p.name for p in out.iterdir()) == ["sub", "x"]
+
+
+@pytest.mark.parametrize("error", [InputError("no"), KeyboardInterrupt(), OSError(28, "full")])
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_a_block_that_fails_leaves_what_was_there(tmp_path, there, error):
+    out = tmp_path / "a" / "out"
+    if there:
+        out.mkdir(parents=True)
+
+    def fail():
+        with new_folder(out) as folder:
+            (folder / "x").write_text("1")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == (["a", "a/out"] if there else [])
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+def test_what_another_process_finishes_there_meanwhile_stays(tmp_path, there, fails):
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+
+    def work():
+        with new_folder(out) as folder:
+            (folder / "x").write_text("1")
+            out.mkdir(exist_ok=True)
+            (out / "run.json").write_text("another's")
+            if fails:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt if fails else InputError) as error:
+        work()
+    assert fails or str(error.value) == f"{out} exists and is not empty: choose another --out"
+    assert content(tmp_path) == {"out/run.json": b"another's"}
+
+
+def test_a_move_that_fails_half_way_is_undone(tmp_path, monkeypatch):
+    real, left = os.rename, [1]
+
+    def failing(source, target):
+        if not left:
+            raise OSError(5, "Input/output error")
+        left.pop()
+        real(source, target)
+
+    def work():
+        with new_folder(tmp_path / "out") as folder:
+            for name in "xyz":
+                (folder / name).write_text(name)
+            monkeypatch.setattr(os, "rename", failing)
+
+    with pytest.raises(InputError, match="Input/output error"):
+        work()
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_process_at_a_time_takes_a_folder(tmp_path):
+    def take():
+        with taken(tmp_path / "out"):
+            pytest.fail("taken twice")
+
+    with taken(tmp_path / "out"), pytest.raises(InputError, match="another process is working in"):
+        take()
+    with taken(tmp_path / "out"):
+        pass
+    (tmp_path / "out" / "x").write_text("")
+    with pytest.raises(InputError, match="exists and is not empty"):
+        take()
+
+
+def test_parents_that_cannot_be_made_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for make in (new_folder, taken):
+        with (
+            pytest.raises(InputError, match=r"cannot make the folder|is not empty"),
+            make(tmp_path / "file" / "x"),
+        ):
+            pytest.fail("it was made")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from numpy_gpt.files import partial_folder
+with partial_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("a model")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_one_at_work_holds_is_not(tmp_path):
+    """Whatever their numbers: in containers all have the number 1."""
+    target = tmp_path / "model.safetensors"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    held = tmp_path / os.path.basename(holder.stdout.readline().strip())
+    mine = tmp_path / f".model.safetensors.{os.getpid()}-0a1b2c3d.partial"  # by a process that had this one's number
+    other = tmp_path / ".other.1-0a.partial"
+    for left in (mine, other):
+        left.mkdir()
+        (left / "half").write_text("")
+    with partial_folder(target) as own:
+        sweep(target)
+        assert {own, held, other} == set(tmp_path.iterdir())
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    assert (held / "half").exists()
+    sweep(target)
+    assert set(tmp_path.iterdir()) == {other}
+
+
+def test_where_nothing_can_be_locked_the_process_number_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "lock", lambda folder: None)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid in (ended.pid, os.getppid()):
+        (tmp_path / f".x.{pid}-0a.partial").mkdir()
+    sweep(tmp_path / "x")
+    assert [p.name for p in tmp_path.iterdir()] == [f".x.{os.getppid()}-0a.partial"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_folders_can_be_saved_to(tmp_path, monkeypatch, number):
+    real = os.fsync
+
+    def fsync(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(tmp_path / "x") as beside:
+        beside.write_text("1")
+    assert content(tmp_path) == {"x": b"1"}
+
+
+def test_other_errors_of_a_flush_are_errors(tmp_path, monkeypatch):
+    def fsync(handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        flush(tmp_path)
+
+
+def test_a_folder_without_read_permission_can_be_written_to(tmp_path, monkeypatch):
+    real = os.open
+
+    def refused(path, *args, **kwargs):
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refused)
+    with replacing(tmp_path / "x") as beside:
+        beside.write_text("1")
+    assert (tmp_path / "x").read_text() == "1"
