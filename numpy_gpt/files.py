@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from numpy_gpt.errors import InputError
 
 TIMEOUT = 10.0
 """Seconds to wait for a connection, and then for each next piece of a download."""
+
+_numbers = count()
+"""Of this process's partial folders."""
 
 
 @contextmanager
@@ -40,22 +43,27 @@ def partial_folder(target: Path) -> Iterator[Path]:
     It is locked meanwhile, so that `sweep` can tell it from one that a killed process left.
     """
     sweep(target)
+    folder, held = _new_partial(target)
+    try:
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            unlock(held)
+
+
+def _new_partial(target: Path) -> tuple[Path, int | None]:
+    """A folder of a name that no other has, and its lock."""
     while True:
-        folder = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-        held = None
+        folder = target.with_name(f".{target.name}.{os.getpid()}-{next(_numbers)}.partial")
         try:
             folder.mkdir()
-            try:
-                held = lock(folder)
-            except (BlockingIOError, FileNotFoundError):
-                continue  # another process swept it before it was locked
-            yield folder
-            return
-        finally:
-            try:
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                unlock(held)
+            return folder, lock(folder)
+        except (FileExistsError, BlockingIOError, FileNotFoundError):
+            # another process's, or swept by one before it was locked
+            if not target.parent.is_dir():
+                raise
 
 
 def sweep(target: Path) -> None:
