@@ -204,7 +204,8 @@ def pretrain(
             run = held.enter_context(Run.create(out, job.settings, job.batches.sha256))
             session = _Session(report, job, run, learner, Position(), save_freq, keep)
         report.line(f"run       {session.run.folder}")
-        session.train(received)
+        with np.errstate(over="ignore", invalid="ignore"):  # every step's loss and gradients are checked instead
+            session.train(received)
     return received[0] if session.position.step < job.total_steps and received else 0
 
 
