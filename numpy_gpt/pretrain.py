@@ -240,6 +240,7 @@ class _Session:
                 self._steps(received)
                 self._save()
             except DivergedError as error:
+                self._drawn()
                 raise DivergedError(f"{error}, in another run with --init; {self._last_save()}") from error
             except KeyboardInterrupt:
                 report.line(f"Stopped at once; {self._last_save()}")
