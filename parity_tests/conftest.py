@@ -1,6 +1,7 @@
 """Settings of the whole suite: profiles, faults put in on purpose, threads, and skips that are failures in CI."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,16 @@ def all_threads():
     """Every core, for a test at GPT-2's size."""
     with profiles.threads(os.cpu_count() or 1):
         yield
+
+
+@pytest.fixture
+def brief_runs(monkeypatch):
+    """Runs of the tiny model without what takes most of their time here: long samples, and the plot."""
+    from numpy_gpt import pretrain
+    from numpy_gpt.run import Run
+
+    monkeypatch.setattr(pretrain, "for_tiny", replace(pretrain.for_tiny, sample_tokens=4))
+    monkeypatch.setattr(Run, "plot", lambda self, batches_per_epoch: self.folder / "losses.png")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -25,6 +25,8 @@ from parity_tests.test_pretrain import SMALL, check_refused, invoke, pretrain, s
 from torch_gpt.cli import main as torch_main
 from torch_gpt.train import TorchLearner
 
+pytestmark = pytest.mark.usefixtures("brief_runs")
+
 BOTH = pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])
 
 

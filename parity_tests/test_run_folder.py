@@ -16,6 +16,8 @@ from numpy_gpt.weights.tensors import write_tensors
 from parity_tests.test_checkpoint import check_same_bits, room_for
 from parity_tests.test_pretrain import SMALL, check_refused, invoke, pretrain, snapshot, text  # noqa: F401 (text: a fixture)
 
+pytestmark = pytest.mark.usefixtures("brief_runs")
+
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny_gpt2"
 
 
