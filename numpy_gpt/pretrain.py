@@ -398,8 +398,13 @@ def _signals() -> Iterator[list[int]]:
     before: dict[int, Any] = {}
 
     def receive(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
+        if number not in received:
+            received.append(number)
+        elif callable(before[number]):
+            before[number](number, frame)
+        elif before[number] == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     if threading.current_thread() is threading.main_thread():  # others may not handle signals
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP

@@ -68,9 +68,10 @@ def logged(log: Path, job) -> None:
     save = Run.save
 
     def save_and_log(self, config, learner, position, *args):
-        save(self, config, learner, position, *args)
+        notes = save(self, config, learner, position, *args)
         with log.open("a") as f:
             f.write(f"{position.step} {time.time()}\n")
+        return notes
 
     Run.save = save_and_log
     job()
