@@ -28,6 +28,8 @@ machine; but float64 normals and exponentials, and normals fewer than 16 at a ti
 from the machine's C library, in PyTorch as here. PyTorch itself makes others elsewhere:
 
 * up to 2.6 on x86-64 its dropout, exponential_ and multinomial come from another generator (MKL's MCG31);
+* up to 2.12 a draw of uniform_(a, b) that rounds to b stays b; from 2.13 on, and here, it becomes a (with the bounds of
+  the layers' weights none does);
 * on CUDA and MPS dropout, and whatever else is drawn there, comes from the device's own generator; weights and
   shuffles, drawn on the CPU, are the same;
 * without AVX2 (old x86; ARM and Apple processors) float32 weights differ in the last bits of 2 to 5 in 10 elements,
@@ -119,7 +121,8 @@ class Generator:
     def uniform(self, shape: Shape, low: float = 0.0, high: float = 1.0, dtype: Float = np.float32) -> Array:
         """torch.empty(shape, dtype=dtype).uniform_(low, high): float32, one r32 an element, or float64, one r64.
 
-        fma(u, high - low, low) with u24 or u53, in dtype; what rounds up to `high` becomes `low` (so torch 2.13).
+        fma(u, high - low, low) with u24 or u53, in dtype; what rounds up to `high` becomes `low`, as in torch from
+        2.13 on; up to 2.12 it stays `high` there.
         Raises ValueError unless low <= high and both, and high - low, are finite in dtype.
         """
         dtype, most = _dtype_and_largest("uniform", dtype)
@@ -243,9 +246,10 @@ class Generator:
         """torch.multinomial(p, num_samples, replacement): p (V,) or (B, V), float32 or float64 -> int64 (k,) or (B, k).
 
         k is num_samples; p need not sum to 1. Without replacement, and for one sample: q = exponential, one an entry,
-        row after row, and the indices are those of the k greatest p / q in falling order (the race of V exponential
-        clocks). Of equal p / q the first comes first; torch leaves them as its sort does, and for float32 and k in the
-        thousands there are some.
+        and the indices are those of the k greatest p / q in falling order (the race of V exponential clocks). q is
+        drawn in the order of p's memory, as in torch: row after row, or column after column if p is Fortran-ordered.
+        Of equal p / q the first comes first; torch leaves them as its sort does, and for float32 and k in the thousands
+        there are some.
         With replacement: the running sum of the row in p's dtype, divided by its last; each sample is the first index
         whose sum reaches a u53.
         Raises ValueError, naming the row, where an entry is negative, infinite or nan, or too few are above 0.
@@ -332,10 +336,15 @@ class Generator:
         return fma64([z], std, mean)[0]
 
     def _without_replacement(self, p: Array, k: int) -> Ints:
-        ids = np.empty((len(p), k), np.int64)
+        B, V = p.shape
+        down, across = map(abs, p.strides)
+        by_column = down > 0 and (across, V) > (down, B)  # torch's rule for any strides: TensorIterator's
+        columns = self.exponential((V, B), dtype=p.dtype) if by_column else None
+        ids = np.empty((B, k), np.int64)
         for i, row in enumerate(p):
+            q = self.exponential(V, dtype=p.dtype) if columns is None else columns[:, i]
             with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # u53 = 0 makes q = 0, in torch too
-                ratio = row / self.exponential(row.shape, dtype=p.dtype)
+                ratio = row / q
             if k == 1:
                 ids[i] = ratio.argmax()
             else:

@@ -905,3 +905,85 @@ def test_randint_takes_whole_numbers_only(ends):
 
 def test_multinomial_of_no_rows():
     check_same_bits(Generator(1).multinomial(np.ones((0, 4), np.float32), 3), np.empty((0, 3), np.int64))
+
+
+def windows(p):
+    """(B, V) whose steps along both axes are one element."""
+    return np.lib.stride_tricks.sliding_window_view(p.ravel()[: sum(p.shape) - 1], p.shape[1])
+
+
+LAYOUTS = {
+    "C": np.ascontiguousarray,
+    "Fortran": np.asfortranarray,
+    "rows with gaps": lambda p: np.repeat(p, 2, axis=1)[:, ::2],
+    "columns with gaps": lambda p: np.repeat(np.repeat(p.T, 2, axis=0), 3, axis=1)[::2, ::3].T,
+    "part of a Fortran array": lambda p: np.asfortranarray(np.tile(p, (3, 2)))[len(p) : 2 * len(p), : p.shape[1]],
+    "one row for all": lambda p: np.broadcast_to(p[0], p.shape),
+    "one column for all": lambda p: np.broadcast_to(p[:, :1], p.shape),
+    "windows": windows,
+}
+
+
+def same_memory(a):
+    """A tensor with the strides of an array and its numbers, element for element."""
+    strides = [step // a.itemsize for step in a.strides]
+    places = sum(np.arange(n)[(slice(None), *[None] * (a.ndim - 1 - i))] * strides[i] for i, n in enumerate(a.shape))
+    memory = np.zeros(places.max() + 1, a.dtype)
+    memory[places] = a
+    return torch.from_numpy(memory).as_strided(a.shape, strides)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("B", "V"), [(3, 7), (7, 3), (4, 4), (1, 5), (40, 300)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_multinomial_draws_in_the_order_of_memory(layout, B, V, dtype):
+    p = LAYOUTS[layout](rows(V, B, dtype, 5, 0.0))
+    tensor, rng = same_memory(p), start(7)
+    np.testing.assert_array_equal(tensor.numpy(), p)
+    for k, replacement in ((1, False), (1, True), (3, False), (3, True)):
+        check_same_bits(rng.multinomial(p, k, replacement), torch.multinomial(tensor, k, replacement).numpy())
+    check_same_state(rng)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("flip", [(0,), (1,), (0, 1)])
+def test_multinomial_of_reversed_views(flip, order):
+    """torch has none: what flip makes of the same memory."""
+    p = np.array(rows(7, 3, np.float32, 5, 0.0), order=order)
+    rng = start(7)
+    check_same_bits(
+        rng.multinomial(np.flip(p, flip)), torch.multinomial(torch.flip(torch.from_numpy(p), flip), 1).numpy()
+    )
+
+
+@pytest.mark.parametrize("step", [1, 2, -1])
+def test_multinomial_of_a_vector_with_gaps(step):
+    p = rows(9, 1, np.float32, 5, 0.0)[0]
+    rng = start(7)
+    check_same_bits(rng.multinomial(p[::step]), torch.multinomial(torch.from_numpy(p[::step].copy()), 1).numpy())
+
+
+def test_a_state_in_any_memory_is_the_same_state():
+    state = Generator(5).get_state()
+    rng = Generator(1)
+    rng.set_state(np.repeat(state, 2)[::2])
+    check_same_bits(rng.random_((9,)), Generator(5).random_((9,)))
+    rng.set_state(state[::-1].copy()[::-1])
+    check_same_bits(rng.random_((9,)), Generator(5).random_((9,)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_said_of_a_draw_that_rounds_to_the_upper_bound(dtype):
+    """By the installed torch's own version: before 2.13 the bound stays, and the text and the docstring say so."""
+    low, high = dtype(1), np.nextafter(dtype(1), dtype(2))
+    torch.manual_seed(3)
+    drawn = torch.empty(1000, dtype=dtype_of(dtype)).uniform_(float(low), float(high)).numpy()
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    assert (high in drawn) == (version <= (2, 12))
+    for text in (random.PLATFORMS, Generator.uniform.__doc__):
+        assert re.search(r"up to 2\.12", text)
+        assert re.search(r"from\s+2\.13 on", text)
+
+
+def dtype_of(dtype):
+    return torch.from_numpy(np.zeros(0, dtype)).dtype
