@@ -24,6 +24,8 @@ class AdamW:
 
     A row of a matrix whose gradient has been 0 ever since the first step (a token that never occurred) has m = v = 0:
     it only decays, and only that is done to it.
+
+    Raises InputError (a ValueError) if a β is not in [0, 1).
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ):
+        if not all(0 <= beta < 1 for beta in betas):
+            raise InputError(f"AdamW: betas are {betas}, and must be at least 0 and below 1")
         self.params = params
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.t = 0
@@ -102,10 +106,14 @@ class AdamW:
         root = math.sqrt(1 - beta2**self.t)
         p *= 1 - self.lr * self.weight_decay
         d = g - m
-        d *= 1 - beta1
-        m += d
-        np.multiply(g, g, out=d)
-        d *= 1 - beta2
+        weight = m.dtype.type(1 - beta1)
+        if weight < 0.5:
+            d *= weight
+            m += d
+        else:  # as torch.lerp: from the nearer end, and in float32 rounded once
+            m[...] = g + (float(weight) - 1) * d.astype(np.float64)
+        np.multiply(g, 1 - beta2, out=d)  # first, as in torch: g² may overflow where (1 − β₂) g² does not
+        d *= g
         v *= beta2
         v += d
         np.sqrt(v, out=d)

@@ -1,6 +1,7 @@
 """AdamW, clipping and the schedule against torch's: step by step on random gradients, and over whole training runs."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from numpy_gpt import GPTConfig, optim
+from numpy_gpt.errors import InputError
 from parity_tests import compare
 from parity_tests.compare import check, check_exact
 from parity_tests.strategies import LAYOUTS, SEEDS, ModelCase, arrange
@@ -212,6 +214,58 @@ def test_a_row_goes_on_from_either_moment_after_a_restart(first, betas):
         for name, a in other.state().items():
             check_exact(name, ours.state()[name], a)
         check_exact("w", params["w"], same["w"])
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+@pytest.mark.parametrize(
+    "betas", [(0.0, 0.999), (0.3, 0.999), (0.5, 0.9), (0.45, 0.0), (0.51, 0.3), (0.9, 0.0), (0.0, 0.0)]
+)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_moments_match_torchs_for_every_beta(dtype, betas, eps, foreach):
+    """After gradients of every size. Up to 0.5 torch interpolates from the gradient's end: in float32 the same bits."""
+    rng = np.random.default_rng(0)
+    params = {"w": rng.standard_normal(200).astype(dtype)}
+    leaf = torch.from_numpy(params["w"].copy()).requires_grad_()
+    ours, torchs = (
+        optim.AdamW(params, betas=betas, eps=eps),
+        torch.optim.AdamW([leaf], betas=betas, eps=eps, foreach=foreach),
+    )
+    M, V = np.zeros((2, 200))
+    for _ in range(6):
+        g = (rng.standard_normal(200) * 10.0 ** rng.uniform(-6, 4, 200)).astype(dtype)
+        leaf.grad = torch.from_numpy(g.copy())
+        ours.step({"w": g})
+        torchs.step()
+        M, V = betas[0] * M + (1 - betas[0]) * np.abs(g), betas[1] * V + (1 - betas[1]) * g.astype(np.float64) ** 2
+        state = torchs.state[leaf]
+        check("AdamW first moment", ours.m["w"], state["exp_avg"].numpy(), M)
+        check("AdamW second moment", ours.v["w"], state["exp_avg_sq"].numpy(), V)
+        if betas[0] in (0.0, 0.5) or (betas[0] < 0.5 and dtype == "float32"):
+            check_exact("AdamW first moment", ours.m["w"], state["exp_avg"].numpy())
+        if betas[1] == 0:
+            check_exact("AdamW second moment", ours.v["w"], state["exp_avg_sq"].numpy())
+
+
+def test_a_gradient_whose_square_overflows_moves_its_parameter_as_in_torch():
+    """(1 - beta2) g² is below the largest float32; g² is not, and dividing by its root would leave the parameter."""
+    params, g = {"w": np.ones(4, np.float32)}, np.full(4, 1e20, np.float32)
+    leaf = torch.ones(4, requires_grad=True)
+    leaf.grad = torch.from_numpy(g.copy())
+    optim.AdamW(params).step({"w": g})
+    torch.optim.AdamW([leaf]).step()
+    check("AdamW large gradient", params["w"], leaf.detach().numpy(), 1.001)
+    assert params["w"].max() < 0.9999
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1), (math.nan, 0.9), (0.9, math.inf)])
+def test_betas_that_torch_refuses_are_refused(betas):
+    with pytest.raises(ValueError, match="Invalid beta"):
+        torch.optim.AdamW([torch.ones(1)], betas=betas)
+    with pytest.raises(
+        InputError, match=f"^AdamW: betas are {re.escape(str(betas))}, and must be at least 0 and below 1$"
+    ):
+        optim.AdamW({"w": np.ones(1)}, betas=betas)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
