@@ -157,6 +157,28 @@ def in_blocks(work: Callable[[slice], None], n: int, row: int = 1) -> None:
     share(part, n, least=max(1, LEAST // row))
 
 
+_ignoring_flags = np.errstate(divide="ignore", over="ignore", invalid="ignore")
+
+
+@_ignoring_flags
+def product(a: Array, b: Array, out: Array | None = None) -> Array:
+    """np.matmul, without its warnings.
+
+    Some BLAS libraries (Apple's Accelerate, OpenBLAS on other ARM processors) raise floating-point flags while they
+    multiply finite numbers into finite ones, and NumPy warns of a division by zero in a product. What is not finite in
+    earnest stays so, and shows in the loss.
+    """
+    result: Array = np.matmul(a, b, out=out)
+    return result
+
+
+@_ignoring_flags
+def dots(a: Array, b: Array, out: Array | None = None) -> Array:
+    """np.vecdot, the dot product of each row of a with that of b, without its warnings, as product."""
+    result: Array = np.vecdot(a, b, out=out)
+    return result
+
+
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """a (M, K) @ b (K, N) -> (M, N), into out if given, shared out.
 
@@ -197,17 +219,17 @@ def _pieces(a: Array, b: Array, out: Array, add: bool, pieces: int) -> Iterator[
 
 
 def _columns(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
-    np.matmul(a, b[:, start:stop], out=out[:, start:stop])
+    product(a, b[:, start:stop], out=out[:, start:stop])
 
 
 def _rows(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
-    np.matmul(a[start:stop], b, out=out[start:stop])
+    product(a[start:stop], b, out=out[start:stop])
 
 
 def _dot_products(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
-    np.vecdot(b.T[start:stop], a[0], out=out[0, start:stop])
+    dots(b.T[start:stop], a[0], out=out[0, start:stop])
 
 
 def _add_product(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
     for rows in blocks(stop, max(1, b.shape[1] // 4), start):  # four blocks at a time: BLAS is faster at more rows
-        out[rows] += a[rows] @ b
+        out[rows] += product(a[rows], b)

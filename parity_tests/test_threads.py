@@ -1,17 +1,19 @@
 """Work shared out among threads: the same numbers, BLAS as it was before, and errors that arrive."""
 
+import ast
 import os
 import subprocess
 import sys
 import threading
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from numpy_gpt import GPT, Generator, GPTConfig, generate, threads
+from numpy_gpt import GPT, AdamW, Generator, GPTConfig, generate, threads
 from numpy_gpt.ops import attention, cross_entropy, gelu, layernorm, linear
 from parity_tests.compare import check_exact
 
@@ -218,3 +220,58 @@ class Disobedient:
 
     def limit(self, limits):
         return nullcontext()
+
+
+def flags_raised(product):
+    """A product as some BLAS makes it: right, with floating-point flags up that nothing in it calls for."""
+
+    def noisy(*args, **kwargs):
+        np.divide(np.ones(1), np.zeros(1))
+        np.multiply(np.full(1, 1e308), np.full(1, 1e308))
+        np.subtract(np.full(1, np.inf), np.full(1, np.inf))
+        return product(*args, **kwargs)
+
+    return noisy
+
+
+def test_flags_that_a_product_raises_for_nothing_are_not_warnings(monkeypatch, team_of_three):
+    """Warnings are errors in these tests, and for this one flags are as well."""
+    for name in ("matmul", "vecdot"):
+        monkeypatch.setattr(np, name, flags_raised(getattr(np, name)))
+    config = GPTConfig(vocab_size=90, context_length=70, emb_dim=12, n_heads=3, n_layers=2, qkv_bias=True)
+    model, tokens = GPT(config), np.random.default_rng(0).integers(0, 90, (2, 70))
+    with np.errstate(all="raise", under="ignore"):
+        with pytest.raises(FloatingPointError):
+            np.matmul(np.ones((1, 1)), np.ones((1, 1)))
+        optimizer = AdamW(model.params)
+        for rng in (None, Generator(1)):
+            optimizer.step(model.loss_and_grads(tokens, tokens, rng=rng)[1])
+        generate(model, tokens[:, :3], 2)
+        linear.linear_backward(
+            np.ones((9, 1)), linear.linear_forward(np.ones((9, 1)), np.ones((1, 1)), None)[1], np.ones((1, 1)), add=True
+        )
+
+
+def test_what_is_not_finite_in_a_product_stays_so():
+    big = np.full((2, 2), 1e308)
+    for got in (
+        threads.product(big, big),
+        threads.matmul(big, big),
+        threads.dots(big, big),
+        threads.matmul(big[:1], big),
+    ):
+        assert np.isinf(got).all()
+    assert np.isnan(threads.product(np.full((1, 1), np.inf), np.zeros((1, 1)))).all()
+
+
+def test_every_product_of_the_library_is_one_of_threads():
+    """Elsewhere a product would warn of flags that mean nothing."""
+    products = {"matmul", "dot", "vecdot", "einsum", "inner", "tensordot", "matvec", "vecmat"}
+    for path in Path(threads.__file__).parent.rglob("*.py"):
+        found = {
+            ast.unparse(node)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if (isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.MatMult))
+            or (isinstance(node, ast.Attribute) and ast.unparse(node.value) == "np" and node.attr in products)
+        }
+        assert found == ({"np.matmul", "np.vecdot"} if path.name == "threads.py" else set()), path

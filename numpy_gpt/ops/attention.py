@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from numpy_gpt.threads import LEAST, share
+from numpy_gpt.threads import LEAST, product, share
 from numpy_gpt.typing import Array
 
 ROWS = 64
@@ -46,7 +46,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
             lse[:, h, rows] = np.log(total) + largest
             if mask is not None:
                 p *= mask[:, h, rows, seen]
-            y[:, h, rows] = (p @ v[:, h, seen]) / total
+            y[:, h, rows] = product(p, v[:, h, seen]) / total
 
     share(heads, NH, least=_heads_for_a_thread(B, T, S))
     return y, (q, k, v, y, lse, mask)
@@ -72,18 +72,18 @@ def attention_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
             s -= lse[:, h, rows]
             p = np.exp(s, out=s)  # p = softmax(s); 0 where masked
             dyr = dy[:, h, rows]
-            dp = np.matmul(dyr, v[:, h, seen].mT, out=dscores[..., : s.shape[2], : s.shape[-1]])
+            dp = product(dyr, v[:, h, seen].mT, out=dscores[..., : s.shape[2], : s.shape[-1]])
             if mask is None:
-                dv[:, h, seen] += p.mT @ dyr  # y = (p · mask) @ v
+                dv[:, h, seen] += product(p.mT, dyr)  # y = (p · mask) @ v
             else:
                 factors = mask[:, h, rows, seen]
-                dv[:, h, seen] += (p * factors).mT @ dyr
+                dv[:, h, seen] += product((p * factors).mT, dyr)
                 dp *= factors
             ds = np.subtract(dp, (dyr * y[:, h, rows]).sum(axis=-1, keepdims=True), out=dp)
             ds *= p
             ds *= scale  # s = q @ k.T * scale
-            dq[:, h, rows] = ds @ k[:, h, seen]
-            dk[:, h, seen] += ds.mT @ q[:, h, rows]
+            dq[:, h, rows] = product(ds, k[:, h, seen])
+            dk[:, h, seen] += product(ds.mT, q[:, h, rows])
 
     share(heads, NH, least=_heads_for_a_thread(B, T, S))
     return dq, dk, dv
@@ -103,7 +103,7 @@ def _blocks(T: int, S: int) -> Iterator[tuple[slice, slice]]:
 def _scores(q: Array, k: Array, memory: Array) -> Array:
     """q @ kᵀ / √HS for some queries and the keys up to the last one's own; −inf for keys in a query's future."""
     R, N = q.shape[2], k.shape[2]
-    s: Array = np.matmul(q / math.sqrt(q.shape[-1]), k.mT, out=memory[..., :R, :N])
+    s: Array = product(q / math.sqrt(q.shape[-1]), k.mT, out=memory[..., :R, :N])
     if R > 1:  # the last query sees every key
         np.copyto(s[..., -R:], -np.inf, where=np.triu(np.ones((R, R), bool), k=1))
     return s
