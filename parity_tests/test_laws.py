@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numpy_gpt import GPT, GPTConfig
+from numpy_gpt import GPT, Generator, GPTConfig
 from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
 from parity_tests import compare, strategies
 from parity_tests.compare import check, check_exact
@@ -176,6 +176,61 @@ def check_first_query(score):
 @pytest.mark.parametrize("score", [0.0, 1.0, -1.0, 1e4, -1e4, 1e12, -1e12])
 def test_the_first_query_sees_one_key_only(score):
     check_first_query(score)
+
+
+@pytest.mark.parametrize("rate", [None, 0.5])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("T", [1, 2, 5, 70])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_query_that_sees_one_key_has_no_gradient(dtype, T, scale, rate):
+    """softmax over one score is 1 whatever the score: dq is exactly 0, its part of dk as well, and dv is dy."""
+    rng = np.random.default_rng(0)
+    q, k, v, dy = (scale * rng.standard_normal((4, 2, 3, T, 7))).astype(dtype)
+    mask = None if rate is None else ((rng.random((2, 3, T, T)) >= rate) / (1 - rate)).astype(dtype)
+    dq, dk, dv = attention.attention_backward(dy, attention.attention_forward(q, k, v, mask)[1])
+    assert not dq[:, :, 0].any()
+    first = np.zeros_like(dy)
+    first[:, :, 0] = dy[:, :, 0]
+    dq, dk, dv = attention.attention_backward(first, attention.attention_forward(q, k, v, mask)[1])
+    assert not dq.any()
+    assert not dk.any()
+    want = first[:, :, 0] if mask is None else first[:, :, 0] * mask[:, :, 0, :1] + 0  # −0 becomes 0
+    check_exact("dv of a gradient of the first output only", dv[:, :, 0], want)
+    assert not dv[:, :, 1:].any()
+
+
+def test_a_query_after_cached_keys_has_a_gradient():
+    """It is the first of these queries, and sees more keys than one."""
+    q, k, v, dy = np.random.default_rng(0).standard_normal((4, 1, 1, 3, 5))
+    dq, dk, _ = attention.attention_backward(dy[:, :, 1:], attention.attention_forward(q[:, :, 1:], k, v)[1])
+    assert (np.abs(dq) > 1e-6).all()
+    assert dk.all()
+
+
+@settings(max_examples=20)
+@given(case=strategies.model_cases(qkv_bias=True, context_length=1, drop_rates=(0.0, 0.5)))
+def test_one_token_sends_no_gradient_to_queries_and_keys(case):
+    grads = case.model().loss_and_grads(*case.batch(), rng=Generator(0))[1]
+    for name, grad in grads.items():
+        if "W_query" in name or "W_key" in name:
+            assert not grad.any(), name
+
+
+def test_a_vocabulary_of_one_token_has_no_loss_and_no_gradient():
+    for dtype in (np.float32, np.float64):
+        z = np.random.default_rng(0).standard_normal((2, 3, 1)).astype(dtype)
+        loss, cache = cross_entropy.cross_entropy_forward(z, np.zeros((2, 3), int))
+        check_exact("loss", loss, dtype(0))
+        check_exact("dlogits", cross_entropy.cross_entropy_backward(0.7, cache), np.zeros_like(z))
+
+
+def test_layernorm_of_one_number_has_no_gradient_but_shifts():
+    for dtype in (np.float32, np.float64):
+        x, dy = np.random.default_rng(0).standard_normal((2, 3, 1)).astype(dtype)
+        scale, shift = np.full(1, 3, dtype), np.full(1, 0.3, dtype)
+        dx, dscale, _ = layernorm.layernorm_backward(dy, layernorm.layernorm_forward(x, scale, shift)[1])
+        assert not dx.any()
+        assert not dscale.any()
 
 
 def test_attention_over_equal_keys_is_the_mean_of_the_values_seen():

@@ -25,7 +25,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
 
     Softmax's Jacobian is diag(p) − p pᵀ, so with dp = mask · (dy @ vᵀ):
         ds = p · (dp − Σ dp · p),  dv = (p · mask)ᵀ @ dy,  dq = ds @ k / √HS,  dk = dsᵀ @ q / √HS,
-    and Σ dp · p over the keys is dy · y.
+    and Σ dp · p over the keys is dy · y, up to rounding: where a query sees one key only, ds is set to its exact 0.
     """
     T, S = q.shape[2], k.shape[2]
     if S < T:
@@ -82,6 +82,8 @@ def attention_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
             ds = np.subtract(dp, (dyr * y[:, h, rows]).sum(axis=-1, keepdims=True), out=dp)
             ds *= p
             ds *= scale  # s = q @ k.T * scale
+            if rows.start == T - S:  # the first query sees one key: p = 1, whatever the score
+                ds[:, :, 0] = 0
             dq[:, h, rows] = product(ds, k[:, h, seen])
             dk[:, h, seen] += product(ds.mT, q[:, h, rows])
 
