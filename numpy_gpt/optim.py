@@ -1,11 +1,13 @@
 """AdamW, global-norm clipping and the learning-rate schedule: everything between a gradient and a parameter."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
+from numpy_gpt.aliasing import FOREIGN, check_updatable, memory
 from numpy_gpt.errors import InputError
 from numpy_gpt.threads import blocks, share_all
 from numpy_gpt.typing import Array, Params
@@ -25,7 +27,8 @@ class AdamW:
     A row of a matrix whose gradient has been 0 ever since the first step (a token that never occurred) has m = v = 0:
     it only decays, and only that is done to it.
 
-    Raises InputError (a ValueError) if a β is not in [0, 1).
+    Raises InputError (a ValueError) if a β is not in [0, 1), or naming a parameter that cannot be updated in place:
+    one that is read-only, or that shares memory with another.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class AdamW:
     ):
         if not all(0 <= beta < 1 for beta in betas):
             raise InputError(f"AdamW: betas are {betas}, and must be at least 0 and below 1")
+        check_updatable("AdamW", params)
         self.params = params
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.t = 0
@@ -47,16 +51,25 @@ class AdamW:
         self._moved: Params = {
             n: np.zeros(len(p), bool) for n, p in params.items() if p.ndim == 2 and p.size and eps > 0
         }
+        self._checked, self._memory = list(params.values()), memory(params.values())  # what check_updatable saw
 
     def step(self, grads: Params) -> None:
         """Update every parameter in place. grads has params' keys and shapes and is not written to.
 
-        Raises ValueError naming the parameter whose gradient is missing or of another shape; nothing is updated then.
+        Raises InputError, before anything is updated, naming a parameter whose gradient is missing, is of another shape
+        or dtype, or shares memory with a parameter; or one put in another's place since, if it does not fit.
         """
         for name, p in self.params.items():
-            if name not in grads or grads[name].shape != p.shape:
-                found = grads[name].shape if name in grads else "no gradient"
-                raise ValueError(f"AdamW: {name} has shape {p.shape}, its gradient: {found}")
+            m, g = self.m.get(name), grads.get(name)
+            if m is None or m.shape != p.shape or m.dtype != p.dtype:
+                began = "it was not there" if m is None else f"it was {m.dtype} {m.shape}"
+                raise InputError(f"AdamW: {name} is {p.dtype} {p.shape}, {began} at first: make another optimiser")
+            if g is None or g.shape != p.shape:
+                found = "no gradient" if g is None else g.shape
+                raise InputError(f"AdamW: {name} has shape {p.shape}, its gradient: {found}")
+            if g.dtype != p.dtype:
+                raise InputError(f"AdamW: {name} is {p.dtype}, its gradient {g.dtype}: use one dtype")
+        self._check_memory(grads)
         self.t += 1
         tasks: list[Callable[[], None]] = []
         for name, p in self.params.items():
@@ -71,6 +84,15 @@ class AdamW:
                 tasks.append(partial(self._update, *arrays))
         share_all(tasks)
         self._moved = {name: moved for name, moved in self._moved.items() if not moved.all()}
+
+    def _check_memory(self, grads: Params) -> None:
+        """check_updatable, unless these are the parameters that it saw, and the gradients lie in other memory."""
+        params, others = list(self.params.values()), memory(grads.values())
+        seen = len(params) == len(self._checked) and all(map(operator.is_, params, self._checked))
+        apart = not self._memory & others and FOREIGN not in self._memory | others
+        if not (seen and apart and all(p.flags.writeable for p in params)):
+            check_updatable("AdamW", self.params, {name: grads[name] for name in self.params})
+            self._checked, self._memory = params, memory(params)
 
     def state(self) -> Params:
         """t, and every m and v as "m.NAME" and "v.NAME": the arrays themselves, to be written to a checkpoint."""
@@ -127,10 +149,12 @@ def clip_grad_norm(grads: Params, max_norm: float) -> float:
     """Scale all gradients, in place, so that their common norm is at most max_norm; returns the norm before.
 
     torch.nn.utils.clip_grad_norm_'s formula: one factor min(1, max_norm / (norm + 1e-6)) for all tensors.
+    Raises InputError, before anything is scaled, naming a gradient that is read-only or shares memory with another.
     """
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1:  # a NaN norm must not pass for a small one
+        check_updatable("clip_grad_norm", grads)
         for g in grads.values():
             g *= factor
     return norm

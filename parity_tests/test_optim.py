@@ -325,6 +325,202 @@ def test_a_gradient_that_is_missing_or_misshapen_leaves_everything_as_it_was(spo
             check_exact(name, p, same[name])
 
 
+def side_by_side(*shapes):
+    """Arrays that lie in one piece of memory, one after the other."""
+    sizes = np.cumsum([math.prod(shape) for shape in shapes])
+    parts = np.split(np.ones(sizes[-1]), sizes[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+TABLE, WIDE = np.ones((4, 3)), np.ones((4, 6))
+CONSTANT = np.lib.stride_tricks.as_strided(np.ones(1), (4, 3), (0, 0))  # writable, unlike what broadcast_to returns
+WINDOWS = np.lib.stride_tricks.sliding_window_view(np.ones(9), 3, writeable=True)
+
+
+def read_only():
+    a = np.ones((4, 3))
+    a.setflags(write=False)
+    return a
+
+
+UNUSABLE = {  # parameters, and what is said of them
+    "one array twice": (
+        {"a": TABLE, "x": np.ones(2), "b": TABLE},
+        "a and b share memory: give each an array of its own",
+    ),
+    "turned": ({"a": TABLE, "b": TABLE.T}, "a and b share memory"),
+    "overlapping": ({"a": WIDE[:3], "x": np.ones(2), "b": WIDE[2:]}, "a and b share memory"),
+    "within": ({"a": WIDE, "b": WIDE[1:2, 2:3]}, "a and b share memory"),
+    "within, after another": ({"a": WIDE, "b": WIDE[3, 3:], "c": WIDE[0, 1:2]}, "a and c share memory"),
+    "every third number": ({"a": WIDE[:, ::3], "b": WIDE[:, 3:]}, "a and b share memory"),
+    "through a buffer": ({"a": TABLE, "b": np.frombuffer(TABLE)}, "a and b share memory"),
+    "read-only": ({"x": np.ones(2), "a": read_only()}, "a is read-only: give a copy that can be written to"),
+    "broadcast": ({"a": np.broadcast_to(1.0, (4, 3))}, "a is read-only"),
+    "zero steps": ({"a": CONSTANT}, "elements of a share memory, as a broadcast array's do: give a copy"),
+    "windows": ({"a": WINDOWS}, "elements of a share memory"),
+    "reversed windows": ({"a": WINDOWS[::-1, ::-1]}, "elements of a share memory"),
+}
+USABLE = {
+    "columns of one array": [WIDE[:, :3], WIDE[:, 3:]],
+    "alternate columns": [WIDE[:, ::2], WIDE[:, 1::2]],
+    "side by side": side_by_side((4, 3), (2,), (5, 2)),
+    "turned": [np.ones((4, 3)).T, np.ones((5, 4, 3)).transpose(1, 0, 2)],
+    "reversed": [np.ones((4, 3))[::-1], np.ones((4, 3))[:, ::-2]],
+    "rows with gaps": [np.ones((4, 6))[:, 1:4]],
+    "empty and single": [
+        np.ones((0, 3)),
+        np.ones((4, 3))[:0],
+        np.ones(()),
+        np.ones((1, 1)),
+        np.ones((3, 0, 2))[:, :, 1:],
+    ],
+    "one row, whatever its step": [np.lib.stride_tricks.as_strided(np.ones(3), (1, 3), (0, 8))],
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_parameters_that_cannot_be_updated_are_refused_by_name(case):
+    params, message = UNUSABLE[case]
+    before = {name: p.copy() for name, p in params.items()}
+    with pytest.raises(InputError, match=f"^AdamW: {message}"):
+        optim.AdamW(params)
+    with pytest.raises(InputError, match=f"^clip_grad_norm: {message}"):
+        optim.clip_grad_norm(params, 0.1)
+    mended = {name: p.copy() for name, p in params.items()}
+    ours = optim.AdamW(mended)
+    ours.step(before)
+    after = {name: p.copy() for name, p in mended.items()}
+    mended.update(params)  # put in their places later
+    with pytest.raises(InputError, match=f"^AdamW: {message}"):
+        ours.step(before)
+    assert ours.t == 1
+    for name, p in params.items():
+        check_exact(name, p, before[name])
+    mended.update(after)
+    ours.step(before)
+    assert ours.t == 2
+
+
+@pytest.mark.parametrize("case", USABLE)
+def test_parameters_in_one_piece_of_memory_are_updated_as_copies_are(case):
+    params = {str(i): a for i, a in enumerate(USABLE[case])}
+    same, rng = {name: a.copy() for name, a in params.items()}, np.random.default_rng(0)
+    ours, other = optim.AdamW(params), optim.AdamW(same)
+    for _ in range(2):
+        grads = {name: rng.standard_normal(p.shape) for name, p in params.items()}
+        ours.step(grads)
+        other.step(grads)
+    for name, p in params.items():
+        check_exact(name, p, same[name])
+
+
+def test_a_parameter_that_becomes_read_only_is_refused_before_anything_changes():
+    params = draw_params(0, "float64")
+    ours, grads = optim.AdamW(params), draw_grads(np.random.default_rng(1), params)
+    ours.step(grads)
+    state, before = {name: a.copy() for name, a in ours.state().items()}, {name: p.copy() for name, p in params.items()}
+    params["one"].setflags(write=False)
+    with pytest.raises(InputError, match=r"^AdamW: one is read-only"):
+        ours.step(grads)
+    for name, a in ours.state().items():
+        check_exact(name, a, state[name])
+    for name, p in params.items():
+        check_exact(name, p, before[name])
+
+
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        (lambda p: {"a": p["a"], "b": np.ones((4, 3))}, "a and the gradient of a share memory"),
+        (lambda p: {"a": p["b"], "b": np.ones((4, 3))}, "b and the gradient of a share memory"),
+        (lambda p: {"a": np.ones((4, 3)), "b": p["b"][::-1]}, "b and the gradient of b share memory"),
+        (lambda p: {"a": np.ones((4, 3)), "b": np.frombuffer(p["a"]).reshape(4, 3)}, "a and the gradient of b share"),
+    ],
+)
+def test_a_gradient_in_a_parameters_memory_is_refused(grads, message):
+    params = {"a": np.ones((4, 3)), "b": np.ones((4, 3))}
+    ours = optim.AdamW(params)
+    with pytest.raises(InputError, match=f"^AdamW: {message}"):
+        ours.step(grads(params))
+    assert ours.t == 0
+    check_exact("a", params["a"], np.ones((4, 3)))
+
+
+def test_gradients_are_only_read():
+    """One array under two names, a broadcast one, a tensor's, and one of no parameter: all the same."""
+    params, same = ({"a": np.ones((4, 3)), "b": np.ones((4, 3))} for _ in range(2))
+    ours, other = optim.AdamW(params), optim.AdamW(same)
+    for g in (np.full((4, 3), 2.0), np.broadcast_to(2.0, (4, 3)), torch.full((4, 3), 2.0).double().numpy()):
+        ours.step({"a": g, "b": g, "c": params["a"]})
+        other.step({"a": np.full((4, 3), 2.0), "b": np.full((4, 3), 2.0)})
+        check_exact("a", params["a"], same["a"])
+        check_exact("b", params["b"], same["b"])
+
+
+def test_memory_is_compared_once_and_again_where_it_may_be_shared(monkeypatch):
+    calls = []
+    monkeypatch.setattr(optim, "check_updatable", lambda *given: calls.append(given))
+    params = {"a": np.ones((4, 3)), "b": np.ones(2)}
+    ours = optim.AdamW(params)
+    assert len(calls) == 1
+    for _ in range(3):
+        ours.step({name: np.ones(p.shape) for name, p in params.items()})
+    assert len(calls) == 1
+    foreign = {name: torch.ones(p.shape).double().numpy() for name, p in params.items()}
+    ours.step(foreign)
+    assert len(calls) == 2
+    params |= {name: p.copy() for name, p in params.items()}
+    for _ in range(2):
+        ours.step({name: np.ones(p.shape) for name, p in params.items()})
+    assert len(calls) == 3
+    params |= foreign
+    for _ in range(2):
+        ours.step({name: np.ones(p.shape) for name, p in params.items()})
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("array", [np.ones((4, 3), np.float32), np.ones((3, 4)), np.ones((4, 3), ">f8")])
+def test_a_parameter_of_another_kind_put_in_place_is_refused(array):
+    params = {"a": np.ones((4, 3)), "b": np.ones(2)}
+    ours = optim.AdamW(params)
+    params["b"], params["a"] = np.ones(2), array
+    message = re.escape(
+        f"AdamW: a is {array.dtype} {array.shape}, it was float64 (4, 3) at first: make another optimiser"
+    )
+    with pytest.raises(InputError, match=f"^{message}$"):
+        ours.step({name: np.ones_like(p) for name, p in params.items()})
+    assert ours.t == 0
+
+
+def test_a_parameter_that_is_added_is_refused():
+    params = {"a": np.ones((4, 3))}
+    ours = optim.AdamW(params)
+    params["b"] = np.ones(2)
+    with pytest.raises(
+        InputError, match=r"^AdamW: b is float64 \(2,\), it was not there at first: make another optimiser$"
+    ):
+        ours.step({name: np.ones_like(p) for name, p in params.items()})
+    assert ours.t == 0
+    check_exact("a", params["a"], np.ones((4, 3)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_a_gradient_of_another_dtype_is_refused(dtype):
+    params = {"a": np.ones((4, 3)), "b": np.ones(2)}
+    ours = optim.AdamW(params)
+    message = f"^AdamW: b is float64, its gradient {np.dtype(dtype)}: use one dtype$"
+    with pytest.raises(InputError, match=message):
+        ours.step({"a": np.ones((4, 3)), "b": np.ones(2, dtype)})
+    assert ours.t == 0
+    check_exact("a", params["a"], np.ones((4, 3)))
+
+
+def test_gradients_under_the_limit_may_share_memory():
+    g = np.ones(4)
+    assert optim.clip_grad_norm({"a": g, "b": g}, 10.0) == pytest.approx(math.sqrt(8))
+    check_exact("a", g, np.ones(4))
+
+
 def check_clipping(seed=0, dtype="float64", share=0.5, layout="C"):
     """One factor for all tensors, torch's; max_norm is this share of the true norm."""
     rng = np.random.default_rng(seed)
