@@ -53,6 +53,11 @@ def check_shapes(config: GPTConfig, found: Mapping[str, tuple[int, ...]]) -> Non
 
 
 @cache
+def _known_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    return parameter_shapes(config)
+
+
+@cache
 def _block_names(config: GPTConfig) -> list[dict[str, str]]:
     """Of each block: its own names for its parameters -> the model's names."""
     names = list(parameter_shapes(config))
@@ -114,7 +119,8 @@ class GPT:
     """A GPT-2 whose parameters are the arrays of `params` and nothing else.
 
     params: name -> array, in torch's state_dict order and layout. Writing into one in place, or putting another of the
-    same shape and dtype in its place, changes the model at once.
+    same shape and dtype in its place, changes the model at once; one that does not fit is refused with InputError
+    when the model is next used.
     """
 
     def __init__(self, config: GPTConfig, seed: int | Generator = 123, dtype: Float = np.float32):
@@ -180,8 +186,8 @@ class GPT:
         ids, want = self._checked_pair(tokens, targets)
         if not self._buffers:
             keep_freed_memory()
-            outside = {"tok_emb.weight", self._head_name()}
-            self._buffers = {name: np.empty(self.params[name].shape, self.dtype) for name in outside}
+            outside, shapes = {"tok_emb.weight", self._head_name()}, _known_shapes(self.config)
+            self._buffers = {name: np.empty(shapes[name], self.dtype) for name in outside}
             self._buffers |= _blocks_memory(self.config, self.dtype)
         h, c_hidden = self._hidden_forward(ids, rng, keep=True)
         loss, dh, dw_head = self._head_loss(h, want, backward=True)
@@ -202,6 +208,17 @@ class GPT:
     def _head_name(self) -> str:
         return "tok_emb.weight" if self.config.tie_weights else "out_head.weight"
 
+    def _check_parameters(self) -> None:
+        """Raise InputError naming a parameter that does not fit the model, as one put in another's place may."""
+        for name, array in self.params.items():
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"parameter {name} must be a NumPy array, not a {type(array).__name__}")
+            if array.dtype != self.dtype:
+                raise InputError(f"parameter {name} is {array.dtype}, the model {self.dtype}: use one dtype")
+        shapes = {name: array.shape for name, array in self.params.items()}
+        if shapes != _known_shapes(self.config):
+            check_shapes(self.config, shapes)
+
     def _block(self, i: int, arrays: Params) -> Params:
         """Those of block i that are there, under the block's own names for them."""
         return {name: arrays[full] for name, full in _block_names(self.config)[i].items() if full in arrays}
@@ -210,6 +227,7 @@ class GPT:
         self, ids: Array, rng: Generator | None, keep: bool, past: KVCache | None = None
     ) -> tuple[Array, Cache]:
         """ids (B, T) -> the final LayerNorm's output (B, T, C); caches only if keep (else each block's is freed)."""
+        self._check_parameters()
         p, config = self.params, self.config
         drop = Dropout(config.drop_rate, rng, self.dtype)
         x, c_tok = embedding.embedding_forward(ids, p["tok_emb.weight"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 import torch_gpt.model
-from numpy_gpt import GPT, Generator, GPTConfig, block
+from numpy_gpt import GPT, AdamW, Generator, GPTConfig, block
 from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import HEAD_ROWS, checked_ids, parameter_shapes
@@ -647,6 +647,108 @@ def test_putting_another_array_in_a_parameters_place_changes_the_model_at_once()
     other = replace(case, seed=1).model()
     model.params.update(other.params)
     check_exact("logits", model(tokens), other(tokens))
+
+
+@pytest.mark.parametrize("call", ["__call__", "loss", "loss_and_grads", "next_logits"])
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "out_head.weight",
+            lambda a: a.astype(np.float32),
+            "parameter {} is float32, the model float64: use one dtype",
+        ),
+        ("trf_blocks.1.norm1.shift", lambda a: a.astype(np.float32), "parameter {} is float32, the model float64: use"),
+        ("pos_emb.weight", lambda a: a.astype(int), "parameter {} is int64, the model float64: use one dtype"),
+        ("tok_emb.weight", lambda a: a.astype(">f8"), "parameter {} is >f8, the model float64: use one dtype"),
+        (
+            "out_head.weight",
+            lambda a: a[:-1],
+            r"parameter {} has shape \(\d+, 12\), the configuration asks \(\d+, 12\)",
+        ),
+        ("trf_blocks.0.att.W_key.weight", lambda a: a[:1], "parameter {} has shape"),
+        ("final_norm.scale", lambda a: a[:1], "parameter {} has shape"),
+        ("trf_blocks.0.att.out_proj.bias", lambda a: a.tolist(), "parameter {} must be a NumPy array, not a list"),
+        ("tok_emb.weight", lambda a: torch.from_numpy(a), "parameter {} must be a NumPy array, not a Tensor"),
+        ("trf_blocks.0.norm2.scale", lambda a: None, "parameter {} must be a NumPy array, not a NoneType"),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_refused_when_the_model_is_used(call, name, change, message):
+    """And the model is as it was once it is put back."""
+    case = ModelCase(SMALL)
+    model, fresh, batch = case.model(), case.model(), case.batch()
+
+    def use():
+        return (
+            model.next_logits(batch[0], KVCache(SMALL, len(batch[0]), np.float64))
+            if call == "next_logits"
+            else (getattr(model, call)(*(batch[:1] if call == "__call__" else batch)))
+        )
+
+    kept = model.params[name]
+    model.params[name] = change(kept)
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"^{message.format(re.escape(name))}"):
+            use()
+    model.params[name] = kept
+    use()
+    grads, fresh_grads = model.loss_and_grads(*batch)[1], fresh.loss_and_grads(*batch)[1]
+    for each, grad in fresh_grads.items():
+        check_exact(f"d {each}", grads[each], grad)
+
+
+def test_a_parameter_that_is_missing_or_added_is_refused_when_the_model_is_used():
+    case = ModelCase(SMALL)
+    model, (tokens, _) = case.model(), case.batch()
+    model.params["extra"] = np.zeros(1)
+    with pytest.raises(InputError, match=r"^parameter extra is not one of this configuration"):
+        model(tokens)
+    del model.params["extra"], model.params["final_norm.scale"]
+    with pytest.raises(InputError, match=r"^parameter final_norm\.scale is missing"):
+        model(tokens)
+
+
+def test_a_model_of_another_dtype_put_in_place_of_every_parameter_is_refused():
+    model, (tokens, _) = ModelCase(SMALL).model(), ModelCase(SMALL).batch()
+    model.params |= ModelCase(SMALL, dtype="float32").model().params
+    with pytest.raises(InputError, match=r"^parameter tok_emb\.weight is float32, the model float64"):
+        model(tokens)
+
+
+def test_parameters_put_in_place_in_any_order_and_memory_are_taken(tmp_path):
+    """Read-only ones and those in a file too: a model that is not trained writes to none."""
+    case = ModelCase(SMALL)
+    model, (tokens, targets) = case.model(), case.batch()
+    want, grads = model.loss_and_grads(tokens, targets)
+    grads = {name: grad.copy() for name, grad in grads.items()}
+    for name in reversed(list(model.params)):
+        array = model.params.pop(name)
+        mapped = np.memmap(tmp_path / name, array.dtype, "w+", shape=array.shape)
+        mapped[...] = array
+        mapped.setflags(write=False)
+        model.params[name] = mapped
+    loss, again = model.loss_and_grads(tokens, targets)
+    check_exact("loss", loss, want)
+    assert list(again) == list(model.params)
+    for name, grad in grads.items():
+        check_exact(f"d {name}", again[name], grad)
+
+
+def test_one_array_under_two_names_is_used_but_not_trained():
+    """As an untied model's two tables it gives two gradients; an optimiser would move it twice a step."""
+    params = ModelCase(SMALL).params()
+    params["out_head.weight"] = params["tok_emb.weight"]
+    model, tied = (
+        GPT.from_params(SMALL, params),
+        GPT.from_params(replace(SMALL, tie_weights=True), {n: p for n, p in params.items() if n != "out_head.weight"}),
+    )
+    tokens, _ = ModelCase(SMALL).batch()
+    check_exact("logits", model(tokens), tied(tokens))
+    before = {name: p.copy() for name, p in model.params.items()}
+    with pytest.raises(InputError, match=r"^AdamW: tok_emb\.weight and out_head\.weight share memory"):
+        AdamW(model.params)
+    for name, p in model.params.items():
+        check_exact(name, p, before[name])
 
 
 def test_tied_weights_are_one_array():
