@@ -9,7 +9,7 @@ import click
 
 from benchmarks import decode, forward, load, memory, operations, scaling, step, streams
 from benchmarks.agreement import DisagreementError
-from benchmarks.compare import BASELINE, compare, read
+from benchmarks.compare import BASELINE, compare, other_machine, read
 from benchmarks.environment import removed
 from benchmarks.machine import details
 from benchmarks.results import Report, as_document, draw, write_json
@@ -115,15 +115,19 @@ main.add_command(streams.main, "streams")
 def compare_command(new: Path, baseline: Path, tolerance: float) -> None:
     """Every ratio of the baseline beside that of NEW, a JSON file of these benchmarks.
 
-    Exit code 1 if a ratio is missing, or is worse by more than the tolerance and beyond both spreads.
+    Exit code 1 if a ratio is worse by more than the tolerance and beyond both spreads, or is missing though the same
+    command was run.
     """
     before, now = read(baseline), read(new)
     for name, document in (("before", before), ("now", now)):
         click.echo(f"{name:<6}  {document['machine']['line']}")
     changes = compare(before, now, tolerance)
+    if difference := other_machine(before, now):
+        click.echo(f"on different machines, which may be why a ratio moved: {difference}")
     for change in changes:
-        click.echo(f"{'WORSE' if change.worse else 'ok':<6}  {change}")
+        click.echo(f"{'WORSE' if change.worse else '-' if change.now is None else 'ok':<6}  {change}")
     worse = [change for change in changes if change.worse]
-    click.echo(f"{len(worse)} of {len(changes)} ratios are worse or missing" if worse else f"all {len(changes)} held")
+    compared = sum(change.worse or change.now is not None for change in changes)
+    click.echo(f"{len(worse)} of {compared} ratios are worse or missing" if worse else f"all {compared} held")
     if worse:
         raise SystemExit(1)

@@ -13,7 +13,10 @@ BASELINE = Path(__file__).parent / "cpu.json"
 
 @dataclass(frozen=True)
 class Change:
-    """One ratio of the baseline in the new run. worse: by more than the tolerance; None: the new run lacks it."""
+    """One ratio of the baseline in the new run. now is None where the new run lacks it.
+
+    worse: by more than the tolerance, or lacking though the same command was run.
+    """
 
     name: str
     before: float
@@ -22,7 +25,7 @@ class Change:
 
     def __str__(self) -> str:
         if self.now is None:
-            return f"{self.name}: missing, was {self.before:.3f}"
+            return f"{self.name}: {'missing' if self.worse else 'not measured'}, was {self.before:.3f}"
         return f"{self.name}: {self.now:.3f}, was {self.before:.3f}"
 
 
@@ -35,8 +38,14 @@ def read(path: Path) -> dict[str, Any]:
             _worse(each, each, 0.0)  # every part of it is there, and a number
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}: python -m benchmarks all writes one") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a file that python -m benchmarks wrote: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise InputError(f"{path} is not a file that python -m benchmarks wrote: it is nested too deeply") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a file that python -m benchmarks wrote, or is cut short: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is JSON, but not of the kind that python -m benchmarks all writes") from error
     return dict(document)
 
 
@@ -51,15 +60,40 @@ def compare(baseline: dict[str, Any], new: dict[str, Any], tolerance: float) -> 
     Worse is what moved by more than the tolerance, as a share of the baseline, in the direction in which it should not,
     and whose middle half of pairs lies wholly beyond the baseline's: a single slow round is no regression.
     """
-    now = ratios(new)
-    if not ratios(baseline):
+    if not tolerance >= 0:
+        raise InputError(f"the tolerance is a share, 0 or more, not {tolerance}")
+    old, now = ratios(baseline), ratios(new)
+    if not old:
         raise InputError("the baseline has no ratio to compare with: python -m benchmarks all writes one that has")
+    for name, before in old.items():
+        if not math.isfinite(before["ratio"]):
+            raise InputError(f"the baseline's {name} is {before['ratio']}: measure the baseline again")
+    if not old.keys() & now.keys():
+        commands = f"the new run is of {_command(new)!r}, the baseline of {_command(baseline)!r}"
+        what = "another model" if _quick(new) != _quick(baseline) else "other measurements"
+        raise InputError(f"{what}: nothing to compare: {commands}")
+    same_command = _command(new).split()[:1] == _command(baseline).split()[:1]
     return [
         Change(name, before["ratio"], now[name]["ratio"], _worse(before, now[name], tolerance))
         if name in now
-        else Change(name, before["ratio"], None, True)
-        for name, before in ratios(baseline).items()
+        else Change(name, before["ratio"], None, same_command)
+        for name, before in old.items()
     ]
+
+
+def other_machine(baseline: dict[str, Any], new: dict[str, Any]) -> str:
+    """What differs between the machines of two documents, in words; empty if nothing that matters does."""
+    one, other = baseline["machine"], new["machine"]
+    keys = ("processor", "cores", "blas", "torch_threads", "gpu")
+    return ", ".join(f"{key} {one.get(key)} and {other.get(key)}" for key in keys if one.get(key) != other.get(key))
+
+
+def _command(document: dict[str, Any]) -> str:
+    return str(document.get("command", ""))
+
+
+def _quick(document: dict[str, Any]) -> bool:
+    return "--quick" in _command(document).split()
 
 
 def _worse(before: dict[str, Any], now: dict[str, Any], tolerance: float) -> bool:

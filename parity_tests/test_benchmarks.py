@@ -285,14 +285,14 @@ def test_verdicts():
     assert Ratio(3.0).verdict == ""
 
 
-def a_run(tmp_path, **values):
+def a_run(tmp_path, command="step", machine=None, **values):
     """A file with one ratio per case; the middle half is 5 % to both sides."""
     rows = [
         Row(case, "NumPy", None, {}, {"NumPy / torch": Ratio(x, Spread(x, 0.95 * x, 1.05 * x, x / 2, 2 * x), limits)})
         for case, (x, limits) in values.items()
     ]
     path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
-    write_json(path, as_document("step", {"line": "a machine"}, rows))
+    write_json(path, as_document(command, {"line": "a machine"} | (machine or {}), rows))
     return path
 
 
@@ -313,6 +313,47 @@ def test_compare(step_ratio, decode_ratio, code, said, tmp_path):
     measured = {"step": (step_ratio, Limits())} | ({"decode": (decode_ratio, higher)} if decode_ratio else {})
     done = CliRunner().invoke(cli.main, ["compare", str(a_run(tmp_path, **measured)), "--baseline", str(old)])
     assert (done.exit_code, said in done.output) == (code, True), done.output
+
+
+def compared(new, old, *options):
+    return CliRunner().invoke(cli.main, ["compare", str(new), "--baseline", str(old), *options])
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("all --quick --runs 2", "another model: nothing to compare: the new run is of 'all --quick --runs 2', the"),
+        ("load --runs 9", "other measurements: nothing to compare: the new run is of 'load --runs 9', the baseline of"),
+    ],
+)
+def test_a_run_of_something_else_is_not_worse(command, said, tmp_path):
+    new = a_run(tmp_path, command, other=(1.0, Limits()))
+    done = compared(new, a_run(tmp_path, "all --runs 4", step=(1.0, Limits()), decode=(0.9, Limits())))
+    assert (done.exit_code, said in done.stderr, "WORSE" in done.output) == (2, True, False), done.output
+
+
+def test_a_run_of_one_measurement_is_compared_in_that(tmp_path):
+    old = a_run(tmp_path, "all --runs 4", step=(1.0, Limits()), decode=(0.9, Limits()))
+    done = compared(a_run(tmp_path, "step --runs 9", step=(1.0, Limits())), old)
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "all 1 held"), done.output
+    assert "-       decode: NumPy / torch: not measured, was 0.900" in done.stdout.splitlines()
+    done = compared(a_run(tmp_path, "step --runs 9", step=(1.3, Limits())), old)
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "1 of 1 ratios are worse or missing"), done.output
+
+
+def test_another_machine_is_said(tmp_path):
+    one, other = (a_run(tmp_path, machine={"processor": "P", "cores": n}, step=(1.0, Limits())) for n in (2, 8))
+    assert "on different machines, which may be why a ratio moved: cores 2 and 8" in compared(other, one).stdout
+    assert "different machines" not in compared(one, one).output
+
+
+def test_a_tolerance_or_a_baseline_that_is_no_number_is_refused(tmp_path):
+    """Nothing is worse than NaN."""
+    good, bad = (a_run(tmp_path, step=(x, Limits())) for x in (1.0, float("nan")))
+    done = compared(good, good, "--tolerance", "nan")
+    assert (done.exit_code, "the tolerance is a share" in done.stderr) == (2, True), done.output
+    done = compared(good, bad)
+    assert (done.exit_code, "the baseline's step: NumPy / torch is nan" in done.stderr) == (2, True), done.output
 
 
 def test_a_noisy_round_is_no_regression():
@@ -350,7 +391,11 @@ def test_a_file_with_a_part_missing_or_wrong(spoil, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "{}", "[]", '{"rows": 3}', '{"rows": [{}], "machine": {"line": ""}}', "\x00"]
+    "content",
+    [
+        *(None, "", "{}", "[]", "3", '"text"', '{"rows": 3}', '{"rows": [{}], "machine": {"line": ""}}', "\x00"),
+        *('{"machine": {"line": "a mach', '{"machine": "AMD EPYC", "pairs": 9}', "[" * 100_000),
+    ],
 )
 def test_a_file_that_is_none_of_ours(content, tmp_path):
     path = tmp_path / "x.json"
