@@ -68,6 +68,7 @@ def check(name, got, want, scale, budget=OPERATION):
     A NaN on either side fails, and so does a scale that is not finite: under an infinite one everything would pass. The
     message names the tensor, the index, both values and the share.
     """
+    __tracebackhide__ = True
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape, f"{name}: shape {got.shape}, should be {want.shape}"
     assert got.dtype == want.dtype, f"{name}: dtype {got.dtype}, should be {want.dtype}"
@@ -90,6 +91,7 @@ def check(name, got, want, scale, budget=OPERATION):
 
 def check_exact(name, got, want):
     """Fail unless both have one shape, one dtype and the same bytes: stricter than ==, which takes −0 for 0."""
+    __tracebackhide__ = True
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape, f"{name}: shape {got.shape}, should be {want.shape}"
     assert got.dtype == want.dtype, f"{name}: dtype {got.dtype}, should be {want.dtype}"

@@ -74,8 +74,23 @@ def brief_runs(monkeypatch):
     monkeypatch.setattr(Run, "plot", lambda self, batches_per_epoch: self.folder / "losses.png")
 
 
+def first_lines(reports):
+    """Of each failed test its name, and its message's first line: tensor, index, both numbers, share of the budget."""
+    for each in reports:
+        crash = getattr(each.longrepr, "reprcrash", None)
+        said = (crash.message if crash else str(each.longrepr)).strip().partition("\n")[0]
+        yield f"{each.nodeid.rpartition('::')[2]}: {said.removeprefix('AssertionError: ')}"
+
+
 def pytest_terminal_summary(terminalreporter):
-    """Budgets are measured, not only kept: print what was used of them, per tensor kind."""
+    """The failures in one line each: pytest cuts its own summary to the terminal's width, mostly before the number.
+
+    Then the budgets, which are measured, not only kept: what was used of them, per tensor kind.
+    """
+    if failed := terminalreporter.getreports("failed"):
+        terminalreporter.section("what failed")
+        for line in first_lines(failed):
+            terminalreporter.write_line(line)
     lines = list(compare.summary())
     if lines:
         terminalreporter.section("share of the numerical budgets used")

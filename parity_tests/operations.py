@@ -307,6 +307,7 @@ def torch_answers(operation, inputs, dtype=torch.float64):
 
 def check_tensor(name, got, want, scale):
     """check, or where the scale is None check_exact."""
+    __tracebackhide__ = True
     if scale is None:
         check_exact(name, got, want)
     else:
@@ -315,6 +316,7 @@ def check_tensor(name, got, want, scale):
 
 def check_operation(operation, case):
     """Every output and every gradient of one case, against every way torch has. float64 is torch's dtype throughout."""
+    __tracebackhide__ = True
     inputs = OPERATIONS[operation].inputs(case)
     got, scales = our_answer(operation, inputs), OPERATIONS[operation].scales(**inputs)
     dtype = inputs[OPERATIONS[operation].leaves[0]].dtype

@@ -70,6 +70,7 @@ def torch_logits(reference, tokens, factors=None):
 
 def check_loss(name, got, want, logits):
     """Within the rounding of a difference of a log-sum-exp, at most max + log V, and a logit; see reject_certain."""
+    __tracebackhide__ = True
     reject_certain(want)
     scale = float(np.abs(logits).max()) + math.log(logits.shape[-1])
     check(name, got, np.asarray(want, logits.dtype), scale, compare.MODEL)
@@ -119,6 +120,7 @@ def check_gradients(got, want):
 
     (A wrong gradient spoils those of everything below it; the list shows where the trouble begins.)
     """
+    __tracebackhide__ = True
     assert list(got) == list(want), "the gradients' names, in the order of torch's parameters"
     G, wrong = largest(want), []
     for name, answer in want.items():
@@ -134,6 +136,7 @@ def check_gradients(got, want):
 
 def check_model(case, attention="plain"):
     """Logits, loss and all gradients of one case; with dropout where its configuration has any (then "plain" only)."""
+    __tracebackhide__ = True
     config, params, (tokens, targets) = case.config, case.params(), case.batch()
     before = {name: a.copy() for name, a in params.items()}
     model, reference = GPT.from_params(config, params), from_params(config, params, attention=attention)
@@ -351,6 +354,7 @@ def float32_percentiles(cases):
 
 def check_float32(cases, which="weights <= 1"):
     """DESIGN's rule for float32: not close to torch, but no worse than torch."""
+    __tracebackhide__ = True
     percentiles = float32_percentiles(cases)
     for name, value in percentiles.items():
         compare.record(f"whole model, float32, {which}: 95th percentile of error / torch's, at most 2", name, value)
@@ -388,6 +392,7 @@ def test_float64_errors_of_each_tensor_are_reported():
 
 def check_own_masks(case, attention):
     """Loss and all gradients in training, where either side draws its masks for itself from the case's seed."""
+    __tracebackhide__ = True
     tokens, targets = case.batch()
     want = torch_answers(case, attention, torch.float64)
     loss, grads = case.model().loss_and_grads(tokens, targets, Generator(case.seed))

@@ -68,6 +68,7 @@ class AdamWScales:
 
 def check_adamw(seed=0, dtype="float64", layout="C", weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8, steps=STEPS):
     """Parameters after every step against torch.optim.AdamW in the same dtype, with lr changing between the steps."""
+    __tracebackhide__ = True
     rng = np.random.default_rng([seed, 1])
     params = draw_params(seed, dtype, layout)
     scales = AdamWScales(params)
@@ -523,6 +524,7 @@ def test_gradients_under_the_limit_may_share_memory():
 
 def check_clipping(seed=0, dtype="float64", share=0.5, layout="C"):
     """One factor for all tensors, torch's; max_norm is this share of the true norm."""
+    __tracebackhide__ = True
     rng = np.random.default_rng(seed)
     grads = {name: arrange(g, layout) for name, g in draw_grads(rng, draw_params(seed, dtype)).items()}
     leaves = {name: torch.zeros(g.shape, dtype=getattr(torch, dtype)) for name, g in grads.items()}

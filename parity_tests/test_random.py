@@ -30,6 +30,7 @@ MOST = 20_000  # elements a draw, where a test says nothing else
 
 
 def check_same_bits(got, want):
+    __tracebackhide__ = True
     assert (got.dtype, got.shape) == (want.dtype, want.shape)
     bits = f"u{got.itemsize}"
     wrong = np.argwhere(got.view(bits) != want.view(bits))
@@ -39,6 +40,7 @@ def check_same_bits(got, want):
 
 
 def check_same_state(rng):
+    __tracebackhide__ = True
     wrong = np.flatnonzero(rng.get_state() != torch.get_rng_state().numpy())
     assert not wrong.size, f"state: bytes {wrong[:10]} differ"
 
@@ -189,6 +191,7 @@ def draws(most):
 
 
 def check_same_draw(rng, name, args):
+    __tracebackhide__ = True
     ours, theirs = CALLS[name]
     check_same_bits(ours(rng, *args), theirs(*args))
     check_same_state(rng)
@@ -213,6 +216,7 @@ def test_draw_at_length(name, seed, data):
 
 def check_sequence(seed, calls, handover):
     """Whatever was drawn before; and at `handover` either side goes on from the other's state."""
+    __tracebackhide__ = True
     rng = start(seed)
     check_same_state(rng)
     for i, (name, args) in enumerate(calls):

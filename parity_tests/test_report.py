@@ -1,7 +1,12 @@
 """The report's numbers are measured, not drawn: an error put into an operation, or a float32 model, shows in them."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,8 @@ from numpy_gpt.ops import gelu
 from parity_tests.__main__ import main
 from parity_tests.operations import OPERATIONS
 from parity_tests.report import model_rows, operation_rows, worst_rows
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_the_report_names_every_operation_and_writes_its_rows_and_a_plot(tmp_path):
@@ -76,3 +83,33 @@ def test_a_nan_is_the_worst_of_all(monkeypatch, dtype):
     assert next(row for row in worst_rows(rows) if row.tensor == "y") == bad
     monkeypatch.setattr(GPT, "loss_and_grads", nan_in_the_first_block)
     assert [row.tensor for row in model_rows(dtype, 2, 8, 0.3) if np.isnan(row.numpy)] == ["gradients"]
+
+
+FAILING = """
+import numpy as np
+from parity_tests.compare import check_exact
+from parity_tests.operations import check_tensor
+
+def test_of_a_name_that_takes_all_of_the_width_of_a_terminal_of_eighty_columns():
+    check_tensor("gelu.y", np.ones(3), np.array([1, 2.0, 1]), 1.0)
+
+def test_bits():
+    check_exact("dropout.mask", np.ones(3), np.array([1, 2.0, 1]))
+"""
+
+
+def test_the_failing_number_is_seen_at_once(tmp_path):
+    """In a line of its own, and not under the source of what compared."""
+    (tmp_path / "test_failing.py").write_text(FAILING)
+    command = [sys.executable, "-m", "pytest", "-p", "parity_tests.conftest", "-p", "no:cacheprovider", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"COLUMNS": "80"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    shown, _, after = done.stdout.partition("= what failed =")
+    first, second = after.splitlines()[1:3]
+    assert re.fullmatch(r"test_of_a_name\w+: gelu\.y\[1\]: 1\.0\d*e\+00 vs 2\.0\d*e\+00, \d\S*x the budget", first), (
+        done.stdout
+    )
+    assert second == "test_bits: dropout.mask[1]: np.float64(1.0) vs np.float64(2.0), 1 of 3 differ"
+    assert "def test_bits" in shown
+    assert "np.unravel_index" not in done.stdout
+    assert "def check" not in done.stdout
