@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy_gpt.errors import InputError
-
-TIMEOUT = 10.0
-"""Seconds to wait for a connection, and then for each next piece of a download."""
+from numpy_gpt.network import NetworkError, ask, read, refusal
 
 _numbers = count()
 """Of this process's partial folders."""
@@ -300,36 +298,45 @@ def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: 
             return _download(url, sha256, store)
         with tempfile.TemporaryDirectory() as folder:
             return _download(url, sha256, Path(folder, "download"))
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # requests' exceptions are OSErrors; pooch's for a wrong hash is a ValueError
-        wrong.append(f"{url} {reason(error)}")
+    except NetworkError as error:
+        wrong.append(f"{url} {error}")
         raise InputError(f"{what} was not found: {'; '.join(wrong)}: {mend}") from error
+    except OSError as error:
+        kept = f"could not be kept as {error.filename or store} ({error.strerror or error}; {disk_fix(error)})"
+        raise InputError(f"{what} was not found: {'; '.join([*wrong, f'{url} {kept}'])}: {mend}") from error
 
 
 def _download(url: str, sha256: str, store: Path) -> bytes:
     import pooch  # type: ignore[import-untyped]  # here, since it takes longer to import than all of numpy_gpt
 
-    # pooch writes under another name, verifies, and only then renames. The files are small: taken whole rather than
-    # streamed, for then requests closes a connection that breaks off.
-    fetch = pooch.HTTPDownloader(timeout=TIMEOUT, stream=False)
-    path = Path(pooch.retrieve(url, f"sha256:{sha256}", fname=store.name, path=store.parent, downloader=fetch))
-    # pooch makes files only their owner can read, and tiktoken fails on such a file in the cache that users share.
-    path.chmod(0o644)
-    return path.read_bytes()
+    def fetch(url: str, file: str, _: object) -> None:
+        with ask(url) as answer:
+            if answer.status_code != 200:
+                raise refusal(answer)
+            content = b"".join(read(answer, 1 << 16))  # these files are small
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise NetworkError("holds another file than the one known (its SHA-256 differs)")
+        Path(file).write_bytes(content)
+        # pooch makes files only their owner can read, and tiktoken fails on such a file in the cache that users share.
+        Path(file).chmod(0o644)
+
+    store.parent.mkdir(parents=True, exist_ok=True)  # pooch fails where another process makes it at the same time
+    # pooch writes under another name, verifies, and only then renames.
+    return Path(
+        pooch.retrieve(url, f"sha256:{sha256}", fname=store.name, path=store.parent, downloader=fetch)
+    ).read_bytes()
 
 
-def reason(error: Exception) -> str:
-    """What went wrong with a download, in the words of the user rather than of urllib3."""
-    if isinstance(error, ValueError) and "hash" in str(error):
-        return "holds another file than the one known (its SHA-256 differs)"
-    if (response := getattr(error, "response", None)) is not None:
-        return f"answered {response.status_code} {response.reason}"
-    if "timed out" in str(error):
-        return f"did not answer within {TIMEOUT:g} seconds"
-    if isinstance(error, OSError) and error.filename:
-        return f"could not be kept as {error.filename} ({error.strerror})"
-    if "Connection broken" in str(error):
-        return "broke off before the end"
-    return f"could not be reached ({type(error).__name__})"
+def disk_fix(error: OSError) -> str:
+    """What to do about a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "make room there"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "let this user write there"
+    if error.errno == errno.EROFS:
+        return "remount that disk for writing"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        return "move away what lies in its place"
+    if error.errno == errno.ENOENT:
+        return "something took it away meanwhile: try again"
+    return "check that disk"

@@ -11,12 +11,14 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy_gpt import files
 from numpy_gpt.errors import InputError
+from numpy_gpt.network import NetworkError, ask, read, refusal
 
 if TYPE_CHECKING:
     import requests
@@ -32,12 +34,10 @@ CHUNK = 1 << 16
 """Bytes taken at a time: the most that a break can cost."""
 
 
-class _WrongError(Exception):
-    """An address does not give the file: the words that follow the address."""
-
-
-class _AnewError(_WrongError):
-    """What had come was of no use and is dropped: the same address may do better from the beginning."""
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,11 @@ class _Part:
         """url, length and validator (or None) of the file that this is a part of; empty if that is not known."""
         try:
             note = json.loads(self._note.read_bytes())
-            return {"url": str(note["url"]), "length": operator.index(note["length"]), "validator": note["validator"]}
+            url, length, validator = str(note["url"]), operator.index(note["length"]), note["validator"]
         except (FileNotFoundError, ValueError, LookupError, TypeError):  # there is none, or a crash cut it short
             return {}
+        sendable = validator is None or (isinstance(validator, str) and validator.isascii() and validator.isprintable())
+        return {"url": url, "length": length, "validator": validator} if sendable else {}
 
     def rest(self, url: str, covered: bool) -> dict[str, str]:
         """The headers that ask for the rest; none if there is nothing yet, or it could become the rest of another file.
@@ -112,9 +114,40 @@ def fetch(file: Remote, folder: Path, report: "Report") -> None:
 
     Raises InputError, which says what was wrong with each address, or that there is no room; OSError if the folder
     cannot be written. What had come by then stays, and the next call goes on from it: so it does after a Ctrl-C.
+    Of several processes that fetch into one folder, one does, and the others wait for it.
     """
-    import requests  # here, since it takes longer to import than all of numpy_gpt
+    with _alone(folder, report):
+        _fetch(file, folder, report)
 
+
+@contextmanager
+def _alone(folder: Path, report: "Report") -> Iterator[None]:
+    """Keep other processes from fetching into the folder; wait for one that does. A lock ends with its process.
+
+    Without locks (Windows, some network file systems) nobody waits, and a process that finds its part taken away
+    stops with an error.
+    """
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if handle is not None:
+            _lock(handle, lambda: report.line(f"waiting for another process, which is fetching into {folder}"))
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(handle: int, before_waiting: Callable[[], None]) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        before_waiting()
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        pass  # this file system has no locks
+
+
+def _fetch(file: Remote, folder: Path, report: "Report") -> None:
     target = folder / file.name
     if target.exists():
         if fault := file.fault(target):
@@ -130,12 +163,10 @@ def fetch(file: Remote, folder: Path, report: "Report") -> None:
             try:
                 report.line(f"{file.name}: {_try(file, url, target, report)}")
                 return
-            except requests.RequestException as error:
-                words, again = files.reason(error), not isinstance(error, requests.HTTPError)
-            except _WrongError as error:
-                words, again = str(error), isinstance(error, _AnewError)
-            if not again or not left:
-                break
+            except NetworkError as error:
+                words = str(error)
+                if not error.again or not left:
+                    break
             time.sleep(PAUSE)
         wrong.append(f"{url} {words}")
     raise InputError(
@@ -145,27 +176,24 @@ def fetch(file: Remote, folder: Path, report: "Report") -> None:
 
 
 def _try(file: Remote, url: str, target: Path, report: "Report") -> str:
-    """One request to one address; in words, what came of it. Its errors: RequestException, _WrongError, OSError."""
-    import requests
-
+    """One request to one address; in words, what came of it. Its errors: NetworkError, InputError, OSError."""
     part = _Part(target)
     start, length = part.length, part.note.get("length")
     if not start or start != length:  # else all has come, and only the check is missing
         asked = part.rest(url, covered=file.sha256 is not None)
         # Compressed, it would have other positions and lengths.
-        headers = {"Accept-Encoding": "identity"} | asked
-        with requests.get(url, headers=headers, stream=True, timeout=files.TIMEOUT) as answer:
+        with ask(url, {"Accept-Encoding": "identity"} | asked) as answer:
             if asked and (
                 answer.status_code == 416 or (answer.status_code == 206 and not _continues(answer, part, asked))
             ):
                 part.forget()
-                raise _AnewError("does not go on from where a transfer broke off")
+                raise NetworkError("does not go on from where a transfer broke off", again=True)
             if answer.status_code != 200 and not (asked and answer.status_code == 206):
-                raise requests.HTTPError(response=answer)
+                raise refusal(answer)
             start = part.length if answer.status_code == 206 else 0
             length = start + _length(answer)
             if length != (file.length or length):
-                raise _WrongError(f"offers {length:,} bytes, not {file.length:,}")
+                raise NetworkError(f"offers {length:,} bytes, not {file.length:,}")
             if not file.sha256 and target.exists() and target.stat().st_size == length:
                 part.forget()
                 return "already there, with the length announced (its SHA-256 is not known)"
@@ -174,7 +202,7 @@ def _try(file: Remote, url: str, target: Path, report: "Report") -> str:
             _receive(answer, part, start, length, report)
     if fault := replace(file, length=file.length or length).fault(part.path):
         part.forget()
-        raise (_AnewError if start else _WrongError)(f"gave a file that {fault}")
+        raise NetworkError(f"gave a file that {fault}", again=start > 0)  # the join may be what is wrong
     part.path.replace(target)
     part.forget()
     return f"{length:,} bytes, " + ("SHA-256 verified" if file.sha256 else "as announced (its SHA-256 is not known)")
@@ -182,24 +210,22 @@ def _try(file: Remote, url: str, target: Path, report: "Report") -> str:
 
 def _receive(answer: "requests.Response", part: _Part, start: int, length: int, report: "Report") -> None:
     """Write what comes to the part from start on, up to the whole's length."""
-    import requests
-
     folder = part.path.parent
     if (free := shutil.disk_usage(folder).free) < length - start:
         raise InputError(
             f"{folder} has {free:,} bytes free, and {length - start:,} of {part.name} are still to come: make room "
             "there"
         )
-    # At a position, not at the end: two processes that fetch the same file write the same bytes to the same places.
+    # At a position, not at the end: where nobody can be kept out, the same bytes come to the same places.
     with part.path.open("r+b" if start else "wb") as f, report.transfer(part.name, start, length) as show:
         f.seek(start)
-        for chunk in answer.iter_content(CHUNK):
+        for chunk in read(answer, CHUNK):
             f.write(chunk[: length - f.tell()])
             show(f.tell())
             if f.tell() == length:
                 break  # whatever else is sent
         if f.tell() < length:  # urllib3 1 does not notice
-            raise requests.ConnectionError(f"Connection broken: {f.tell()} of {length} bytes")
+            raise NetworkError("broke off before the end", again=True)
         f.flush()
         os.fsync(f.fileno())
 
@@ -211,7 +237,9 @@ def _continues(answer: "requests.Response", part: _Part, asked: dict[str, str]) 
         return False
     first, last, length = map(int, there.groups())
     # A server that does not know If-Range may have another file by now.
-    if "If-Range" in asked and (length != part.note["length"] or _validator(answer) not in (asked["If-Range"], None)):
+    if "If-Range" in asked and (
+        length != part.note.get("length") or _validator(answer) not in (asked["If-Range"], None)
+    ):
         return False
     return first == part.length and last + 1 == length == first + _length(answer)
 
@@ -220,7 +248,7 @@ def _length(answer: "requests.Response") -> int:
     """Of what is to come, in bytes. Without it, a file cut short could not be told from a whole one."""
     length = answer.headers.get("Content-Length", "")
     if not re.fullmatch(r"\d{1,18}", length, re.ASCII):
-        raise _WrongError("does not say how long the file is")
+        raise NetworkError("does not say how long the file is")
     return int(length)
 
 

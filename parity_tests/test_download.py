@@ -7,7 +7,10 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections import namedtuple
 from contextlib import contextmanager
@@ -18,7 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from numpy_gpt import files, transfer
+from numpy_gpt import network, transfer
 from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
@@ -26,7 +29,7 @@ from numpy_gpt.tokenizer import GPT2_FILES
 from numpy_gpt.transfer import Remote, fetch
 from numpy_gpt.weights import download
 from numpy_gpt.weights.download import MODEL_FILES, check_gpt2, fetch_gpt2
-from parity_tests.web import HANG, Ranged, Web
+from parity_tests.web import HANG, Ranged, Redirect, Web
 
 FIRST, SECOND = "https://first.example/thing", "https://second.example/thing"
 CONTENT = bytes(range(256)) * 8
@@ -42,7 +45,6 @@ def patch():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transfer, "PAUSE", 0)
         patch.setattr(transfer, "CHUNK", 64)
-        patch.setattr(files, "TIMEOUT", 0.2)
         yield patch
 
 
@@ -400,7 +402,13 @@ def test_a_whole_part_that_is_wrong_is_fetched_anew(web, tmp_path):
     assert web.asked == [FIRST]
 
 
-@pytest.mark.parametrize("note", ["", "{", "[]", "null", '{"url": 1}', '{"url": "", "length": "x", "validator": 1}'])
+NOTES = [
+    *("", "{", "[]", "null", '{"url": 1}', '{"url": "", "length": "x", "validator": 1}'),
+    *(json.dumps({"url": FIRST, "length": 2048, "validator": bad}) for bad in (1, [], "a\nb", "\0", "é")),
+]
+
+
+@pytest.mark.parametrize("note", NOTES)
 def test_a_note_that_cannot_be_read_is_none(web, tmp_path, note):
     lay_part(tmp_path, OTHER[:960])
     (tmp_path / ".thing.part.from").write_text(note)
@@ -412,6 +420,8 @@ def test_a_note_that_cannot_be_read_is_none(web, tmp_path, note):
 REFUSALS = {
     "no such page": (404, "answered 404 Not Found"),
     "busy": (503, "answered 503 Service Unavailable"),
+    "forbidden": (403, "answered 403 Forbidden"),
+    "too many": (429, "answered 429 Too Many Requests"),
     "no content": (Ranged(b"", {"Content-Length": "0"}), "gave a file that is damaged"),
 }
 
@@ -429,11 +439,150 @@ def test_a_refusal_is_not_asked_again(web, tmp_path, kind):
 
 @pytest.mark.parametrize("page", [HANG, (CONTENT[:1000], None)], ids=["no answer", "half an answer"])
 def test_a_server_that_hangs_is_left(web, tmp_path, monkeypatch, page):
+    """It hangs for good: without a time-out this test would never end."""
     monkeypatch.setattr(transfer, "TRIES", 1)
+    monkeypatch.setattr(network, "TIMEOUT", 0.2)
     web.pages[FIRST] = page
-    begun = time.monotonic()
     assert f"{FIRST} did not answer within 0.2 seconds" in fail(tmp_path)
-    assert time.monotonic() - begun < 3
+    assert web.asked == [FIRST, SECOND]
+
+
+MALFORMED = [
+    "http://[",
+    "http://:80",
+    "http://a:99999/",
+    "http://a..b/",
+    "ftp://a/",
+    "file:///etc/passwd",
+    "http://\xe9/",
+]
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None], ids=["known", "unknown"])
+@pytest.mark.parametrize("place", MALFORMED)
+def test_a_redirect_to_a_malformed_address_is_told(web, tmp_path, place, sha256):
+    """requests lets some of urllib3's errors through, and some of Python's own."""
+    web.pages[FIRST] = Redirect(place.encode("latin-1"))
+    assert f"{FIRST} redirects to an address that cannot be used (" in fail(tmp_path, sha256=sha256)
+    assert web.asked == [FIRST] + [SECOND] * transfer.TRIES
+    web.pages[SECOND] = CONTENT
+    assert get(tmp_path, sha256=sha256) == CONTENT
+
+
+def test_a_redirect_is_followed_and_a_circle_is_not(web, tmp_path):
+    web.pages[FIRST] = Redirect(web.address(FIRST).encode())
+    assert f"{FIRST} redirects without end" in fail(tmp_path)
+    web.pages[FIRST] = Redirect(web.address(SECOND).encode())
+    web.pages[SECOND] = CONTENT
+    assert get(tmp_path) == CONTENT
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None], ids=["known", "unknown"])
+def test_a_web_page_is_not_the_file(web, tmp_path, sha256):
+    """A hotel's login page has status 200, and a length."""
+    web.pages[FIRST] = Ranged(b"<!DOCTYPE html><p>Log in", {"Content-Type": "text/html; charset=utf-8"})
+    assert f"{FIRST} answered with a web page in place of the file" in fail(tmp_path, sha256=sha256)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Several at once.
+
+FETCH = """
+import sys
+from pathlib import Path
+from numpy_gpt import transfer
+from numpy_gpt.console import Report
+transfer.PAUSE, transfer.TRIES, transfer.CHUNK = 0, 1000, 1 << 12
+url, folder, sha256 = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+transfer.fetch(transfer.Remote("thing", (url,), sha256 or None, None), Path(folder), Report())
+"""
+
+FIND = """
+import sys
+from pathlib import Path
+from numpy_gpt.files import find
+url, folder, sha256 = sys.argv[1:]
+store = Path(folder, "made", "for", "thing")
+print("ready", flush=True)
+sys.stdin.readline()
+print(len(find("the thing", sha256, [store], url, store, "do this")))
+"""
+
+
+def run_at_once(script, arguments, count=4):
+    """(exit code, stdout, stderr) of processes that run the script, begun when all are ready for it."""
+    command = [sys.executable, "-c", script, *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"NO_PROXY": "127.0.0.1"}
+    running = [subprocess.Popen(command, **pipes, text=True, env=environment) for _ in range(count)]
+    assert [each.stdout.readline() for each in running] == ["ready\n"] * count
+    for each in running:
+        each.stdin.write("go\n")
+        each.stdin.flush()
+    outputs = [each.communicate() for each in running]
+    return [(each.returncode, *output) for each, output in zip(running, outputs, strict=True)]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_four_processes_fetch_one_file_over_a_line_that_breaks(web, tmp_path, known):
+    content = CONTENT * 64
+    web.pages[FIRST] = Ranged(content, ETAG, sent=len(content) // 16)
+    sha256 = hashlib.sha256(content).hexdigest() if known else ""
+    done = run_at_once(FETCH, [web.address(FIRST), str(tmp_path), sha256])
+    assert [(code, err) for code, _, err in done] == [(0, "")] * 4
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"thing": content}
+    assert sum("131,072 bytes" in out for _, out, _ in done) == 1, "it was fetched more than once"
+    assert sum("already there" in out for _, out, _ in done) == 3
+
+
+def test_four_processes_find_one_file(web, tmp_path):
+    web.pages[FIRST] = CONTENT
+    done = run_at_once(FIND, [web.address(FIRST), str(tmp_path), SHA256])
+    assert [(code, out) for code, out, _ in done] == [(0, f"{len(CONTENT)}\n")] * 4
+    assert [path.name for path in (tmp_path / "made" / "for").iterdir()] == ["thing"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX systems only")
+def test_who_waits_for_another_says_so(web, tmp_path):
+    web.pages[FIRST] = CONTENT
+    fetching, waiting = threading.Event(), threading.Event()
+
+    class Slow(Lines):
+        @contextmanager
+        def transfer(self, *_):
+            fetching.set()
+            waiting.wait()
+            yield lambda _: None
+
+    class Second(Lines):
+        def line(self, text=""):
+            super().line(text)
+            waiting.set()
+
+    second = Second()
+    holder = threading.Thread(target=fetch, args=(remote(), tmp_path, Slow()))
+    holder.start()
+    fetching.wait()
+    fetch(remote(), tmp_path, second)
+    holder.join()
+    assert second.lines == [
+        f"waiting for another process, which is fetching into {tmp_path}",
+        "thing: already there, its SHA-256 is right",
+    ]
+    assert web.asked == [FIRST]
+
+
+def test_a_file_system_without_locks_is_no_obstacle(web, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="folders are locked on POSIX systems only")
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    web.pages[FIRST] = CONTENT
+    assert get(tmp_path) == CONTENT
 
 
 # What is there already.
@@ -592,11 +741,22 @@ def test_another_size_is_refused(tmp_path):
 def test_a_file_where_the_folder_should_be(gpt2, tmp_path):
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(InputError, match=r"file.* cannot be written \(.*\): make room there"):
+        with pytest.raises(InputError, match=r"file.* cannot be written \(.*\): move away what lies in its place"):
             fetch_gpt2("124M", folder, Lines())
 
 
-@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+DISK_FAULTS = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EACCES: "let this user write there",
+    errno.EPERM: "let this user write there",
+    errno.EROFS: "remount that disk for writing",
+    errno.EIO: "check that disk",
+    errno.ENOENT: "something took it away meanwhile: try again",
+}
+
+
+@pytest.mark.parametrize("code", DISK_FAULTS)
 def test_a_folder_that_cannot_be_written(gpt2, tmp_path, monkeypatch, code):
     class Full(io.BytesIO):
         def write(self, _):
@@ -607,7 +767,8 @@ def test_a_folder_that_cannot_be_written(gpt2, tmp_path, monkeypatch, code):
     monkeypatch.setattr(
         path_type, "open", lambda path, mode="r", *a, **k: Full() if mode == "wb" else real(path, mode, *a, **k)
     )
-    with pytest.raises(InputError, match=re.escape(f"{tmp_path} cannot be written ({os.strerror(code)}): make room")):
+    words = f"{tmp_path} cannot be written ({os.strerror(code)}): {DISK_FAULTS[code]}, or use --from DIR"
+    with pytest.raises(InputError, match=re.escape(words)):
         fetch_gpt2("124M", tmp_path, Lines())
     assert not (tmp_path / "hparams.json").exists()
     assert len(gpt2.asked) == 1, "no other address can help"

@@ -8,6 +8,9 @@ from urllib.parse import quote, unquote
 
 import requests
 
+PROXIES = [name for scheme in ("HTTP", "HTTPS", "ALL") for name in (f"{scheme}_PROXY", f"{scheme}_proxy".lower())]
+"""The variables that send requests elsewhere."""
+
 HANG = "hang"
 """A page that is never sent."""
 
@@ -44,12 +47,21 @@ class Ranged:
         return status, {name: value for name, value in headers.items() if value is not None}, body
 
 
+@dataclass(frozen=True)
+class Redirect(Ranged):
+    """A page that is somewhere else: content is the address, as the bytes of the header."""
+
+    def answer(self, asked):
+        return 302, {"Location": self.content.decode("latin-1"), "Content-Length": "0"}, b""
+
+
 class Web:
     """While it is open, every download asks this server and nobody else.
 
     pages: address -> its bytes; (bytes, length) for a connection that ends before the announced length, or stalls there
     if that is None; a status number; HANG; a Ranged; or a list of these, one for each time it is asked, the last for
-    good. Other addresses cannot be reached. asked: what was asked for, in order; headers: with what.
+    good. Other addresses cannot be reached. asked: what was asked for, in order; headers: with what. Other processes
+    ask for address(url). Proxies set in the environment are unset meanwhile.
     """
 
     def __init__(self, monkeypatch):
@@ -69,7 +81,7 @@ class Web:
                 if isinstance(page, list):
                     page = page.pop(0) if len(page) > 1 else page[0]
                 if page == HANG:
-                    web._closing.wait(10)
+                    web._closing.wait()
                 elif isinstance(page, int):
                     self.send_error(page)
                 elif isinstance(page, Ranged):
@@ -86,7 +98,7 @@ class Web:
                     self.end_headers()
                     self.wfile.write(body)
                     if length is None:
-                        web._closing.wait(10)
+                        web._closing.wait()
 
             def log_message(self, *_):
                 pass
@@ -100,13 +112,17 @@ class Web:
             self.asked.append(url)
             if url not in self.pages:
                 raise requests.exceptions.ConnectionError(f"the tests have no page {url}")
-            return get(f"http://127.0.0.1:{self._server.server_port}/{quote(url, safe='')}", **options)
+            return get(self.address(url), **options)
 
+        for name in PROXIES:
+            self._monkeypatch.delenv(name, raising=False)
         self._monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        self._monkeypatch.setattr(
-            requests, "get", local
-        )  # pooch and tiktoken both fetch with it, and so does numpy_gpt.transfer
+        self._monkeypatch.setattr(requests, "get", local)  # numpy_gpt.network fetches with it, and so does tiktoken
         return self
+
+    def address(self, url):
+        """Where this machine has the page of an address."""
+        return f"http://127.0.0.1:{self._server.server_port}/{quote(url, safe='')}"
 
     def __exit__(self, *_):
         self._closing.set()

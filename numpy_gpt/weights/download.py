@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
+from numpy_gpt.files import disk_fix
 from numpy_gpt.model import parameter_shapes
 from numpy_gpt.tokenizer import GPT2_FILES
 from numpy_gpt.transfer import Remote, fetch
@@ -48,7 +49,8 @@ def fetch_gpt2(size: str, folder: Path, report: "Report") -> None:
             fetch(file, folder, report)
     except OSError as error:
         raise InputError(
-            f"{error.filename or folder} cannot be written ({error.strerror or error}): make room there"
+            f"{error.filename or folder} cannot be written ({error.strerror or error}): {disk_fix(error)}, or use "
+            "--from DIR with files that you already have"
         ) from error
     except KeyboardInterrupt:
         report.line(f"stopped: what has come stays in {folder}, and the same command goes on from it")

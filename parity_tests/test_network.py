@@ -1,0 +1,79 @@
+"""numpy_gpt.network: what the environment says of proxies and certificates is told where it cannot be used."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from numpy_gpt.network import NetworkError, ask
+from parity_tests.web import PROXIES
+
+URL = "https://first.example/thing"
+BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in (*PROXIES, *BUNDLES, "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def fail(url=URL):
+    with pytest.raises(NetworkError) as error:
+        ask(url)
+    return error.value
+
+
+@pytest.mark.parametrize("proxy", ["http://", "http://[", "ftp://a:1", "http://a:99999", "a b", "http://a..b", "//"])
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_that_cannot_be_one_is_told(monkeypatch, variable, proxy):
+    """requests lets some of urllib3's errors through."""
+    monkeypatch.setenv(variable, proxy)
+    error = fail()
+    assert str(error).startswith(f"could not be reached through the proxy that ${variable.upper()} names (")
+    assert not error.again
+
+
+def test_a_proxy_that_does_not_answer_is_told_without_its_password(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:1")
+    error = fail()
+    assert str(error) == "could not be reached through the proxy that $HTTPS_PROXY names (ProxyError)"
+    assert error.again
+
+
+def test_a_proxy_for_others_is_not_named(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    assert "proxy" not in str(fail("https://127.0.0.1:1/thing"))
+
+
+@pytest.mark.parametrize("variable", BUNDLES)
+@pytest.mark.parametrize("kind", ["missing", "no certificate"])
+def test_a_bundle_of_certificates_that_is_none_is_told(tmp_path, monkeypatch, variable, kind):
+    """One that is missing is a plain OSError, as of a disk."""
+    bundle = tmp_path / "bundle.pem"
+    if kind == "no certificate":
+        bundle.write_text("x")
+    monkeypatch.setenv(variable, str(bundle))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        error = fail(f"https://127.0.0.1:{listening.getsockname()[1]}/thing")
+    assert str(error).startswith("could not be reached securely (")
+    assert str(error).endswith(f"; ${variable} is {bundle})")
+    assert not error.again
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"HTTPS_PROXY": "http://a:99999"}, {"HTTPS_PROXY": "ftp://a"}, {"REQUESTS_CA_BUNDLE": "/nope"}],
+    ids=lambda variables: next(iter(variables.values())),
+)
+def test_the_command_ends_with_one_sentence(tmp_path, monkeypatch, variables):
+    for name, value in (variables | {"XDG_CACHE_HOME": str(tmp_path / "cache")}).items():
+        monkeypatch.setenv(name, value)
+    command = [sys.executable, "-m", "numpy_gpt", "download", "124M", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: hparams.json could not be fetched: https://openaipublic.blob")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
