@@ -66,7 +66,7 @@ def _new_partial(target: Path) -> tuple[Path, int | None]:
 
 def sweep(target: Path) -> None:
     """Remove the partial folders that killed processes left beside a target of this name, or of this pattern."""
-    for left in target.parent.glob(f".{target.name}.*.partial"):
+    for left in _partials(target):
         with suppress(OSError):  # held by another process, already gone, or another user's
             held = lock(left)
             try:
@@ -76,9 +76,16 @@ def sweep(target: Path) -> None:
                 unlock(held)
 
 
+def _partials(target: Path) -> list[Path]:
+    try:
+        return list(target.parent.glob(f".{target.name}.*.partial"))
+    except OSError:  # the folder cannot be listed: whoever writes into it will say so
+        return []
+
+
 def being_written(target: Path) -> bool:
     """Whether any process is in the block of a `partial_folder` beside target."""
-    for partial in target.parent.glob(f".{target.name}.*.partial"):
+    for partial in _partials(target):
         try:
             held = lock(partial)
         except OSError:

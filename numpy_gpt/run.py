@@ -376,19 +376,16 @@ class Run:
 
     def _copy_newest(self, keep: int) -> list[str]:
         """Copy the checkpoint to best and to the kept saves, where it is due there; what went wrong, in words."""
-        about = read_header(self.folder / CHECKPOINT).about
         notes: list[str] = []
-        for work in (
-            partial(self._copy_best, about),
-            partial(self._copy_kept, about, keep),
-            partial(self._prune, about, keep),
-        ):
+        try:
+            about = read_header(self.folder / CHECKPOINT).about
+        except InputError as error:
+            return [f"the checkpoint is saved, and could not be read for its copies: {error}"]
+        for work in (self._copy_best, partial(self._copy_kept, keep=keep), partial(self._prune, keep=keep)):
             try:
-                notes += work()
-            except OSError as error:
-                notes.append(
-                    f"the checkpoint is saved, and {error.filename or self.folder} is not: {error.strerror or error}"
-                )
+                notes += work(about)
+            except (InputError, OSError) as error:
+                notes.append(f"the checkpoint is saved; of its copies something could not be changed: {error}")
         return notes
 
     def _copy_best(self, about: dict[str, str]) -> list[str]:
