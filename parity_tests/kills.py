@@ -64,16 +64,18 @@ def forked(job) -> int:
 
 
 def logged(log: Path, job) -> None:
-    """job, with a line in log for every save that has ended: the step, and the time."""
-    save = Run.save
+    """job, with a line in log for every save that has ended or is resumed from: the step, and the time."""
 
-    def save_and_log(self, config, learner, position, *args):
-        notes = save(self, config, learner, position, *args)
-        with log.open("a") as f:
-            f.write(f"{position.step} {time.time()}\n")
-        return notes
+    def logging(real):
+        def call(self, first, second, position, *args):
+            notes = real(self, first, second, position, *args)
+            with log.open("a") as f:
+                f.write(f"{position.step} {time.time()}\n")
+            return notes
 
-    Run.save = save_and_log
+        return call
+
+    Run.save, Run.go_on = logging(Run.save), logging(Run.go_on)
     job()
 
 
