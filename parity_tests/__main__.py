@@ -102,19 +102,21 @@ def report(out, everything, quick):
     both leave the budget. Writes report.json (every row) and report.png (how errors grow with depth and with T). Takes
     half a minute.
     """
-    from parity_tests.report import DTYPES, cases, draw, float32_rule, machine, worst_rows, write_json
+    from parity_tests.progress import counted, shown
+    from parity_tests.report import DTYPES, cases, draw, float32_rule, machine, sort, worst_rows, write_json
 
     console, rows = Console(), []
-    for measure, case in track(list(cases(quick)), "measuring", console=Console(stderr=True)):
+    for measure, case in shown(cases(quick), "measuring", sort):
         rows += measure(*case)
-    rule = float32_rule(quick)
-    shown = rows if everything else worst_rows(rows)
+    with counted("measuring the float32 rule"):
+        rule = float32_rule(quick)
+    printed = rows if everything else worst_rows(rows)
     for dtype in DTYPES:
         table = Table(dtype, "layers", "T", "scale", "NumPy", "torch", "ratio", "budget", box=SIMPLE, padding=0)
         table.columns[0].overflow = "fold"
         for column in table.columns[1:]:
             column.justify, column.no_wrap = "right", True
-        for row in shown:
+        for row in printed:
             numbers = zip((row.numpy, row.torch, row.ratio, row.share), (".1e", ".1e", ".2f", ".1e"), strict=True)
             texts = ["" if x is None else f"{x:{form}}" for x, form in numbers]
             if row.dtype == dtype:
@@ -151,34 +153,42 @@ def check(file):
 
     Each takes the place of ours; every output and gradient is compared with torch's on hundreds of cases in float64 and
     float32, within the budget that ours are held to. For what is wrong you see the first wrong tensor, the index, both
-    values, the smallest case that shows it, and what it may be. A backward without its forward gets our forward's
-    cache; a forward without its backward is judged by its output alone. Exit code 1 if anything is wrong.
+    values, the smallest case that shows it, what it may be, and at the end a few lines of Python that show it again. A
+    backward without its forward gets our forward's cache; a forward without its backward is judged by its output alone.
+    What is being judged is said on stderr. Exit code 1 if anything is wrong.
 
     The file is run, so run only one that you trust.
     """
     from parity_tests import profiles
 
     profiles.load(expect_failure=True)
+    from parity_tests.progress import counted
     from parity_tests.student import judge_file
 
-    console, wrong = Console(), 0
+    console, wrong = Console(), []
+
+    def tell(line):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
     try:
-        for verdict in judge_file(file, lambda line: console.print(escape(line), highlight=False, soft_wrap=True)):
+        for verdict in judge_file(file, tell, counted):
             name = f"[bold]{verdict.operation}[/] ({', '.join(verdict.functions)})"
             if verdict.wrong is None:
                 sizes = ", ".join(f"{axis} ≤ {most}" for axis, most in verdict.sizes.items())
                 console.print(f"{name}: [green]matches torch[/] in {verdict.cases} cases: {sizes}", soft_wrap=True)
                 continue
-            wrong += 1
+            wrong.append(verdict)
             console.print(f"{name}: [red]wrong[/]")
-            console.print(f"  {escape(verdict.wrong)}", highlight=False, soft_wrap=True)
-            console.print(f"  smallest case: {escape(str(verdict.case))}", highlight=False, soft_wrap=True)
+            tell(f"  {verdict.wrong}")
+            tell(f"  smallest case: {verdict.case}")
             if verdict.hint:
-                console.print(f"  perhaps: {escape(verdict.hint)}", highlight=False, soft_wrap=True)
+                tell(f"  perhaps: {verdict.hint}")
             if verdict.seen:
-                console.print(f"  seen in: {escape(verdict.seen)}", highlight=False, soft_wrap=True)
+                tell(f"  seen in: {verdict.seen}")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    for verdict in wrong:
+        tell(f"\n# {verdict.operation}: the smallest case as Python\n{verdict.code}")
     sys.exit(1 if wrong else 0)
 
 

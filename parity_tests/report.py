@@ -111,6 +111,12 @@ def cases(quick=False):
         yield from ((model_rows, (dtype, depth, T, scale)) for depth in depths for T in lengths for scale in scales)
 
 
+def sort(case):
+    """The operation of one of `cases`, or the sort of models."""
+    measure, (first, *_) = case
+    return first if measure is operation_rows else f"models, {first}"
+
+
 def worst_rows(rows):
     """Of every tensor the float32 row with the largest ratio and the float64 row with the largest share or error.
 

@@ -16,7 +16,7 @@ import sys
 import traceback
 import warnings
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +30,8 @@ from hypothesis.errors import Flaky, NoSuchExample
 from parity_tests import compare
 from parity_tests.museum import FAULTS
 from parity_tests.operations import OPERATIONS, check_tensor, torch_answers, unchanged
+from parity_tests.progress import unseen
+from parity_tests.snippet import snippet
 
 CASES = {"float64": 200, "float32": 60}
 """Cases drawn for each operation and dtype; the same ones at every run."""
@@ -66,6 +68,8 @@ class Verdict:
     seen: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     """The largest that were tried."""
+    code: str = ""
+    """Python that shows the wrong case again."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +224,16 @@ def _wrong_in(operation, got, wants, scales, dtype):
     return None if extra is None else Wrong(extra, f"{extra}: an answer where None is right: there is no {extra[1:]}")
 
 
-def judge(functions, operation, path=Path("my_ops.py")):
-    """One operation with these functions in the place of ours."""
+def judge(functions, operation, path=Path("my_ops.py"), watch=unseen):
+    """One operation with these functions in the place of ours. watch: progress.counted, or like it."""
+    with watch(f"judging {operation}", sum(CASES.values())) as tick:
+        verdict = _judge(functions, operation, path, tick)
+    if verdict.wrong is None:
+        return verdict
+    return replace(verdict, code=snippet(operation, verdict.case, verdict.wrong, verdict.functions, path))
+
+
+def _judge(functions, operation, path, tick):
     one = OPERATIONS[operation]
     own = tuple(name for name in functions if names()[name][1] == operation)
     has_backward = any(name.endswith("_backward") for name in own)
@@ -231,6 +243,7 @@ def judge(functions, operation, path=Path("my_ops.py")):
     failing, sizes = [], {}
 
     def wrong(case):
+        tick()
         sizes.update({axis: max(n, sizes.get(axis, 0)) for axis, n in case.shape.items()})
         with in_place(theirs), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a wrong number is what counts
@@ -277,7 +290,8 @@ def diagnose(operation, wrong, case, smallest):
     """Why it may be, the case that shows it and what is wrong there; None, case and smallest if nobody knows.
 
     A fault of the museum that makes the same numbers, or else a relation to the right answer. The museum's cases are
-    asked before the smallest one, in which much is equal by chance; of the same tensor only.
+    asked, where they show the same tensor wrong; only where none does is the smallest one, in which much is equal by
+    chance: with two features every wrong gradient of LayerNorm is a multiple of the right one.
     """
     found = [(case, smallest)]
     for fault in FAULTS:
@@ -293,7 +307,7 @@ def diagnose(operation, wrong, case, smallest):
             made = first_wrong(operation, OPERATIONS[operation].inputs(theirs_in))
         if made is not None and made.tensor == theirs.tensor and _same(made, theirs):
             return f"{fault.what}: {fault.mend}" if fault.mend else fault.what, theirs_in, theirs
-    hints = ((relation(operation, *each), *each) for each in found)
+    hints = ((relation(operation, *each), *each) for each in found[:-1] or found)
     return next((each for each in hints if each[0]), (None, case, smallest))
 
 
@@ -332,6 +346,10 @@ def relation(operation, case, wrong):
     if (operation, wrong.tensor) == ("layernorm", "dx") and got.size > 2 and _near(_projected(got, inputs["x"]), want):
         formula = "dx = rstd · (g − mean(g) − x̂ · mean(g · x̂)) with g = dy · scale"
         return f"right but for its parts along 1 and along x̂, which are to be taken off: {formula}"
+    for name, term in terms(operation, inputs).get(wrong.tensor, {}).items():
+        for factor, words in ((2, "has the wrong sign"), (1, "is missing")):
+            if np.abs(term).max() > 1e-6 * np.abs(want).max() and _near(got + factor * term, want):
+                return f"the term {name} {words}"
     where = np.abs(want) > 1e-9 * max(float(np.abs(want).max()), 1e-300)
     if not where.any() or not got.any():
         return "all zeros" if want.any() else None
@@ -342,6 +360,41 @@ def relation(operation, case, wrong):
     if got.size > 2 and np.allclose(np.sort(got, axis=None), np.sort(want, axis=None), rtol=1e-9):
         return "the right numbers in another order: reshaped where it should be transposed?"
     return None
+
+
+def terms(operation, i):
+    """Tensor -> the terms that are added or subtracted in it, as they are in the right answer, by their formulas."""
+    i = {
+        name: a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for name, a in i.items()
+    }
+    if operation == "linear":
+        return {} if i["b"] is None else {"y": {"b": i["b"]}}
+    if operation == "position_embedding":
+        return {"y": {"w": i["w"][i["start"] : i["start"] + i["x"].shape[1]]}}
+    if operation == "gelu":
+        c = math.sqrt(2 / math.pi)
+        t = np.tanh(c * (i["x"] + 0.044715 * i["x"] ** 3))
+        return {"dx": {"½ x (1 − t²) u′": i["dy"] * 0.5 * i["x"] * (1 - t**2) * c * (1 + 3 * 0.044715 * i["x"] ** 2)}}
+    if operation == "layernorm":
+        x, g = i["x"] - i["x"].mean(axis=-1, keepdims=True), i["dy"] * i["scale"]
+        rstd = 1 / np.sqrt((x**2).mean(axis=-1, keepdims=True) + compare.LAYERNORM_EPS)
+        along = -(x * rstd) * (g * x * rstd).mean(axis=-1, keepdims=True) * rstd
+        return {
+            "y": {"shift": i["shift"]},
+            "dx": {"mean(g)": -g.mean(axis=-1, keepdims=True) * rstd, "x̂ · mean(g · x̂)": along},
+        }
+    if operation == "cross_entropy":
+        onehot = np.arange(i["logits"].shape[-1]) == i["targets"][..., None]
+        return {"dlogits": {"[v = target] / N": -i["dloss"] * onehot / i["targets"].size}}
+    if operation == "attention":
+        q, k, mask = i["q"], i["k"], 1.0 if i["mask"] is None else i["mask"]
+        (T, HS), S = q.shape[-2:], k.shape[-2]
+        s = np.where(np.arange(S) <= np.arange(T)[:, None] + S - T, q @ k.mT / math.sqrt(HS), -np.inf)
+        p = np.exp(s - s.max(axis=-1, keepdims=True))
+        p /= p.sum(axis=-1, keepdims=True)
+        ds = -p * (p * (i["dy"] @ i["v"].mT) * mask).sum(axis=-1, keepdims=True) / math.sqrt(HS)
+        return {"dq": {"Σ dp · p": ds @ k}, "dk": {"Σ dp · p": ds.mT @ q}}
+    return {}
 
 
 def _near(one, other):
@@ -361,14 +414,15 @@ def _factor(factor):
     return f"every number is {larger:.6g} times too {way}: a count or a scale is missing, or is there twice"
 
 
-def judge_file(path, tell=lambda line: None):
+def judge_file(path, tell=lambda line: None, watch=unseen):
     """A Verdict for every operation the file has functions of, in the suite's order, as they are reached.
 
-    tell is given a line for every function that may have been meant to be judged, but has another name.
+    tell is given a line for every function that may have been meant to be judged, but has another name; watch as in
+    judge.
     """
     functions, others = read(path)
     for name, near in others.items():
         tell(f"not judged: {name} (did you mean {near}?)")
     for operation in OPERATIONS:
         if any(names()[name][1] == operation for name in functions):
-            yield judge(functions, operation, Path(path))
+            yield judge(functions, operation, Path(path), watch)

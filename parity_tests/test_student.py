@@ -1,13 +1,23 @@
 """Somebody else's operations: right ones pass, and of wrong ones the fault is named."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from parity_tests import student
 from parity_tests.__main__ import main
+from parity_tests.compare import check_exact
+from parity_tests.operations import OPERATIONS
+from parity_tests.snippet import snippet
+from parity_tests.strategies import LAYOUTS, OperationCase
 from parity_tests.student import judge_file, names
+
+ROOT = Path(__file__).parent.parent
 
 RIGHT = '''
 """GPT-2's operations by a student: other caches, other algebra, nothing taken from numpy_gpt."""
@@ -214,6 +224,30 @@ FAULTS += [
         "along 1 and along x̂, which are to be taken off",
     ),
 ]
+FAULTS += [  # a sign or a term, where two features make every error look like a factor
+    (
+        "g - g.sum(-1, keepdims=True) / N - xhat",
+        "g - g.sum(-1, keepdims=True) / N + xhat",
+        "layernorm",
+        "dx[",
+        "the term x̂ · mean(g · x̂) has the wrong sign",
+    ),
+    (
+        "g - g.sum(-1, keepdims=True) / N - xhat",
+        "g + g.sum(-1, keepdims=True) / N - xhat",
+        "layernorm",
+        "dx[",
+        "the term mean(g) has the wrong sign",
+    ),
+    ("(dp - (dp * p)", "(dp + (dp * p)", "attention", "dq[", "the term Σ dp · p has the wrong sign"),
+    ("ds = p * (dp - (dp * p).sum(-1, keepdims=True))", "ds = p * dp", "attention", "dq[", "Σ dp · p is missing"),
+    ("+ 0.5 * x * (1 - t**2) * c", "- 0.5 * x * (1 - t**2) * c", "gelu", "dx[", "½ x (1 − t²) u′ has the wrong sign"),
+    ("-1) - 1, -1)", "-1) + 1, -1)", "cross_entropy", "dlogits[", "the term [v = target] / N has the wrong sign"),
+    ("-1) - 1, -1)", "-1), -1)", "cross_entropy", "dlogits[", "the term [v = target] / N is missing"),
+    ("else y + b)", "else y - b)", "linear", "y[", "the term b has the wrong sign"),
+    ("x + w[start", "x - w[start", "position_embedding", "y[", "the term w has the wrong sign"),
+    ("xhat * scale + shift", "xhat * scale", "layernorm", "y[", "the term shift is missing"),
+]
 NO_HINT = [  # where none of the relations says anything of use
     ("return dx, dw, (None", "return dx * np.sqrt(-1.0), dw, (None", "linear", "dx["),
     ("return 0.5 * x * (1 + t), x", "return (0.5 * x * (1 + t)).astype(np.float32), x", "gelu", "y: dtype float32"),
@@ -266,6 +300,20 @@ def test_no_hint_is_better_than_one_that_contradicts(my_ops, old, new, operation
 
 
 @pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("* xhat).sum(-1, keepdims=True) / N", "* xhat).sum(-1, keepdims=True)"),
+        ("keepdims=True) / N) / std", "keepdims=True) / N) / std**2"),
+    ],
+)
+def test_a_factor_of_the_smallest_case_only_is_no_hint(my_ops, old, new):
+    """Of two features any error of dx looks like one: 1.2 times too small, 293 times too large."""
+    assert RIGHT.count(old) == 1
+    (verdict,) = my_ops(only(RIGHT.replace(old, new), "layernorm"))
+    assert (verdict.wrong[:3], verdict.case.shape["C"], verdict.hint) == ("dx[", 2, None), verdict
+
+
+@pytest.mark.parametrize(
     ("said", "words"),
     [
         (
@@ -301,7 +349,7 @@ def test_the_command_says_what_is_wrong_and_where(tmp_path):
     path.write_text(only(RIGHT, "gelu").replace("0.044715", "0.0044715") + only(RIGHT, "embedding"))
     result = CliRunner().invoke(main, ["check", str(path)])
     assert result.exit_code == 1, result.output
-    lines = result.output.splitlines()
+    lines = result.stdout.splitlines()
     assert lines[0] == "gelu (gelu_forward, gelu_backward): wrong"
     assert re.fullmatch(r"  y\[0, 0, 0\]: yours \S+, torch's \S+, \S+x the budget", lines[1])
     assert lines[2].startswith("  smallest case: OperationCase(shape={'B': 1, 'T': 1, 'C': 1}")
@@ -313,6 +361,66 @@ def test_the_command_says_what_is_wrong_and_where(tmp_path):
         lines[5]
         == "embedding (embedding_forward, embedding_backward): matches torch in 260 cases: B ≤ 4, T ≤ 9, V ≤ 40, C ≤ 16"
     )
+
+
+def run_again(output):
+    """What each snippet at the end of check's output prints in a Python of its own, and the comment beside it."""
+    for code in output.split("\n\n# ")[1:]:
+        done = subprocess.run([sys.executable, "-c", f"# {code}"], cwd=ROOT, capture_output=True, text=True, check=True)
+        yield done.stdout, code.strip().splitlines()[-1].partition("  # ")[2]
+
+
+@pytest.mark.parametrize(("old", "new", "operation", "wrong", "hint"), [FAULTS[0], FAULTS[3], FAULTS[5], FAULTS[15]])
+def test_the_case_shown_can_be_run_again(tmp_path, old, new, operation, wrong, hint):
+    """In a file of a name that is no identifier, with a neighbour."""
+    (tmp_path / "neighbour.py").write_text("")
+    path = tmp_path / "my-ops.py"
+    path.write_text("import neighbour\n" + only(RIGHT.replace(old, new), operation))
+    result = CliRunner().invoke(main, ["check", str(path)])
+    ((printed, comment),) = run_again(result.stdout)
+    assert comment == result.stdout.splitlines()[1].strip()
+    yours = float(re.search(r"yours (\S+), torch's", comment)[1])
+    numbers = [float(each) for each in re.findall(r"-?\d\.?\d*(?:e[-+]\d+)?", printed)]
+    assert any(abs(each - yours) <= 1e-6 * abs(yours) + 1e-8 for each in numbers), (printed, comment)
+
+
+def test_half_an_operation_can_be_run_again_with_ours(tmp_path):
+    path = tmp_path / "my_ops.py"
+    path.write_text(
+        "def dropout_backward(dy, mask):\n    return dy + mask\n\n\ndef gelu_forward(x):\n    return 2 * x, x\n"
+    )
+    result = CliRunner().invoke(main, ["check", str(path)])
+    assert "from numpy_gpt.ops import dropout\n" in result.stdout
+    assert len(list(run_again(result.stdout))) == 2
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_snippet_has_the_cases_numbers_in_its_memory_layout(operation, layout, tmp_path):
+    names = ("B", "T", "C", "I", "O", "V", "NH", "HS", "past", "start", "rest")
+    case = OperationCase(dict.fromkeys(names, 2), layout=layout, dtype="float32", options={"rate": 0.5})
+    code = snippet(operation, case, "cache: wrong", (), tmp_path / "my_ops.py")
+    (tmp_path / "my_ops.py").touch()
+    scope = {}
+    exec(code, scope)
+    sys.path.remove(str(tmp_path))
+    del sys.modules["my_ops"]
+    for name, want in OPERATIONS[operation].inputs(case).items():
+        if isinstance(want, np.ndarray):
+            check_exact(name, scope[name], want)
+            assert scope[name].strides == want.strides, name
+            assert scope[name].flags.writeable == want.flags.writeable, name
+        else:
+            assert scope[name] == want, name
+
+
+def test_what_is_judged_is_said_as_it_begins(tmp_path):
+    """On stderr, so that what is piped from stdout is the verdicts alone."""
+    path = tmp_path / "my_ops.py"
+    path.write_text(only(RIGHT, "dropout") + only(RIGHT, "embedding"))
+    result = CliRunner().invoke(main, ["check", str(path)])
+    assert result.stderr.splitlines() == ["judging dropout …", "judging embedding …"]
+    assert len(result.stdout.splitlines()) == 2
 
 
 def test_the_command_of_right_operations_ends_with_0(tmp_path):
@@ -358,7 +466,7 @@ def test_a_misspelled_function_beside_right_ones_is_said(tmp_path):
     path.write_text(helpers + only(RIGHT, "dropout").replace("dropout_backward(", "dropout_bakward("))
     result = CliRunner().invoke(main, ["check", str(path)])
     assert result.exit_code == 0, result.output
-    said, verdict = result.output.splitlines()
+    said, verdict = result.stdout.splitlines()
     assert said == "not judged: dropout_bakward (did you mean dropout_backward?)"
     assert verdict.startswith("dropout (dropout_mask, dropout_forward): matches torch in 260 cases")
 
