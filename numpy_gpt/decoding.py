@@ -28,6 +28,23 @@ def softmax(logits: Array) -> Array:
     return probs
 
 
+def at_temperature(logits: Array, temperature: float) -> Array:
+    """softmax(logits / temperature) (B, V) in the dtype of logits, for every finite temperature above 0.
+
+    Towards 0 the limit is greedy (shared by tokens that are equally likely), towards infinity every token is as likely.
+    """
+    info = np.finfo(logits.dtype)
+    if float(info.tiny) <= temperature <= float(info.max):
+        with np.errstate(over="ignore"):
+            scaled = logits / temperature
+        if np.isfinite(scaled.max(axis=1)).all():
+            return softmax(scaled)
+    # out of the dtype's range: differences first, so that the largest is 0, in float64, where the temperature is not 0
+    below = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        return softmax(below / temperature).astype(logits.dtype)
+
+
 def keep_top_p(probs: Array, p: float) -> Array:
     """probs (B, V) cut to each row's nucleus, the fewest tokens that hold at least p of it (Holtzman et al. 2020).
 
@@ -53,7 +70,7 @@ def choose(
         return ids
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
-    probs = softmax(logits / float(temperature))  # a NumPy scalar would bring its own dtype along
+    probs = at_temperature(logits, float(temperature))  # a NumPy scalar would bring its own dtype along
     if top_p is not None and top_p < 1:  # at 1 everything stays, whatever the rounding of a sum
         probs = keep_top_p(probs, top_p)
         probs /= probs.sum(axis=1, keepdims=True)

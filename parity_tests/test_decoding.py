@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -243,6 +244,27 @@ def test_a_temperature_of_numpys_is_the_number_it_holds(scalar, dtype):
     check_exact("probabilities", p, drawn_from(logits, dtype, temperature=float(temperature)))
     want = torch.softmax(torch.from_numpy(logits.astype(dtype)) / float(temperature), dim=-1).numpy()
     check("probabilities", p, want, want * (1 + np.abs(logits).max() / 0.7))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-40, 1e-39, 1e-30, 1e38, 1e39, 1e300, 1.7e308])
+@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize("logits", [[3.0, -2.5, 3.0, 0.0], [-1e4, 5.0, 4.5, 1e4], [0.0, 0.0, 0.0, 0.0]])
+def test_extreme_temperatures_tend_to_greedy_and_to_uniform(logits, top_k, temperature, dtype):
+    """Judged in fractions, which neither overflow nor vanish. Tokens that are equally likely share."""
+    p = drawn_from(logits, dtype, temperature=temperature, top_k=top_k)
+    kept_ids = sorted(range(4), key=lambda v: (-logits[v], v))[:top_k]
+    exponents = [Fraction(x - max(logits)) / Fraction(temperature) for x in logits]
+    weights = [math.exp(max(exponents[v], -1000)) if v in kept_ids else 0.0 for v in range(4)]
+    check("probabilities", p, (np.array(weights) / sum(weights)).astype(dtype), np.ones(4))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40])
+def test_a_tiny_temperature_with_top_k_and_top_p_is_greedy(temperature, dtype):
+    model = ModelCase(CONFIG, dtype=dtype).model()
+    drawn = generate(model, [[1, 2, 3]], 9, temperature=temperature, top_k=3, top_p=0.5, rng=Generator(1))
+    check_exact("ids", drawn, generate(model, [[1, 2, 3]], 9))
 
 
 def test_top_p_is_taken_after_temperature_and_top_k():
