@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -400,7 +401,7 @@ def test_defaults_of_a_gpt2_size_are_the_books():
     book = {"lr": 4e-4, "weight_decay": 0.1, "epochs": 10, "batch_size": 2, "eval_freq": 5, "eval_iter": 5, "seed": 123}
     assert {key: getattr(settings, key) for key in book} == book
     assert (settings.warmup_steps, settings.clip, settings.stride) == (0, None, None)
-    assert learning_rates(4e-4, 0, 3) == [4e-4] * 3
+    assert [*islice(learning_rates(4e-4, 0, 3), 3)] == [4e-4] * 3
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -59,10 +60,13 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
-def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> list[float]:
-    """The rate of each step, by torch's schedulers: linear up to lr, then half a cosine down to a tenth of it."""
+def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> Iterator[float]:
+    """The rate of each step, by torch's schedulers: linear up to lr, then half a cosine down to a tenth of it.
+
+    One at a time: a run may be given more steps than a list can hold, and be stopped.
+    """
     if not warmup_steps:
-        return [lr] * total_steps
+        yield from repeat(lr)
     sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr)
     warmup = torch.optim.lr_scheduler.LinearLR(sgd, 1 / (warmup_steps + 1), 1.0, warmup_steps)
     steps_down = max(1, total_steps - 1 - warmup_steps)
@@ -70,12 +74,12 @@ def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> list[float
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # SequentialLR calls its parts in a way torch itself warns of
         schedule = torch.optim.lr_scheduler.SequentialLR(sgd, [warmup, cosine], [warmup_steps])
-        rates = []
-        for _ in range(total_steps):
-            rates.append(float(sgd.param_groups[0]["lr"]))
-            sgd.step()
+    while True:
+        yield float(sgd.param_groups[0]["lr"])
+        sgd.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             schedule.step()
-    return rates
 
 
 class TorchLearner:
@@ -109,10 +113,13 @@ class TorchLearner:
             self.model = from_params(config, params, attention=attention, device=device, dtype=precision)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), settings.lr, weight_decay=settings.weight_decay)
         self._rates = learning_rates(settings.lr, settings.warmup_steps, total_steps)
+        self._known_rates: list[float] = []
         self._loss: Callable[[Tensor, Tensor], Tensor] = torch.compile(self.model.loss) if compiled else self.model.loss
 
     def train_step(self, x: Array, y: Array, step: int) -> tuple[float, float]:
-        lr = self._rates[step]
+        while len(self._known_rates) <= step:
+            self._known_rates.append(next(self._rates))
+        lr = self._known_rates[step]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         before = self._random_state()
