@@ -18,11 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from numpy_gpt.config import GPTConfig
-from numpy_gpt.data import VERDICT_SHA256, load_text
+from numpy_gpt.data import CORPORA, VERDICT_SHA256, load_text, the_verdict
 from numpy_gpt.decoding import keep_top_k, softmax
 from numpy_gpt.errors import InputError
 from numpy_gpt.learner import NumpyLearner
 from numpy_gpt.ops.cross_entropy import cross_entropy_forward
+from numpy_gpt.paths import kind_of
 from numpy_gpt.printed import PRINTED, TOY_COUNTS, TOY_LOGITS, Printed
 from numpy_gpt.random import Generator
 from numpy_gpt.run import Batches, Settings
@@ -108,10 +109,10 @@ class NumpyChapter(NumpyLearner):
 def replay(make: MakeChapter, text: str = "the-verdict", quick: bool = False) -> abc.Generator[Item, None, None]:
     """The chapter's figures one by one, as they are found. quick: only those that need no training.
 
-    text: the story, as load_text takes it. Raises InputError if the story or GPT-2's vocabulary cannot be had, and for
-    any other text.
+    text: the story's name or file, read twice. Raises InputError if the story or GPT-2's vocabulary cannot be had, and
+    for any other text.
     """
-    if sha256(load_text(text).encode()).hexdigest() != VERDICT_SHA256:
+    if sha256(_story(text).encode()).hexdigest() != VERDICT_SHA256:
         raise InputError(f"{text} is not the chapter's story, of which its figures are: give that file, or no --text")
     config, settings = GPTConfig(), Settings(text=text)  # the book's GPT_CONFIG_124M, and its run
     batches = Batches(settings)
@@ -158,6 +159,15 @@ def replay(make: MakeChapter, text: str = "the-verdict", quick: bool = False) ->
             yield f"epoch {step.epoch}", decode(words, learner.sample(prompt, settings.sample_tokens)[0])
     yield "greedy 25", decode(words, learner.sample(prompt, 25)[0])
     yield "top-k 25", decode(words, learner.sample(prompt, 15, temperature=1.4, top_k=25)[0])
+
+
+def _story(text: str) -> str:
+    """load_text, whose errors advise nothing but the chapter's story."""
+    if text == "the-verdict":
+        return the_verdict("give its file with --text")
+    if text not in CORPORA and kind_of(text) == "missing":
+        raise InputError(f"{text!r} is neither a known text nor a file: give a file with the chapter's story")
+    return load_text(text)
 
 
 def torch_replay(text: str, quick: bool) -> abc.Generator[Item, None, None]:

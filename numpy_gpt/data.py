@@ -1,53 +1,103 @@
 """Text -> sliding windows of token ids -> batches, as the book's data loaders make them."""
 
+import codecs
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import data_folder_file, find
+from numpy_gpt.paths import kind_of, refusal
 from numpy_gpt.typing import Array
 
 CORPORA = ("python-manual", "the-verdict")
 """The texts that load_text knows by name."""
+
+BEGINNING = 2**20
+"""Bytes of a file in which a NUL tells, before the rest is read, that it is not a text."""
+
+LONGEST_PIPE = 2**30
+"""The most bytes that are read from a pipe, which may have no end."""
 
 VERDICT_SHA256 = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
 VERDICT_URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt"
 
 
 def load_text(name_or_path: str) -> str:
-    """A corpus by its name, or else the UTF-8 file at that path (newlines as Python reads them: all become "\\n").
+    """A corpus by its name, or else the UTF-8 text of the file, FIFO or /dev/stdin at that path.
+
+    Newlines are as Python reads them: all become "\\n".
 
     "python-manual": the language reference inside every Python, so its length goes with the version (465,048
     characters in 3.11). "the-verdict": the book's story (20,479 characters), from $NUMPY_GPT_DATA, else the user's
     cache, else downloaded into it once. To read a file that has a corpus's name, write ./ before it.
 
-    Raises InputError for what is no file or holds no text, and for a story that is nowhere to be had.
+    Raises InputError for what is neither file nor pipe or holds no text, and for a story that is nowhere to be had.
     """
     if name_or_path == "python-manual":
         from pydoc_data.topics import topics
 
         return "\n".join(topics[topic] for topic in sorted(topics))
     if name_or_path == "the-verdict":
-        return _the_verdict()
+        return the_verdict("choose the text python-manual")
+    raw = _read(name_or_path)
+    binary = b"\0" in raw
     try:
-        with open(name_or_path, encoding="utf-8") as file:
-            text = file.read()
+        text = codecs.getincrementaldecoder("utf-8")().decode(raw, final=not binary)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{name_or_path} is not UTF-8 text (byte {error.object[error.start]:#04x} at offset {error.start}): "
             "save it as UTF-8, or give another file"
         ) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise InputError(_unreadable(name_or_path, error)) from error
-    if "\0" in text:
+    if binary:
         raise InputError(f"{name_or_path} is a binary file (it contains NUL bytes): give a file of plain UTF-8 text")
     if not text:
         raise InputError(f"{name_or_path} is empty: give a file with text in it")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@contextmanager
+def rereadable(name_or_path: str) -> Iterator[str]:
+    """A name under which load_text finds the text as often as it is asked: a pipe's is put into a temporary file."""
+    if name_or_path in CORPORA or kind_of(name_or_path) != "pipe":
+        yield name_or_path
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "text.txt")
+        file.write_text(load_text(name_or_path), encoding="utf-8", newline="")
+        yield str(file)
+
+
+def _read(name_or_path: str) -> bytes:
+    """The bytes of a file or, once, of a pipe; of a binary file perhaps only the beginning."""
+    kind = kind_of(name_or_path)
+    if kind == "missing":
+        raise InputError(
+            f"{name_or_path!r} is neither a known text nor a file: "
+            f"choose {' or '.join(CORPORA)}, or give the path of a file of UTF-8 text"
+        )
+    if kind == "folder":
+        raise InputError(f"{name_or_path} is a folder: give one file of UTF-8 text")
+    if kind == "other":
+        raise InputError(f"{name_or_path} is a device: give a file or a pipe of UTF-8 text")
+    try:
+        with open(name_or_path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size  # 0 of a pipe, and of the files in /proc
+            raw = file.read(BEGINNING)
+            if b"\0" not in raw:
+                raw += file.read(max(0, (size or LONGEST_PIPE) - len(raw)))  # it may be written to without end
+            if not size and len(raw) >= LONGEST_PIPE and file.read(1):
+                raise InputError(
+                    f"{name_or_path} gives more than {LONGEST_PIPE:,} bytes: save them as a file, or give fewer"
+                )
+    except OSError as error:
+        raise InputError(refusal(name_or_path, error)) from error
+    return raw
 
 
 def sha256(text: str) -> str:
@@ -156,7 +206,8 @@ class Loader:
         return ((self.inputs[rows], self.targets[rows]) for rows in chosen)
 
 
-def _the_verdict() -> str:
+def the_verdict(otherwise: str) -> str:
+    """The book's story, as load_text finds it; `otherwise` ends the message of the InputError if it is nowhere."""
     import pooch  # type: ignore[import-untyped]  # here, so that `import numpy_gpt` stays light
 
     cached = Path(pooch.os_cache("numpy-gpt"), "the-verdict.txt")
@@ -166,17 +217,6 @@ def _the_verdict() -> str:
         [data_folder_file("the-verdict.txt"), cached],
         VERDICT_URL,
         cached,
-        "connect to the network once, put the file into $NUMPY_GPT_DATA, or choose the text python-manual",
+        f"connect to the network once, put the file into $NUMPY_GPT_DATA, or {otherwise}",
     )
     return content.decode("utf-8")
-
-
-def _unreadable(name_or_path: str, error: OSError | ValueError) -> str:
-    if os.path.isdir(name_or_path):  # Windows calls that a PermissionError
-        return f"{name_or_path} is a folder: give one file of UTF-8 text"
-    if isinstance(error, FileNotFoundError | NotADirectoryError | ValueError):
-        return (
-            f"{name_or_path!r} is neither a known text nor a file: "
-            f"choose {' or '.join(CORPORA)}, or give the path of a file of UTF-8 text"
-        )
-    return f"{name_or_path} cannot be read ({error.strerror}): give a file of UTF-8 text that you may read"

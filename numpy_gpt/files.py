@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.network import NetworkError, ask, read, refusal
+from numpy_gpt.network import NetworkError, ask, read, refused_by
+from numpy_gpt.paths import refusal
 
 _numbers = count()
 """Of this process's partial folders."""
@@ -261,8 +262,10 @@ def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises InputError if it is not there, or holds something else."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): put it there") from error
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror or error}): put it there") from error
+        raise InputError(refusal(file, error)) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON ({error}): it is damaged or another file") from error
     if not isinstance(values, dict):
@@ -319,7 +322,7 @@ def _download(url: str, sha256: str, store: Path) -> bytes:
     def fetch(url: str, file: str, _: object) -> None:
         with ask(url) as answer:
             if answer.status_code != 200:
-                raise refusal(answer)
+                raise refused_by(answer)
             content = b"".join(read(answer, 1 << 16))  # these files are small
         if hashlib.sha256(content).hexdigest() != sha256:
             raise NetworkError("holds another file than the one known (its SHA-256 differs)")

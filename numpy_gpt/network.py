@@ -53,7 +53,7 @@ def read(answer: "requests.Response", size: int) -> Iterator[bytes]:
         yield piece
 
 
-def refusal(answer: "requests.Response") -> NetworkError:
+def refused_by(answer: "requests.Response") -> NetworkError:
     """The error for an answer whose status is not the one asked for."""
     return NetworkError(f"answered {answer.status_code} {answer.reason or ''}".rstrip())
 

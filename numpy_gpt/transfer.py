@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.network import NetworkError, ask, read, refusal
+from numpy_gpt.network import NetworkError, ask, read, refused_by
 
 if TYPE_CHECKING:
     import requests
@@ -189,7 +189,7 @@ def _try(file: Remote, url: str, target: Path, report: "Report") -> str:
                 part.forget()
                 raise NetworkError("does not go on from where a transfer broke off", again=True)
             if answer.status_code != 200 and not (asked and answer.status_code == 206):
-                raise refusal(answer)
+                raise refused_by(answer)
             start = part.length if answer.status_code == 206 else 0
             length = start + _length(answer)
             if length != (file.length or length):

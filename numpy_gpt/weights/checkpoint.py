@@ -21,6 +21,7 @@ from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError, NonFiniteError
 from numpy_gpt.files import being_written, flush, partial_folder, sweep
 from numpy_gpt.model import GPT, check_shapes, parameter_shapes
+from numpy_gpt.paths import check_readable, is_file, kind_of
 from numpy_gpt.typing import Float, Params
 from numpy_gpt.weights.stored import Stored, Weights, check_finite
 from numpy_gpt.weights.tensors import MEND, SHA256, read_tensors, seal, write_tensors
@@ -198,10 +199,10 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 def find_model(path: str | os.PathLike[str]) -> Path:
     """The safetensors file with the parameters that path stands for; InputError if there is none."""
     given = Path(path)
-    if given.is_file():
-        return given
-    for file in (given / MODEL_FILE, given / "checkpoint" / MODEL_FILE):
-        if file.is_file():
+    kind = kind_of(given)
+    for file in (given, given / MODEL_FILE, given / "checkpoint" / MODEL_FILE):
+        if is_file(file):
+            check_readable(file)
             return file
-    what = "has no checkpoint in it" if given.is_dir() else "does not exist"
+    what = {"folder": "has no checkpoint in it", "missing": "does not exist"}.get(kind, "is no regular file")
     raise InputError(f"{given} {what}: give a run folder, a checkpoint folder or a .safetensors file")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import read_json
+from numpy_gpt.paths import check_readable, is_file, kind_of
 from numpy_gpt.weights.huggingface import VOCABULARY, read_huggingface
 from numpy_gpt.weights.openai import PREFIX, read_openai
 from numpy_gpt.weights.stored import Stored
@@ -28,16 +29,19 @@ def open_source(path: Path) -> Source:
 
     Raises InputError for anything else, and for what in it is missing or damaged.
     """
-    if not path.exists():
+    kind = kind_of(path)
+    if kind == "missing":
         raise InputError(f"{path} does not exist: give a folder of OpenAI's or Hugging Face's GPT-2")
-    if path.suffix in PICKLES and path.is_file():
+    if kind == "file":
+        check_readable(path)
+    if path.suffix in PICKLES and kind == "file":
         raise InputError(f"{path} is a PyTorch pickle, which only PyTorch reads: torch-gpt import {path} --out DIR")
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir() and ((path / "hparams.json").exists() or (path / f"{PREFIX}.index").exists()):
+    folder = path if kind == "folder" else path.parent
+    if kind == "folder" and (is_file(path / "hparams.json") or is_file(path / f"{PREFIX}.index")):
         return Source("OpenAI's GPT-2", *read_openai(path), read_vocabulary(folder))
-    if (folder / "config.json").exists() and (path.is_dir() or path.suffix == ".safetensors"):
+    if is_file(folder / "config.json") and (kind == "folder" or path.suffix == ".safetensors"):
         return Source("Hugging Face's GPT-2", *read_huggingface(path), read_vocabulary(folder))
-    if path.is_dir():
+    if kind == "folder":
         raise InputError(
             f"{path} has neither hparams.json and {PREFIX}.index (OpenAI's GPT-2) nor config.json (Hugging Face's)"
         )
@@ -49,14 +53,14 @@ def read_vocabulary(folder: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for ours, theirs in VOCABULARY.items():
         for name in (theirs, ours):
-            if (folder / name).is_file():
+            if is_file(folder / name):
                 found[ours] = (folder / name).read_bytes()
     return found or _from_tokenizer(folder / "tokenizer.json")
 
 
 def _from_tokenizer(file: Path) -> dict[str, bytes]:
     """The same two files out of the one that transformers writes today."""
-    if not file.is_file():
+    if not is_file(file):
         return {}
     try:
         model = read_json(file)["model"]

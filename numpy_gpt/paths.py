@@ -1,0 +1,84 @@
+"""Paths as users give them: whatever the system says of one becomes an InputError in the user's words."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Literal
+
+from numpy_gpt.errors import InputError
+
+Kind = Literal["missing", "file", "folder", "pipe", "other"]
+
+
+def kind_of(path: str | os.PathLike[str]) -> Kind:
+    """What lies at path, links followed: "pipe" is a FIFO or <(command), "other" a device or a socket.
+
+    Raises InputError for a path that cannot be looked at, so that nothing unreadable is taken for missing.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and _has_place(path):
+            return "missing"
+        raise InputError(refusal(path, error)) from error
+    kinds: dict[int, Kind] = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
+    return kinds.get(stat.S_IFMT(mode), "other")
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether path is a regular file. Raises InputError as kind_of does, which Path.is_file in part takes for a no."""
+    return kind_of(path) == "file"
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether path is a folder. Raises InputError as kind_of does."""
+    return kind_of(path) == "folder"
+
+
+def check_readable(file: Path) -> None:
+    """Raises InputError unless this user may read a file that exists."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise InputError(refusal(file, error)) from error
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The path from the root, links followed except at a pipe, whose link (/dev/stdin) is its only usable name.
+
+    Raises InputError for a path that cannot be looked at, or a relative one in a working directory that is gone.
+    """
+    kind = kind_of(path)
+    try:
+        return Path(path).absolute() if kind == "pipe" else Path(path).resolve()
+    except (OSError, RuntimeError) as error:
+        raise InputError(refusal(path, error)) from error
+
+
+def refusal(path: str | os.PathLike[str], error: Exception) -> str:
+    """The sentence for a path that this error forbids to use, and the fix."""
+    name = os.fspath(path)
+    shown = name if len(name) <= 80 else f"{name[:60]}... ({len(name):,} characters)"
+    code = getattr(error, "errno", None)
+    if code == errno.ENAMETOOLONG:
+        return f"{shown!r} is too long to be a path: give the path of a file or folder here, not a text"
+    if code == errno.ELOOP or isinstance(error, RuntimeError):
+        return f"{shown} is a symbolic link that leads back to itself: give the path of the real file or folder"
+    if isinstance(error, PermissionError):
+        return f"{shown} may not be read by this user ({error.strerror}): change its permissions or its folder's"
+    if isinstance(error, UnicodeError):
+        return f"{shown!r} has characters that file names cannot have on this system: give another path"
+    if isinstance(error, ValueError):
+        return f"{shown!r} has a NUL character, which no path can have: give another path"
+    if not _has_place(path):
+        return f"{shown} is relative, and the working directory is gone: cd to one that exists, or give a full path"
+    return f"{shown} cannot be read ({getattr(error, 'strerror', None) or error}): give another path"
+
+
+def _has_place(path: str | os.PathLike[str]) -> bool:
+    """Whether a path has a folder to be looked up from: a relative one needs the working directory."""
+    try:
+        return os.path.isabs(path) or bool(os.getcwd())
+    except OSError:
+        return False
