@@ -16,6 +16,8 @@ from benchmarks.results import Report, as_document, draw, write_json
 from benchmarks.settings import Settings, gpus_here
 from numpy_gpt.cli import Commands
 from numpy_gpt.errors import InputError
+from numpy_gpt.flags import AT_LEAST_1, NOT_NEGATIVE, PATH, Place
+from numpy_gpt.outermost import optional_output
 
 OUT = Path("benchmark-results")
 
@@ -42,7 +44,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--out",
-            type=click.Path(file_okay=False, path_type=Path),
+            type=Place(file_okay=False, path_type=Path),
             default=OUT,
             show_default=True,
             help="Folder for JSON and PNG.",
@@ -50,7 +52,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--compile", "compiled", is_flag=True, help="torch.compile's tuned model beside the plain one."),
         click.option(
             "--runs",
-            type=click.IntRange(min=1),
+            type=AT_LEAST_1,
             help="Timed rounds (decode and scaling: 3 at the most).  [default: 9, quick: 2]",
         ),
         click.option("--quick", is_flag=True, help="A two-layer model: shows that all works, in a minute."),
@@ -60,6 +62,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _measure(names: list[str], quick: bool, runs: int | None, compiled: bool, out: Path) -> None:
+    optional_output()  # the figures are in the JSON file
     report = Report()
     machine = details()
     report.line(machine["line"])
@@ -102,11 +105,11 @@ main.add_command(streams.main, "streams")
 
 
 @main.command("compare", short_help="The regression guard: a new run beside the committed one.")
-@click.argument("new", type=click.Path(path_type=Path))
-@click.option("--baseline", type=click.Path(path_type=Path), default=BASELINE, help="[default: benchmarks/cpu.json]")
+@click.argument("new", type=PATH)
+@click.option("--baseline", type=PATH, default=BASELINE, help="[default: benchmarks/cpu.json]")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=NOT_NEGATIVE,
     default=0.15,
     show_default=True,
     metavar="X",

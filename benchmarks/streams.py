@@ -19,6 +19,7 @@ from rich.table import Table
 from benchmarks.machine import machine
 from numpy_gpt import Generator, GPTConfig
 from numpy_gpt.block import Dropout
+from numpy_gpt.flags import AT_LEAST_1
 from numpy_gpt.model import initial_parameters
 from torch_gpt.model import GPTModel
 
@@ -88,7 +89,7 @@ def measure(case: Case, pairs: int) -> list[tuple[float, float]]:
 
 
 @click.command()
-@click.option("--pairs", type=click.IntRange(min=1), default=9, show_default=True, help="Timed pairs of each case.")
+@click.option("--pairs", type=AT_LEAST_1, default=9, show_default=True, help="Timed pairs of each case.")
 def main(pairs: int) -> None:
     """Times torch's random streams in NumPy and in torch, in turn, at the size of the book's run.
 

@@ -1,7 +1,9 @@
 """The command numpy-gpt."""
 
 import math
+import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,35 +11,70 @@ from typing import Any
 import click
 import numpy as np
 
-from numpy_gpt.cli_weights import FOLDER, download_command, export_command, import_command
-from numpy_gpt.config import GPT2_SIZES
+from numpy_gpt.cli_weights import download_command, export_command, import_command
+from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.console import Report, printable
-from numpy_gpt.data import CORPORA, load_text, split_text
+from numpy_gpt.data import CORPORA, load_text, rereadable, split_text
 from numpy_gpt.errors import InputError
+from numpy_gpt.flags import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, PATH, POSITIVE, PROBABILITY, SHARE
+from numpy_gpt.info import describe, enough_memory
+from numpy_gpt.model import GPT
+from numpy_gpt.outermost import INTERRUPTED, outermost, say
+from numpy_gpt.paths import kind_of
 from numpy_gpt.pretrain import defaults_for, encoding_of, pretrain, text_of
-from numpy_gpt.run import TRAIN_RATIO
+from numpy_gpt.run import TRAIN_RATIO, MakeLearner, Settings
 from numpy_gpt.tokenizer import ENCODINGS, END_OF_TEXT, encode, get_encoding, stream_decode
+from numpy_gpt.train import Learner
+from numpy_gpt.typing import Array
 from numpy_gpt.weights.checkpoint import Header, load, read_header
+from numpy_gpt.weights.stored import Weights
 
 MODELS = ("tiny", *GPT2_SIZES)
 
-AT_LEAST_1 = click.IntRange(min=1)
-AT_LEAST_0 = click.IntRange(min=0)
-POSITIVE = click.FloatRange(min=0, min_open=True)
-
 
 class Commands(click.Group):
-    """A group whose commands end with one sentence and exit code 2 when something given cannot be used."""
+    """A group whose commands end with one sentence: exit code 2 for unusable input, 130 for a Ctrl-C.
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    With the process's own arguments (args None) `outermost` is around it as well; a test that gives its own sees every
+    other exception.
+    """
+
+    def main(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        with outermost() if args is None else ExitStack():
+            try:
+                return super().main(args, *rest, **kwargs)
+            except InputError as error:
+                say(f"Error: {error}")
+                raise SystemExit(error.exit_code) from error
+            except PermissionError as error:
+                what = "something" if error.filename is None else error.filename
+                say(f"Error: {what} may not be read or written by this user: {error.strerror}")
+                raise SystemExit(2) from error
+            except MemoryError as error:
+                say(f"Error: the memory that this process may use is too small: {str(error) or 'free some'}")
+                raise SystemExit(2) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().main(*args, **kwargs)
-        except InputError as error:
-            click.echo(f"Error: {error}", err=True)
-            raise SystemExit(error.exit_code) from error
-        except PermissionError as error:
-            click.echo(f"Error: {error.filename} may not be read or written by this user: {error.strerror}", err=True)
-            raise SystemExit(2) from error
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # which click would report as exit code 1
+            say("interrupted")
+            raise SystemExit(INTERRUPTED) from error
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(_debug())
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        if not any(each.name == "debug" for each in cmd.params):
+            cmd.params.append(_debug())
+        super().add_command(cmd, name)
+
+
+def _debug() -> click.Option:
+    """--debug, before a command's name or after it; `outermost` finds it among the process's arguments."""
+    help_text = "Print the traceback of an unforeseen error instead of writing it to a file."
+    return click.Option(["--debug"], is_flag=True, expose_value=False, help=help_text)
 
 
 def _default(name: str) -> str:
@@ -68,12 +105,12 @@ SETTINGS = (
     _setting("batch_size", "Windows in a batch.", type=AT_LEAST_1, metavar="N"),
     _setting("stride", "Tokens from one window's start to the next.", type=AT_LEAST_1, metavar="N"),
     _setting("lr", "Learning rate of AdamW; the peak with warm-up.", type=POSITIVE, metavar="X"),
-    _setting("weight_decay", "AdamW's decoupled weight decay.", type=click.FloatRange(min=0), metavar="X"),
+    _setting("weight_decay", "AdamW's decoupled weight decay.", type=NOT_NEGATIVE, metavar="X"),
     _setting(
         "warmup_steps", "Linear warm-up, then cosine decay to a tenth; 0: constant.", type=AT_LEAST_0, metavar="N"
     ),
     _setting("clip", "Largest global norm of the gradients.", type=POSITIVE, metavar="X"),
-    _setting("drop_rate", "Probability that dropout zeroes an element.", type=click.FloatRange(0, 1), metavar="X"),
+    _setting("drop_rate", "Probability that dropout zeroes an element.", type=PROBABILITY, metavar="X"),
     _setting("tie_weights", "Use the token embedding as output head too.", is_flag=True),
     _setting("qkv_bias", "Give the query, key and value projections a bias.", is_flag=True),
     _setting("seed", "Seed of the one random stream: weights, order of batches, dropout.", type=int, metavar="N"),
@@ -83,17 +120,17 @@ SETTINGS = (
 )
 
 FILES = (
-    click.option("--out", type=FOLDER, default=None, metavar="DIR", help="The run's new folder.  [default: runs/…]"),
+    click.option("--out", type=PATH, default=None, metavar="DIR", help="The run's new folder.  [default: runs/…]"),
     click.option(
         "--resume",
-        type=FOLDER,
+        type=PATH,
         default=None,
         metavar="DIR",
         help="Continue the run in this folder by its settings; or from an earlier save of it, DIR/checkpoint-STEP.",
     ),
     click.option(
         "--init",
-        type=FOLDER,
+        type=PATH,
         default=None,
         metavar="CHECKPOINT",
         help="Begin with these weights instead of random ones.",
@@ -123,12 +160,18 @@ def pretrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def run_pretrain(make_learner: Any, backend: str, flags: dict[str, Any]) -> None:
+def run_pretrain(make_learner: MakeLearner, backend: str, flags: dict[str, Any]) -> None:
     """pretrain with the flags as click hands them over; after a signal exit code 128 + its number, 130 for Ctrl-C."""
     files = {name: flags.pop(name) for name in ("out", "resume", "init", "save_freq", "keep")}
     given = {name: value for name, value in flags.items() if value is not None and value is not False}
-    if received := pretrain(given, make_learner, backend, **files):
-        raise SystemExit(128 + received)
+    with ExitStack() as stack:
+
+        def make(config: GPTConfig, settings: Settings, total_steps: int, params: Weights | None) -> Learner:
+            stack.enter_context(enough_memory(config, 16, "training"))
+            return make_learner(config, settings, total_steps, params)
+
+        if received := pretrain(given, make, backend, **files):
+            raise SystemExit(128 + received)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -160,7 +203,7 @@ ENCODING = click.option("--encoding", metavar="NAME|DIR", help=f"{ENCODING_HELP}
 
 
 @main.command(short_help="Loss and perplexity on a text.")
-@click.argument("checkpoint", type=FOLDER)
+@click.argument("checkpoint", type=PATH)
 @click.option("--text", metavar="NAME|FILE", help="A text to take whole.  [default: the run's own validation part]")
 @click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True, metavar="N", help="Windows at a time.")
 @ENCODING
@@ -180,22 +223,32 @@ def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str 
     ids = encode(tokens, content)
     if len(ids) < 2:
         raise InputError(f"{name} is too short to evaluate: it has {len(ids)} tokens, and 2 are needed")
-    model = load(checkpoint)
+    report = Report(required=True)
+    with enough_memory(header.config, 4, "evaluating the model"):
+        loss = _mean_loss(load(checkpoint), ids, batch_size, report)
+    report.line(f"text        {name}")
+    report.line(f"tokens      {len(ids) - 1:,} ({tokens.name}), all but the first")
+    report.line(f"loss        {loss:.4f} nats/token, the mean over all of them")
+    report.line(f"perplexity  {_perplexity(loss):.4f}")
+
+
+def _mean_loss(model: GPT, ids: Array, batch_size: int, report: Report) -> float:
+    """Nats per token of ids (n,) but the first, in windows of the context length one after the other."""
     T = model.config.context_length
     whole = (len(ids) - 1) // T * T  # tokens in full windows
     windows = ids[:whole].reshape(-1, T), ids[1 : whole + 1].reshape(-1, T)
     batches = [tuple(w[i : i + batch_size] for w in windows) for i in range(0, whole // T, batch_size)]
     if whole < len(ids) - 1:
         batches.append((ids[None, whole:-1], ids[None, whole + 1 :]))
-    total = 0.0
-    report = Report()
-    for x, y in report.track(batches, "evaluating"):
-        total += float(model.loss(x, y)) * y.size
-    loss = total / (len(ids) - 1)
-    report.line(f"text        {name}")
-    report.line(f"tokens      {len(ids) - 1:,} ({tokens.name})")
-    report.line(f"loss        {loss:.4f} nats/token")
-    report.line(f"perplexity  {math.exp(loss):.4f}")
+    return sum(float(model.loss(x, y)) * y.size for x, y in report.track(batches, "evaluating")) / (len(ids) - 1)
+
+
+def _perplexity(loss: float) -> float:
+    """exp(loss), infinite where a float cannot hold it (above 709 nats)."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def _encoding(header: Header, asked: str | None) -> Any:
@@ -208,13 +261,13 @@ def _encoding(header: Header, asked: str | None) -> Any:
     return encoding
 
 
-@main.command(short_help="Go on from a prompt.")
-@click.argument("checkpoint", type=FOLDER)
+@main.command(short_help="Continue a prompt.")
+@click.argument("checkpoint")  # a path, unless it was exchanged for the prompt
 @click.argument("prompt")
 @click.option("--max-new-tokens", type=AT_LEAST_0, default=100, show_default=True, metavar="N", help="Longest answer.")
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=NOT_NEGATIVE,
     default=0.0,
     show_default=True,
     metavar="X",
@@ -223,14 +276,14 @@ def _encoding(header: Header, asked: str | None) -> Any:
 @click.option("--top-k", type=AT_LEAST_1, metavar="N", help="Draw among the N likeliest tokens only.")
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=SHARE,
     metavar="X",
     help="Draw among the fewest tokens that hold this much of the probability.",
 )
 @click.option("--seed", type=int, default=123, show_default=True, metavar="N", help="Seed of the draws.")
 @ENCODING
 def generate(
-    checkpoint: Path,
+    checkpoint: str,
     prompt: str,
     max_new_tokens: int,
     temperature: float,
@@ -239,7 +292,7 @@ def generate(
     seed: int,
     encoding: str | None,
 ) -> None:
-    """Go on from PROMPT with the model in CHECKPOINT; tokens appear as they are made.
+    """Continue PROMPT with the model in CHECKPOINT; tokens appear as they are made.
 
     Ends after --max-new-tokens or at the token <|endoftext|>. --top-k and --top-p need a --temperature above 0.
     """
@@ -248,32 +301,53 @@ def generate(
 
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise InputError("--top-k and --top-p choose among tokens to draw: give a --temperature above 0 with them")
-    words = _encoding(read_header(checkpoint), encoding)
-    ids = encode(words, prompt)
+    if _exists(prompt) and not _exists(checkpoint):
+        raise InputError(f"the prompt and the checkpoint are exchanged: give {prompt} first, then the prompt")
+    header = read_header(checkpoint)
+    words, T = _encoding(header, encoding), header.config.context_length
+    ids = encode(words, _as_typed(prompt))
     if not ids.size:
-        raise InputError("the prompt is empty: give at least one character to go on from")
-    model = load(checkpoint)
-    end = words.encode_single_token(END_OF_TEXT) if END_OF_TEXT in words.special_tokens_set else None
-    columns = stream(model, ids[None], max_new_tokens, temperature, top_k, top_p, end, Generator(seed))
-    click.echo(prompt, nl=False)
-    for piece in stream_decode(words, (int(column[0]) for column in columns)):
-        click.echo(printable(piece), nl=False)
-    click.echo()
+        raise InputError("the prompt is empty: give at least one character to continue from")
+    rng = Generator(seed)
+    if len(ids) > T:
+        say(f"the prompt has {len(ids):,} tokens; the model sees its context's length of them, the last {T:,}")
+    report = Report(required=True)
+    with enough_memory(header.config, 4, "generating"):
+        end = words.encode_single_token(END_OF_TEXT) if END_OF_TEXT in words.special_tokens_set else None
+        columns = stream(load(checkpoint), ids[None], max_new_tokens, temperature, top_k, top_p, end, rng)
+        report.piece(_as_typed(prompt))
+        for piece in stream_decode(words, (int(column[0]) for column in columns)):
+            report.piece(printable(piece))
+        report.line()
+
+
+def _as_typed(text: str) -> str:
+    """An argument that Python read in a locale without its characters (LC_ALL=C), in UTF-8."""
+    try:
+        return os.fsencode(text).decode() if any("\udc80" <= c <= "\udcff" for c in text) else text
+    except UnicodeDecodeError as error:
+        raise InputError("the prompt is not valid UTF-8: give it in that encoding") from error
+
+
+def _exists(path: str | Path) -> bool:
+    """Whether there is something at a path that may as well be a text."""
+    try:
+        return kind_of(path) != "missing"
+    except InputError:
+        return False
 
 
 @main.command(short_help="Parameters, memory and work of a model.")
-@click.argument("checkpoint", type=FOLDER, required=False)
+@click.argument("checkpoint", type=PATH, required=False)
 @click.option("--model", type=click.Choice(MODELS), help="A size by its name, instead of a checkpoint.")
 def info(checkpoint: Path | None, model: str | None) -> None:
     """Every parameter's name and shape, totals, memory and FLOPs a token, of CHECKPOINT or of a size by name.
 
     A checkpoint's tensors are not read, so this is quick for any size.
     """
-    from numpy_gpt.info import describe
-
     if (checkpoint is None) == (model is None):
         raise click.UsageError("give a CHECKPOINT or --model NAME, one of the two")
-    report = Report()
+    report = Report(required=True)
     if checkpoint is not None:
         describe(report.console, read_header(checkpoint).config)
     else:
@@ -298,11 +372,11 @@ def chapter5(text: str, quick: bool, no_torch: bool) -> None:
     from numpy_gpt.chapter5 import figures
     from numpy_gpt.random import PLATFORMS
 
-    report = Report()
+    report = Report(required=True)
     count, off = 0, dict[str, int]()
     with_torch = not no_torch and find_spec("torch") is not None
-    with report.status() as progress:
-        for figure in figures(text, quick, with_torch, progress):
+    with report.status() as progress, rereadable(text) as story:
+        for figure in figures(story, quick, with_torch, progress):
             printed, count = figure.printed, count + 1
             report.line(f"{printed.where}  {printed.what}")
             report.line(f"    printed  {printable(printed.text)}")
@@ -323,3 +397,6 @@ def chapter5(text: str, quick: bool, no_torch: bool) -> None:
 
 for command in (download_command, import_command, export_command):
     main.add_command(command)
+
+if __name__ == "__main__":
+    main(prog_name="numpy-gpt")

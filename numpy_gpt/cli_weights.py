@@ -10,14 +10,14 @@ from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import check_free, new_folder, replacing
+from numpy_gpt.flags import PATH as FOLDER
+from numpy_gpt.info import enough_memory
 from numpy_gpt.model import check_shapes
 from numpy_gpt.pretrain import encoding_of
 from numpy_gpt.tokenizer import GPT2_FILES, get_encoding, vocabulary_files, vocabulary_sha256
 from numpy_gpt.weights.checkpoint import load_params, read_header, save_params
 from numpy_gpt.weights.huggingface import write_huggingface
 from numpy_gpt.weights.source import Source, open_source
-
-FOLDER = click.Path(path_type=Path)
 
 
 @click.command("import", short_help="Bring in GPT-2 from OpenAI's or Hugging Face's files.")
@@ -50,7 +50,7 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
     about = {"encoding": "."}
     if len(source.vocabulary) == len(GPT2_FILES):
         about["vocabulary"] = vocabulary_sha256(source.vocabulary)
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, enough_memory(source.config, 4, "importing it"):
         try:
             for name, content in source.vocabulary.items():
                 with replacing(folder / name) as beside:
@@ -122,7 +122,7 @@ def export_command(checkpoint: Path, kind: str, out: Path) -> None:
         missing = f"the encoding {encoding} has no files that transformers reads" if not words else ""
     except InputError as error:
         words, missing = {}, str(error)
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, enough_memory(config, 4, "exporting it"):
         params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
         write_huggingface(config, params, folder, words)
     if missing:

@@ -1,10 +1,10 @@
 """What a run shows: lines that read the same in a terminal and in a log, and on a terminal a live progress line."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import TypeVar
+from typing import TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -12,12 +12,15 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
     track,
 )
+from rich.table import Column
 
+from numpy_gpt.outermost import Output
 from numpy_gpt.train import Step
 
 T = TypeVar("T")
@@ -33,15 +36,38 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", " ").replace("\t", " ")
 
 
-class Report:
-    """Prints a training run. `line` may be called at any time; the rest inside `training`."""
+def _duration(seconds: float) -> str:
+    """H:MM:SS, with as many hours as it takes."""
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{left:02d}"
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
+
+def _first_that_fits(width: int, texts: Sequence[str]) -> str:
+    """The first of these texts that takes at most `width` columns, or the last."""
+    return next((text for text in texts if len(text) <= width), texts[-1])
+
+
+class Report:
+    """Prints what a command does. `line` may be called at any time; `step` and `seconds` inside `training`.
+
+    Output that cannot be written is dropped, with one line on stderr, and the work continues; if it is `required`,
+    being all that the command is for, every method raises OutputError instead. Characters that the output's encoding
+    lacks are escaped. On a terminal no progress line is wider than it.
+    """
+
+    def __init__(self, required: bool = False) -> None:
+        out = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout, required)
+        out.required = required
+        self.console = Console(file=cast(TextIO, out), highlight=False)
 
     def line(self, text: str = "") -> None:
         """One line, not wrapped and not interpreted."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+    def piece(self, text: str) -> None:
+        """Part of a line, shown at once and as it is."""
+        self.console.file.write(text)
+        self.console.file.flush()
 
     def track(self, items: Sequence[T], description: str) -> Iterable[T]:
         """The items, with a progress line that goes away at the end, if the output is a terminal."""
@@ -50,21 +76,24 @@ class Report:
     @contextmanager
     def transfer(self, name: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
         """Gives a function that shows how many bytes are done, their speed and the time left, if on a terminal."""
+        others = 17 + 11 + 7 + self._bar_width + 4  # the widest bytes, speed and time; a space between two columns
+        name_column = Column(no_wrap=True, overflow="ellipsis", max_width=max(8, self.console.width - others))
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=name_column),
+            self._bar(),
+            DownloadColumn(table_column=Column(no_wrap=True)),
+            TransferSpeedColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        with self._progress_line(*columns) as progress:
             task = progress.add_task(name, total=total, completed=done)
             yield lambda done: progress.update(task, completed=done)
 
     @contextmanager
     def status(self) -> Iterator[Callable[[str], None]]:
         """Gives a function that shows what is going on, below the lines, if the output is a terminal."""
-        with self.console.status("") as status:
+        spinner = "line" if self.console.options.ascii_only else "dots"
+        with self.console.status("", spinner=spinner) as status:
             yield status.update
 
     @contextmanager
@@ -73,33 +102,46 @@ class Report:
         self._total, self._first, self._first_tokens = total_steps, first_step, first_tokens
         self._begin = time.perf_counter()
         columns = (
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            self._bar(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.description}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )
         self._losses = ""
-        with Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as self._progress:
+        with self._progress_line(*columns) as self._progress:
             self._task = self._progress.add_task("", total=total_steps, completed=first_step)
             yield
 
     @property
     def seconds(self) -> float:
         """Since training began."""
-        return time.perf_counter() - self._begin
+        return max(time.perf_counter() - self._begin, 1e-9)  # a coarse clock may show none
 
     def step(self, step: Step) -> None:
         """Moves the progress line on; an evaluation is printed as a line of its own."""
-        speed = (step.tokens_seen - self._first_tokens) / self.seconds
+        speed = f"{(step.tokens_seen - self._first_tokens) / self.seconds:,.0f} tokens/s"
         if step.evaluation is not None:
             e = step.evaluation
             done, left = step.step + 1 - self._first, self._total - step.step - 1
-            remaining = timedelta(seconds=round(self.seconds / done * left))
-            pace = f"   {speed:,.0f} tokens/s, {remaining} left" if done > 1 else ""  # one step says too little
+            remaining = f"{_duration(self.seconds / done * left)} left"
             losses = f"Train loss {e.train_loss:.3f}, Val loss {e.val_loss:.3f}"
-            self.line(f"Ep {step.epoch} (Step {step.step:06d}): {losses}{pace}")
-            self._losses = f"train {e.train_loss:.3f} val {e.val_loss:.3f} "
-        description = f"loss {step.loss:.3f} {self._losses}{speed:,.0f} tokens/s"
+            line = f"Ep {step.epoch} (Step {step.step:06d}): {losses}"
+            paces = [f"{line}   {speed}, {remaining}", f"{line}  {speed}", f"{line}  {remaining}"] if done > 1 else []
+            width = self.console.width if self.console.is_terminal else sys.maxsize  # a log has no edge
+            self.line(_first_that_fits(width, [*paces, line]))  # one step says too little of the pace
+            self._losses = f" train {e.train_loss:.3f} val {e.val_loss:.3f}"
+        loss = f"loss {step.loss:.3f}"
+        others = self._bar_width + 2 * len(str(self._total)) + 1 + 7 + 3  # bar, steps, time; spaces between columns
+        texts = [f"{loss}{self._losses} {speed}", f"{loss}{self._losses}", f"{loss} {speed}", loss]
+        description = _first_that_fits(self.console.width - others, [*texts, ""])
         self._progress.update(self._task, completed=step.step + 1, description=description)
+
+    @property
+    def _bar_width(self) -> int:
+        return min(24, max(10, self.console.width // 6))
+
+    def _bar(self) -> BarColumn:
+        return BarColumn(self._bar_width, table_column=Column(no_wrap=True))
+
+    def _progress_line(self, *columns: ProgressColumn) -> Progress:
+        return Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)

@@ -1,8 +1,8 @@
-"""The one exception that stands for a user's mistake rather than ours."""
+"""The exceptions that the commands turn into one sentence."""
 
 
 class InputError(ValueError):
-    """Something given cannot be used: the message names it and the mend; the commands print that and exit with 2.
+    """Unusable input: the message names it and the fix; the commands print that and exit with 2.
 
     It is one line: what it quotes may come from a damaged file, and is escaped where it could not be shown.
     """
@@ -22,3 +22,14 @@ class DivergedError(InputError):
     """Training has come to a loss, a gradient or weights that are not finite; the commands exit with 3."""
 
     exit_code = 3
+
+
+class OutputError(Exception):
+    """The command's output cannot be written, and it is all that the command was for.
+
+    reader_gone: whoever read it has closed the pipe, as `| head -1` does, and needs no message.
+    """
+
+    def __init__(self, message: str, reader_gone: bool):
+        super().__init__(message)
+        self.reader_gone = reader_gone

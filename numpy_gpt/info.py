@@ -1,11 +1,14 @@
 """What a model is made of and what it costs, from its configuration alone."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
 
 from numpy_gpt.config import GPTConfig
+from numpy_gpt.errors import InputError
 from numpy_gpt.model import parameter_shapes
 
 
@@ -47,6 +50,24 @@ def describe(console: Console, config: GPTConfig) -> None:
     console.print()
     for key, value in rows.items():
         console.print(f"{key:20} {value}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def enough_memory(config: GPTConfig, bytes_per_parameter: int, purpose: str) -> Iterator[None]:
+    """Turns a lack of memory in the block, NumPy's or torch's, into an InputError with the memory that it takes."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError
+        torchs = any(words in str(error) for words in ("allocate memory", "out of memory"))
+        if not isinstance(error, MemoryError) and not torchs:
+            raise
+        count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+        asked = f" ({error})" if isinstance(error, MemoryError) and str(error) else ""
+        needed = f"{_bytes(bytes_per_parameter * count)}, {bytes_per_parameter} bytes for each of {count:,} parameters"
+        raise InputError(
+            f"not enough memory{asked}: {purpose} takes at least {needed}, and what a batch takes beside them: "
+            "free some, raise the limit (ulimit -v), or choose a smaller model, batch or context"
+        ) from error
 
 
 def _bytes(count: int) -> str:

@@ -20,7 +20,7 @@ from numpy_gpt.console import Report, one_line
 from numpy_gpt.data import CORPORA, load_text, sha256
 from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
 from numpy_gpt.model import parameter_shapes
-from numpy_gpt.paths import absolute, is_folder
+from numpy_gpt.paths import absolute, is_folder, kind_of
 from numpy_gpt.random import Generator
 from numpy_gpt.run import BEST, CHECKPOINT, TINY, Batches, MakeLearner, Run, Settings, Validation, for_tiny
 from numpy_gpt.tokenizer import ENCODINGS, GPT2_FILES, decode, encode, get_encoding, vocabulary_sha256
@@ -65,6 +65,8 @@ def text_of(header: Header) -> tuple[str, str]:
     name = header.about.get("text")
     if name is None:
         raise InputError(f"{header.file} does not say what text it was trained on: give one with --text")
+    if name not in CORPORA and kind_of(name) == "missing":
+        raise InputError(f"{name}, the text of {header.file}, does not exist any more: give its file with --text")
     content = load_text(name)
     if header.about.get("text_sha256", sha256(content)) != sha256(content):
         raise InputError(

@@ -10,6 +10,9 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 
+from numpy_gpt.cli import Commands
+from numpy_gpt.outermost import optional_output
+
 PAGE = Path(__file__).parent / "museum.md"
 
 
@@ -27,7 +30,7 @@ def can_be_written(ctx, param, path):
     return path
 
 
-class Bench(click.Group):
+class Bench(Commands):
     """A group whose commands end with one line and exit code 2 where what they run on is not installed."""
 
     def main(self, *args, **kwargs):
@@ -65,6 +68,8 @@ def museum(out):
     from parity_tests.exhibition import exhibit, page
     from parity_tests.museum import FAULTS
 
+    if out is not None:
+        optional_output()
     console = Console()
     shown = [exhibit(fault) for fault in track(FAULTS, "faults", console=Console(stderr=True))]
     table = Table(*(Column(name, overflow="fold") for name in ("fault", "naive check", "found by")))
@@ -105,6 +110,7 @@ def report(out, everything, quick):
     from parity_tests.progress import counted, shown
     from parity_tests.report import DTYPES, cases, draw, float32_rule, machine, sort, worst_rows, write_json
 
+    optional_output()  # the rows are in report.json
     console, rows = Console(), []
     for measure, case in shown(cases(quick), "measuring", sort):
         rows += measure(*case)

@@ -1,18 +1,19 @@
 """python -m torch_gpt is torch-gpt."""
 
-import sys
+from numpy_gpt.outermost import outermost, say
 
 
 def main() -> None:
     """The command torch-gpt; without torch one line that says so, and exit code 2."""
-    try:
-        from torch_gpt.cli import main as command
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        print("torch-gpt needs PyTorch: pip install 'numpy-gpt[torch]'", file=sys.stderr)
-        raise SystemExit(2) from None
-    command(prog_name="torch-gpt")
+    with outermost():  # a Ctrl-C may come in the seconds that importing torch takes
+        try:
+            from torch_gpt.cli import main as command
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            say("torch-gpt needs PyTorch: pip install 'numpy-gpt[torch]'")
+            raise SystemExit(2) from None
+        command(prog_name="torch-gpt")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import click
 import torch
 
 from numpy_gpt.cli import Commands, pretrain_options, run_pretrain
-from numpy_gpt.cli_weights import FOLDER, bring_in
+from numpy_gpt.cli_weights import bring_in
+from numpy_gpt.flags import AT_LEAST_1, PATH
 from torch_gpt.chapter5 import answer
 from torch_gpt.model import Attention
 from torch_gpt.train import DTYPES, TorchLearner, check_compiler, check_dtype, choose_device
@@ -47,15 +48,15 @@ def pretrain_command(device: str | None, dtype: str, attention: Attention, compi
         check_compiler(chosen)
     learner = partial(TorchLearner, device=chosen, dtype=dtype, attention=attention, compiled=compiled)
     options = f"{dtype} · attention {attention}" + (" · compiled" if compiled else "")
+    if compiled:
+        options += "\ncompiling takes a minute or more, before the first step and before the first evaluation"
     run_pretrain(learner, f"torch-gpt · PyTorch {torch.__version__} · {chosen} · {options}", flags)
 
 
 @main.command("import", short_help="Bring in PyTorch's weights of a GPT-2.")
-@click.argument("file", type=FOLDER)
-@click.option("--out", type=FOLDER, required=True, metavar="DIR", help="The checkpoint's new folder.")
-@click.option(
-    "--n-heads", type=click.IntRange(min=1), metavar="N", help="Heads, where the file and its width do not tell."
-)
+@click.argument("file", type=PATH)
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="The checkpoint's new folder.")
+@click.option("--n-heads", type=AT_LEAST_1, metavar="N", help="Heads, where the file and its width do not tell.")
 def import_command(file: Path, out: Path, n_heads: int | None) -> None:
     """Make a checkpoint for numpy-gpt and torch-gpt of FILE, which torch.save wrote.
 
@@ -71,3 +72,7 @@ def import_command(file: Path, out: Path, n_heads: int | None) -> None:
 def chapter5_command(text: str, quick: bool) -> None:
     """The torch column of `numpy-gpt chapter5`: a figure as JSON for every line that is read."""
     answer(text, quick)
+
+
+if __name__ == "__main__":
+    main(prog_name="torch-gpt")
