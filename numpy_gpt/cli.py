@@ -23,7 +23,7 @@ from numpy_gpt.outermost import INTERRUPTED, outermost, say
 from numpy_gpt.paths import kind_of
 from numpy_gpt.pretrain import defaults_for, encoding_of, pretrain, text_of
 from numpy_gpt.run import TRAIN_RATIO, MakeLearner, Settings
-from numpy_gpt.tokenizer import ENCODINGS, END_OF_TEXT, encode, get_encoding, stream_decode
+from numpy_gpt.tokenizer import ENCODINGS, encode, end_id, get_encoding, least_vocab_size, stream_decode
 from numpy_gpt.train import Learner
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.checkpoint import Header, load, read_header
@@ -254,7 +254,7 @@ def _perplexity(loss: float) -> float:
 def _encoding(header: Header, asked: str | None) -> Any:
     """The encoding asked for, else the checkpoint's; InputError if the model does not know all of its tokens."""
     encoding = get_encoding(asked or encoding_of(header))
-    if encoding.n_vocab > header.config.vocab_size:
+    if least_vocab_size(encoding) > header.config.vocab_size:
         raise InputError(
             f"{header.file} knows {header.config.vocab_size} tokens, its encoding {encoding.name} {encoding.n_vocab}"
         )
@@ -313,8 +313,8 @@ def generate(
         say(f"the prompt has {len(ids):,} tokens; the model sees its context's length of them, the last {T:,}")
     report = Report(required=True)
     with enough_memory(header.config, 4, "generating"):
-        end = words.encode_single_token(END_OF_TEXT) if END_OF_TEXT in words.special_tokens_set else None
-        columns = stream(load(checkpoint), ids[None], max_new_tokens, temperature, top_k, top_p, end, rng)
+        sampling = (max_new_tokens, temperature, top_k, top_p, end_id(words), rng, words.n_vocab)
+        columns = stream(load(checkpoint), ids[None], *sampling)
         report.piece(_as_typed(prompt))
         for piece in stream_decode(words, (int(column[0]) for column in columns)):
             report.piece(printable(piece))

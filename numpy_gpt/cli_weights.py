@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -14,10 +15,20 @@ from numpy_gpt.flags import PATH as FOLDER
 from numpy_gpt.info import enough_memory
 from numpy_gpt.model import check_shapes
 from numpy_gpt.pretrain import encoding_of
-from numpy_gpt.tokenizer import GPT2_FILES, get_encoding, vocabulary_files, vocabulary_sha256
+from numpy_gpt.tokenizer import (
+    ENCODINGS,
+    GPT2_FILES,
+    get_encoding,
+    least_vocab_size,
+    vocabulary_files,
+    vocabulary_sha256,
+)
 from numpy_gpt.weights.checkpoint import load_params, read_header, save_params
 from numpy_gpt.weights.huggingface import write_huggingface
 from numpy_gpt.weights.source import Source, open_source
+
+if TYPE_CHECKING:
+    import tiktoken
 
 
 @click.command("import", short_help="Bring in GPT-2 from OpenAI's or Hugging Face's files.")
@@ -47,9 +58,15 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
             raise InputError(f"{path}: {name} is {tensor.dtype}, and weights are floating-point numbers: it is damaged")
     dtype = np.float64 if any(tensor.dtype == np.float64 for tensor in source.tensors.values()) else np.float32
     tensors = {name: tensor.astype(dtype).finite(path, name) for name, tensor in source.tensors.items()}
-    about = {"encoding": "."}
-    if len(source.vocabulary) == len(GPT2_FILES):
+    about = {"encoding": source.encoding or "."}
+    words: tiktoken.Encoding | None = None
+    if source.vocabulary:
+        from numpy_gpt.own_encoding import own_encoding  # here, since it loads tiktoken
+
+        words = own_encoding(source.vocabulary, str(path))  # known to be right before anything is written
         about["vocabulary"] = vocabulary_sha256(source.vocabulary)
+    elif source.encoding:
+        words = get_encoding(source.encoding)
     with new_folder(out) as folder, enough_memory(source.config, 4, "importing it"):
         try:
             for name, content in source.vocabulary.items():
@@ -65,16 +82,23 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
         f"{source.what}: {total:,} parameters, {c.n_layers} layers × {c.emb_dim}, {c.n_heads} heads, "
         f"context {c.context_length}"
     )
-    try:
-        words = get_encoding(str(out))
-        unfit = f"its vocabulary has {words.n_vocab} tokens" if words.n_vocab > c.vocab_size else ""
-    except InputError as error:
-        unfit = str(error)
-    if unfit:
+    if unfit := _unfit(words, c.vocab_size, out):
         report.line(f"text cannot be made of its {c.vocab_size} tokens yet: {unfit}")
         report.line(f"Saved {out}")
     else:
         report.line(f"Saved {out}. Try: numpy-gpt generate {shlex.quote(str(out))} 'Every effort moves you'")
+
+
+def _unfit(words: "tiktoken.Encoding | None", vocab_size: int, out: Path) -> str:
+    """Why the encoding that came along makes no text of a model's tokens, or "" if it does."""
+    if words is None:
+        files = f"{out} has no {' and no '.join(GPT2_FILES)}"
+        likely = "bytes" if vocab_size == 257 else "gpt2" if 50257 <= vocab_size <= 50304 else ""  # padded to 50304
+        choose = (
+            f"put them there, or name the one it was trained with by --encoding{likely and f': {likely}, by its size'}"
+        )
+        return f"{files}: {choose}"
+    return f"its vocabulary has {words.n_vocab} tokens" if least_vocab_size(words) > vocab_size else ""
 
 
 @click.command("download", short_help="Fetch OpenAI's GPT-2 and make a checkpoint of it.")
@@ -111,20 +135,24 @@ def download_command(size: str, out: Path | None, there: Path | None) -> None:
 def export_command(checkpoint: Path, kind: str, out: Path) -> None:
     """Write CHECKPOINT as a folder that transformers opens: GPT2LMHeadModel.from_pretrained(DIR).
 
-    The logits are the same. Where the checkpoint's encoding has a vocabulary, it comes along.
+    The logits are the same. Where the checkpoint's encoding has a vocabulary, it comes along, and its name otherwise:
+    numpy-gpt import brings back both.
     """
     report = Report()
     header = read_header(checkpoint)
     config, tensors = load_params(checkpoint)
+    encoding, words = None, dict[str, bytes]()
     try:
         encoding = encoding_of(header)
         words = vocabulary_files(encoding)
         missing = f"the encoding {encoding} has no files that transformers reads" if not words else ""
     except InputError as error:
-        words, missing = {}, str(error)
+        missing = str(error)
     with new_folder(out) as folder, enough_memory(config, 4, "exporting it"):
         params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
-        write_huggingface(config, params, folder, words)
+        write_huggingface(config, params, folder, words, encoding if encoding in ENCODINGS else None)
+    if not config.qkv_bias:
+        report.line("with biases of 0 for query, key and value: the format has no GPT-2 without them")
     if missing:
         report.line(f"without a tokenizer: {missing}")
     report.line(f"Saved {out}. In Python: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r})")

@@ -86,11 +86,12 @@ def stream(
     top_p: float | None = None,
     eos_id: int | None = None,
     rng: Generator | None = None,
+    n_vocab: int | None = None,
 ) -> Iterator[npt.NDArray[np.int64]]:
     """generate's new ids as they are made: at most max_new_tokens arrays (B,)."""
     context = model.config.context_length
     ids = checked_ids("tokens", tokens, model.config.vocab_size)
-    _check_sampling(max_new_tokens, temperature, top_k, top_p, rng)
+    _check_sampling(max_new_tokens, temperature, top_k, top_p, rng, n_vocab)
     ended = np.zeros(len(ids), bool)
     past = KVCache(model.config, len(ids), model.dtype)
     new = ids[:, -context:]
@@ -98,7 +99,7 @@ def stream(
         if past.length + new.shape[1] > context:
             # the window slides, so every token's position changes and nothing cached holds: begin again
             past, new = KVCache(model.config, len(ids), model.dtype), ids[:, -context:]
-        chosen = choose(model.next_logits(new, past), temperature, top_k, top_p, rng)
+        chosen = choose(model.next_logits(new, past)[:, :n_vocab], temperature, top_k, top_p, rng)
         if eos_id is not None:
             chosen[ended] = eos_id
             ended = chosen == eos_id
@@ -118,6 +119,7 @@ def generate(
     top_p: float | None = None,
     eos_id: int | None = None,
     rng: Generator | None = None,
+    n_vocab: int | None = None,
 ) -> npt.NDArray[np.int64]:
     """tokens (B, T) followed by up to max_new_tokens more each: (B, T + new) int64.
 
@@ -127,15 +129,22 @@ def generate(
 
     eos_id ends a row: generation stops when every row has ended, before the token that ends the last one is appended
     (so one row never holds its eos_id, as in the book); rows that end earlier are filled up with eos_id.
+
+    n_vocab, an encoding's, keeps to the ids below it: the table of a padded vocabulary has more, which have no text.
     Raises InputError for settings or ids that cannot be used.
     """
-    given = (max_new_tokens, temperature, top_k, top_p, eos_id, rng)
+    given = (max_new_tokens, temperature, top_k, top_p, eos_id, rng, n_vocab)
     columns = [column[:, None] for column in stream(model, tokens, *given)]
     return np.concatenate([np.asarray(tokens, dtype=np.int64), *columns], axis=1)
 
 
 def _check_sampling(
-    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, rng: Generator | None
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    rng: Generator | None,
+    n_vocab: int | None,
 ) -> None:
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
@@ -143,6 +152,8 @@ def _check_sampling(
         raise InputError(f"temperature must be 0 (greedy) or a positive number, not {temperature}")
     if temperature > 0 and rng is None:
         raise InputError(f"temperature {temperature} draws at random: give rng=Generator(seed), or temperature=0")
+    if n_vocab is not None and n_vocab < 1:
+        raise InputError(f"n_vocab must be at least 1, not {n_vocab}")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, not {top_k}")
     if top_p is not None and not 0 < top_p <= 1:

@@ -23,7 +23,16 @@ from numpy_gpt.model import parameter_shapes
 from numpy_gpt.paths import absolute, is_folder, kind_of
 from numpy_gpt.random import Generator
 from numpy_gpt.run import BEST, CHECKPOINT, TINY, Batches, MakeLearner, Run, Settings, Validation, for_tiny
-from numpy_gpt.tokenizer import ENCODINGS, GPT2_FILES, decode, encode, get_encoding, vocabulary_sha256
+from numpy_gpt.tokenizer import (
+    ENCODINGS,
+    GPT2_FILES,
+    decode,
+    encode,
+    folder_files,
+    get_encoding,
+    least_vocab_size,
+    vocabulary_sha256,
+)
 from numpy_gpt.train import Learner, Position, Step, train, undrawn_loss
 from numpy_gpt.weights.checkpoint import MODEL_FILE, Header, load_params, read_header
 from numpy_gpt.weights.stored import Weights
@@ -53,9 +62,9 @@ def encoding_of(header: Header) -> str:
     folder = (header.file.parent / name).resolve()
     if not folder.is_dir():
         raise InputError(f"{header.file} has its vocabulary in {folder}, which is not there: put it back, or name one")
-    words = {file: (folder / file).read_bytes() for file in GPT2_FILES if (folder / file).is_file()}
+    words = folder_files(folder)
     known = header.about.get("vocabulary")
-    if known and len(words) == len(GPT2_FILES) and known != vocabulary_sha256(words):
+    if known and words.keys() >= GPT2_FILES.keys() and known != vocabulary_sha256(words):
         raise InputError(f"the vocabulary in {folder} is not the one that {header.file} came with: put that back")
     return str(folder)
 
@@ -124,7 +133,7 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
         header = read_header(init)
         settings = _settings_for(header, flags)
         config = replace(header.config, drop_rate=settings.drop_rate)
-        if (words := get_encoding(settings.encoding).n_vocab) > config.vocab_size:
+        if (words := least_vocab_size(get_encoding(settings.encoding))) > config.vocab_size:
             raise InputError(
                 f"{init} has a vocabulary of {config.vocab_size}, the encoding {settings.encoding} one of {words}: "
                 "choose its own --encoding"

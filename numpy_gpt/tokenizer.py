@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import data_folder_file, find, read_json
+from numpy_gpt.files import data_folder_file, find
 from numpy_gpt.paths import is_file, is_folder
 from numpy_gpt.typing import Array
+from numpy_gpt.vocabulary import END_OF_TEXT as END_OF_TEXT
+from numpy_gpt.vocabulary import GPT2_FILES as GPT2_FILES
+from numpy_gpt.vocabulary import TOKENS
 
 if TYPE_CHECKING:
     import tiktoken
@@ -27,19 +30,8 @@ if TYPE_CHECKING:
 ENCODINGS = ("bytes", "gpt2")
 """The names get_encoding knows."""
 
-END_OF_TEXT = "<|endoftext|>"
-
-GPT2_FILES = {
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
-"""GPT-2's vocabulary: the SHA-256 that tiktoken checks too."""
-
 GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 """Where tiktoken has these files from. Its cache knows them by this address, so it is a name as well."""
-
-PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""How GPT-2 cuts a text before it merges: no merge goes across two pieces (encoder.py of its release)."""
 
 _ENVIRONMENT = threading.Lock()
 
@@ -64,12 +56,13 @@ def get_encoding(name: str) -> "tiktoken.Encoding":
 
 
 def encode(encoding: "tiktoken.Encoding", text: str) -> Array:
-    """Token ids (N,) int64 of the text. As in the book, <|endoftext|> in it is that one token, not its letters.
+    """Token ids (N,) int64 of the text. As in the book, <|endoftext|> in it is that one token, not its letters; and so
+    is every token that was added to a folder's vocabulary.
 
     Raises InputError for a text that tiktoken cannot cut, such as a run of a million blanks for gpt2.
     """
     try:
-        ids = encoding.encode(text, allowed_special={END_OF_TEXT})
+        ids = encoding.encode(text, allowed_special="all")
     except ValueError as error:
         raise InputError(
             f"the encoding {encoding.name} cannot cut this text into tokens ({error}): break up its long runs of blanks"
@@ -109,14 +102,36 @@ def _checked(encoding: "tiktoken.Encoding", token_id: int) -> int:
     return token_id
 
 
+def end_id(encoding: "tiktoken.Encoding") -> int | None:
+    """The id of the token that ends a text, <|endoftext|> or what a folder's vocabulary has for it."""
+    end: int | None = getattr(encoding, "end_id", encoding._special_tokens.get(END_OF_TEXT))
+    return end
+
+
+def least_vocab_size(encoding: "tiktoken.Encoding") -> int:
+    """How many ids a model has to know to be used with the encoding.
+
+    n_vocab, but for the tokens that a folder's vocabulary adds at its end: a model without them is used as before they
+    were added, and refuses a text in which one occurs.
+    """
+    size: int = getattr(encoding, "least_vocab_size", encoding.n_vocab)
+    return size
+
+
 def vocabulary_files(name: str) -> dict[str, bytes]:
-    """encoder.json and vocab.bpe of an encoding; none for bytes. Raises InputError as get_encoding does."""
+    """The files of an encoding, by their names in a folder; none for bytes. Raises InputError as get_encoding does."""
     if name == "bytes":
         return {}
     if name == "gpt2":
         return {file: _vocabulary_file(file) for file in GPT2_FILES}
     get_encoding(name)  # that they are right
-    return {file: Path(name, file).read_bytes() for file in GPT2_FILES}
+    return folder_files(Path(name))
+
+
+def folder_files(folder: Path) -> dict[str, bytes]:
+    """Those of a vocabulary's files that are in the folder."""
+    names = [name for name in (*GPT2_FILES, TOKENS) if is_file(folder / name)]
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def vocabulary_sha256(files: Mapping[str, bytes]) -> str:
@@ -138,44 +153,16 @@ def _bytes() -> "tiktoken.Encoding":
 
 
 def _own(folder: Path) -> "tiktoken.Encoding":
-    """The encoding of the vocabulary in a folder, once its two files are known to agree."""
-    import tiktoken
+    """The encoding of the vocabulary in a folder, once its files are known to fit together."""
+    from numpy_gpt.own_encoding import own_encoding
 
-    if missing := [name for name in GPT2_FILES if not is_file(folder / name)]:
+    files = folder_files(folder)
+    if missing := [name for name in GPT2_FILES if name not in files]:
         raise InputError(
             f"{folder} has no {' and no '.join(missing)}, the vocabulary that makes tokens of text: "
             "put it there, or name another --encoding"
         )
-    ids = read_json(folder / "encoder.json")
-    special = {token: ids.pop(token) for token in [END_OF_TEXT] if token in ids}
-    try:
-        text = (folder / "vocab.bpe").read_text(encoding="utf-8")
-        merges = [line.split(" ") for line in text.splitlines() if line and not line.startswith("#version")]
-        ranks = {_octets(token): rank for token, rank in ids.items()}
-        by_merge = [ranks[_octets(first + second)] for first, second in merges]
-        by_byte = [ranks[bytes([octet])] for octet in range(256)]
-        # tiktoken takes a token's id for the order in which it is merged
-        whole = sorted([*by_byte, *by_merge, *special.values()]) == list(range(len(ids) + len(special)))
-        if not all(type(each) is int for each in [*ranks.values(), *special.values()]):
-            raise ValueError("an id is no whole number")
-    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: an id that is no number
-        raise InputError(f"the vocabulary in {folder} is damaged or not in GPT-2's format ({error!r})") from error
-    if not whole or by_merge != sorted(by_merge):
-        raise InputError(f"the vocabulary in {folder} is damaged: its encoder.json and vocab.bpe do not fit together")
-    return tiktoken.Encoding(str(folder), pat_str=PIECES, mergeable_ranks=ranks, special_tokens=special)
-
-
-def _octets(token: str) -> bytes:
-    """The bytes that a token of a vocabulary file stands for. Raises KeyError for a letter that stands for none."""
-    return bytes(_byte_of_letter()[letter] for letter in token)
-
-
-@cache
-def _byte_of_letter() -> dict[str, int]:
-    """How GPT-2 writes bytes: one that is a visible character of Latin-1 as that, the others as U+0100 and on."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [octet for octet in range(256) if octet not in visible]
-    return {chr(octet): octet for octet in visible} | {chr(256 + k): octet for k, octet in enumerate(others)}
+    return own_encoding(files, str(folder))
 
 
 @cache

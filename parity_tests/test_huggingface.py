@@ -3,16 +3,21 @@
 Its layout is OpenAI's: linear weights are (in, out), query, key and value one matrix, and it always has their bias.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from safetensors.numpy import load_file
 
 from numpy_gpt import GPT, GPTConfig, load, save
-from numpy_gpt.tokenizer import encode, get_encoding
-from parity_tests import compare, strategies
+from numpy_gpt.cli import main
+from numpy_gpt.tokenizer import encode, get_encoding, vocabulary_files
+from parity_tests import compare, strategies, tokenizers_judge
 from parity_tests.compare import check
+from parity_tests.gpt2_files import SIZES, gpt2_tensors, huggingface_folder
 from parity_tests.strategies import ModelCase
 from parity_tests.test_model import VARIANTS, check_gradients, check_loss, reject_cancelled
 from parity_tests.test_weights import FIXTURE, check_logits, model_of, openai_tensors, run
@@ -212,3 +217,63 @@ def test_a_model_made_here_opens_in_transformers(transformers, tmp_path, qkv_bia
         check_logits(model(tokens), judge(torch.from_numpy(tokens)).logits.numpy())
     assert judge.config.resid_pdrop == judge.config.attn_pdrop == judge.config.embd_pdrop == 0.1
     assert (judge.lm_head.weight is judge.transformer.wte.weight) == tied
+
+
+# Tokenizers
+
+
+def imported(kind, place):
+    """A folder of Hugging Face's with this tokenizer and random weights, and the result of its import."""
+    tensors = gpt2_tensors(**SIZES | {"vocab_size": kind.vocab_size})
+    huggingface_folder(place / "theirs", tensors, vocab_size=kind.vocab_size)
+    kind.write(place / "theirs")
+    return CliRunner().invoke(main, ["import", str(place / "theirs"), "--out", str(place / "ours")])
+
+
+@pytest.mark.parametrize("name", tokenizers_judge.kinds())
+def test_2000_texts_have_transformers_ids_or_the_import_is_refused(transformers, tmp_path, name):
+    """The ids after the import, and transformers' own after the export."""
+    kind, cases = tokenizers_judge.kinds()[name], tokenizers_judge.texts(2000)
+    result = imported(kind, tmp_path)
+    assert result.exit_code == (2 if kind.refused else 0), result.output
+    if kind.refused:
+        assert kind.refused in result.output
+        assert not (tmp_path / "ours").exists()
+        return
+    run("export", tmp_path / "ours", "--out", tmp_path / "back")
+    encoding = get_encoding(str(tmp_path / "ours"))
+    ours = [encode(encoding, text).tolist() for text in cases]
+    assert ours == tokenizers_judge.judge(tmp_path / "theirs", cases)
+    assert ours == tokenizers_judge.judge(tmp_path / "back", cases)
+
+
+def test_the_judged_ids_are_what_transformers_gives_now(transformers, tmp_path):
+    """The fixture of the quick suite is not older than the judge."""
+    known = json.loads(tokenizers_judge.JUDGED.read_text(encoding="utf-8"))
+    for number, (name, ids) in enumerate(known["judged"].items()):
+        folder = tokenizers_judge.kinds()[name].write(tmp_path / str(number))
+        (folder / "config.json").write_text('{"model_type": "gpt2"}')
+        assert tokenizers_judge.judge(folder, known["texts"]) == ids, name
+
+
+@pytest.mark.parametrize("way", ["as it is", "with a prefix space", "extended and resized", "retrained"])
+def test_what_transformers_saves_of_gpt2s_tokenizer_comes_in(transformers, tmp_path, way):
+    """GPT-2's own vocabulary, through transformers' own writer."""
+    files = vocabulary_files("gpt2")
+    for ours, theirs in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
+        (tmp_path / theirs).write_bytes(files[ours])
+    tokenizer = transformers.GPT2TokenizerFast.from_pretrained(tmp_path, add_prefix_space=way == "with a prefix space")
+    cases = tokenizers_judge.texts(2000)
+    if way == "extended and resized":
+        tokenizer.add_tokens(["MyNewToken_1", "MyNewToken_2"])
+        tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    elif way == "retrained":
+        tokenizer = tokenizer.train_new_from_iterator(tokenizers_judge.texts(3000, seed=5), 700, show_progress=False)
+    sizes = {"vocab_size": len(tokenizer), "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "theirs")
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    run("import", tmp_path / "theirs", "--out", tmp_path / "ours")
+    encoding = get_encoding(str(tmp_path / "ours"))
+    assert [encode(encoding, text).tolist() for text in cases] == [tokenizer.encode(text) for text in cases]

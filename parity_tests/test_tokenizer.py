@@ -4,7 +4,9 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,21 @@ from tiktoken_ext import openai_public
 
 from numpy_gpt import tokenizer
 from numpy_gpt.errors import InputError
-from numpy_gpt.tokenizer import ENCODINGS, END_OF_TEXT, GPT2_FILES, decode, encode, get_encoding, stream_decode
+from numpy_gpt.own_encoding import own_encoding
+from numpy_gpt.tokenizer import (
+    ENCODINGS,
+    END_OF_TEXT,
+    GPT2_FILES,
+    decode,
+    encode,
+    end_id,
+    get_encoding,
+    least_vocab_size,
+    stream_decode,
+    vocabulary_files,
+)
+from numpy_gpt.weights.tokenizers import read_tokenizer, tokenizer_files
+from parity_tests import tokenizers_judge
 from parity_tests.web import Web
 
 ADDRESSES = {name: f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}" for name in GPT2_FILES}
@@ -353,6 +369,74 @@ def test_the_files_found_elsewhere_are_not_copied(machine, monkeypatch, tmp_path
     provide(machine, monkeypatch, "data")
     machine.get_encoding("gpt2")
     assert list((tmp_path / "temp").iterdir()) == []
+
+
+# Tokenizers of others
+
+
+@functools.cache
+def judged():
+    return json.loads(tokenizers_judge.JUDGED.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", tokenizers_judge.kinds())
+def test_a_folders_ids_are_those_of_transformers_or_it_is_refused(name, tmp_path):
+    """The ids were judged by transformers; the files are kept as an import keeps them, and as an export writes them."""
+    kind = tokenizers_judge.kinds()[name]
+    folder = kind.write(tmp_path / "theirs")
+    if kind.refused:
+        with pytest.raises(InputError, match=re.escape(kind.refused)):
+            own_encoding(read_tokenizer(folder), "theirs")
+        return
+    for round_trip in range(2):
+        kept = tmp_path / f"kept{round_trip}"
+        kept.mkdir()
+        for file, content in read_tokenizer(folder).items():
+            (kept / file).write_bytes(content)
+        encoding = get_encoding(str(kept))
+        for text, want in zip(judged()["texts"], judged()["judged"][name], strict=True):
+            assert encode(encoding, text).tolist() == want, text
+        folder = tmp_path / "exported"
+        folder.mkdir(exist_ok=True)
+        for file, content in tokenizer_files(vocabulary_files(str(kept)), 16).items():
+            (folder / file).write_bytes(content)
+
+
+def test_added_tokens_are_decoded_too(tmp_path):
+    kind = tokenizers_judge.kinds()["added as the book extends it"]
+    encoding = own_encoding(read_tokenizer(kind.write(tmp_path)), "x")
+    text = "said MyNewToken_1 and MyNewToken_2<|endoftext|>"
+    ids = encode(encoding, text)
+    assert {286, 287, 288} < set(ids.tolist())
+    assert decode(encoding, ids) == "".join(stream_decode(encoding, ids)) == text
+    assert end_id(encoding) == 286
+    assert encoding.n_vocab == 289
+    assert least_vocab_size(encoding) == 287
+
+
+DAMAGES = {
+    "no JSON": lambda values: "{",
+    "a token without an id": lambda values: values | {"added": [{"content": "x"}]},
+    "an id as text": lambda values: values | {"added": [{"content": "x", "id": "287"}]},
+    "an id far off": lambda values: values | {"added": [{"content": "x", "id": 10**9}]},
+    "an id of another": lambda values: values | {"added": [{"content": "x", "id": 5}]},
+    "an empty token": lambda values: values | {"added": [{"content": "", "id": 287}]},
+    "a flag as text": lambda values: values | {"added": [{"content": "x", "id": 287, "lstrip": "no"}]},
+    "an unknown flag": lambda values: values | {"added": [{"content": "x", "id": 287, "more": True}]},
+    "a prefix as text": lambda values: values | {"add_prefix_space": "no"},
+    "an end that is not there": lambda values: values | {"end": "x"},
+    "a list": lambda values: [],
+    "nothing": lambda values: {},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_tokens_are_an_error(damage, tmp_path):
+    files = read_tokenizer(tokenizers_judge.kinds()["prefix and added"].write(tmp_path))
+    values = DAMAGES[damage](json.loads(files["tokens.json"]))
+    files["tokens.json"] = (values if isinstance(values, str) else json.dumps(values)).encode()
+    with pytest.raises(InputError, match=r"^the vocabulary in x (is damaged|has a token)"):
+        own_encoding(files, "x")
 
 
 # Imports

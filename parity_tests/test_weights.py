@@ -15,9 +15,11 @@ from safetensors.numpy import load_file, save_file
 from numpy_gpt import GPT, GPTConfig, generate, load, save
 from numpy_gpt.cli import main
 from numpy_gpt.errors import InputError
+from numpy_gpt.random import Generator
 from numpy_gpt.tokenizer import GPT2_FILES, encode, get_encoding, vocabulary_files
 from numpy_gpt.weights.huggingface import write_huggingface
 from numpy_gpt.weights.source import open_source
+from parity_tests import tokenizers_judge
 from parity_tests.gpt2_files import SIZES, gpt2_logits, gpt2_tensors, huggingface_folder
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny_gpt2"
@@ -200,12 +202,11 @@ def test_a_tokenizer_that_is_none_is_named(tmp_path, model):
         open_source(folder)
 
 
-def test_a_vocabulary_that_does_not_fit_is_said_at_once_and_one_exchanged_later(tmp_path):
+def test_a_vocabulary_that_does_not_fit_is_refused_and_one_exchanged_later_too(tmp_path):
     folder = shutil.copytree(FIXTURE, tmp_path / "x")
     (folder / "vocab.bpe").write_text("damaged", encoding="utf-8")
-    out = run("import", folder, "--out", tmp_path / "damaged")
-    assert "text cannot be made of its 287 tokens yet: the vocabulary" in out
-    assert "Try:" not in out
+    assert "is damaged" in run("import", folder, "--out", tmp_path / "damaged", code=2)
+    assert not (tmp_path / "damaged").exists()
     run("import", FIXTURE, "--out", tmp_path / "good")
     ids = json.loads((FIXTURE / "encoder.json").read_text(encoding="utf-8"))
     ids["r"], ids["s"] = ids["s"], ids["r"]
@@ -329,6 +330,75 @@ def test_an_imported_folder_generates_with_its_own_vocabulary(tmp_path):
     run("pretrain", "--init", tmp_path / "gpt2", "--text", text_of_words(tmp_path), "--max-steps", 2, "--out",
         tmp_path / "run", "--batch-size", 2)  # fmt: skip
     assert run("generate", tmp_path / "run", prompt, "--max-new-tokens", 3).startswith(prompt)
+
+
+def test_a_tokenizer_comes_along_to_every_command(tmp_path):
+    """Added tokens and the leading space, through a run from the checkpoint, and out and in again."""
+    kind = tokenizers_judge.kinds()["prefix and added"]
+    folder = huggingface_folder(tmp_path / "theirs", gpt2_tensors(vocab_size=288), vocab_size=288)
+    kind.write(folder)
+    run("import", folder, "--out", tmp_path / "ours")
+    text = tmp_path / "text.txt"
+    text.write_text("said the light[first]said " * 40)
+    run("pretrain", "--init", tmp_path / "ours", "--text", text, "--max-steps", 1, "--batch-size", 2, "--out",
+        tmp_path / "run")  # fmt: skip
+    run("pretrain", "--encoding", tmp_path / "ours", "--text", text, "--max-steps", 1, "--context-length", 8, "--out",
+        tmp_path / "new")  # fmt: skip
+    run("export", tmp_path / "run", "--out", tmp_path / "back")
+    run("import", tmp_path / "back", "--out", tmp_path / "again")
+    places = [tmp_path / "ours", tmp_path / "run" / "vocabulary", tmp_path / "new" / "vocabulary", tmp_path / "again"]
+    for place in places:
+        ids = encode(get_encoding(str(place)), "said[first]said")
+        assert ids.tolist() == [283, 287, 283], place  # transformers' ids: a space before each part
+    runs = (tmp_path / "run", tmp_path / "again")
+    evaluated = [run("evaluate", each, "--text", text).split("loss")[1] for each in runs]
+    assert evaluated[0] == evaluated[1]
+    (tmp_path / "again" / "tokens.json").unlink()
+    assert "is not the one that" in run("generate", tmp_path / "again", "said", code=2)
+
+
+def test_a_padded_vocabulary_is_never_drawn_from(tmp_path):
+    """The ids beyond the encoding's are by far the likeliest, and none is drawn; with a vocabulary too large it is."""
+    tensors = gpt2_tensors(vocab_size=300, tied=False)
+    tensors["lm_head.weight"][287:] = 1000 * tensors["lm_head.weight"][:1]
+    folder = huggingface_folder(tmp_path / "theirs", tensors, vocab_size=300)
+    tokenizers_judge.kinds()["padded"].write(folder)
+    run("import", folder, "--out", tmp_path / "ours")
+    model, prompt = load(tmp_path / "ours"), np.array([[1, 2], [3, 4]])
+    assert (generate(model, prompt, 20) >= 287).any()
+    for temperature in (0.0, 1.0, 100.0):
+        ids = generate(model, prompt, 20, temperature, rng=Generator(1), n_vocab=287)
+        assert (ids < 287).all()
+        run("generate", tmp_path / "ours", "said", "--temperature", temperature, "--max-new-tokens", 20)
+    with pytest.raises(InputError, match="n_vocab must be at least 1"):
+        generate(model, prompt, 1, n_vocab=0)
+
+
+def test_added_tokens_that_the_model_lacks_are_refused_only_in_a_text(tmp_path):
+    kind = tokenizers_judge.kinds()["added special, embeddings as they were"]
+    kind.write(huggingface_folder(tmp_path / "theirs", gpt2_tensors(vocab_size=287), vocab_size=287))
+    assert "Try: numpy-gpt generate" in run("import", tmp_path / "theirs", "--out", tmp_path / "ours")
+    assert run("generate", tmp_path / "ours", "said", "--max-new-tokens", 3).startswith("said")
+    assert "287" in run("generate", tmp_path / "ours", "said[PAD]", code=2)
+
+
+def test_a_model_of_bytes_keeps_its_encoding_and_says_what_biases_it_gets(tmp_path):
+    save(GPT(GPTConfig(257, 16, 8, 2, 1), seed=1), tmp_path / "mine", about={"encoding": "bytes"})
+    assert "biases of 0 for query, key and value" in run("export", tmp_path / "mine", "--out", tmp_path / "out")
+    assert "Try: numpy-gpt generate" in run("import", tmp_path / "out", "--out", tmp_path / "back")
+    want = run("generate", tmp_path / "mine", "A", "--max-new-tokens", 5)
+    assert run("generate", tmp_path / "back", "A", "--max-new-tokens", 5) == want
+    save(GPT(GPTConfig(257, 16, 8, 2, 1, qkv_bias=True)), tmp_path / "biased", about={"encoding": "bytes"})
+    assert "biases" not in run("export", tmp_path / "biased", "--out", tmp_path / "out2")
+
+
+@pytest.mark.parametrize(("size", "likely"), [(257, "bytes"), (50257, "gpt2"), (50304, "gpt2"), (300, "")])
+def test_a_model_without_a_vocabulary_is_told_the_likely_encoding(tmp_path, size, likely):
+    folder = huggingface_folder(tmp_path / "x", gpt2_tensors(vocab_size=size), vocab_size=size)
+    out = " ".join(run("import", folder, "--out", tmp_path / "out").split())
+    assert "has no vocab.bpe and no encoder.json" in out
+    assert ("by its size" in out) == bool(likely)
+    assert f"--encoding{likely and f': {likely}, by its size'}" in out
 
 
 def text_of_words(place):

@@ -16,8 +16,9 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.gpt2 import LINEAR, renamed
 from numpy_gpt.weights.huggingface import PREFIX, read_config, read_parameters, same
-from numpy_gpt.weights.source import Source, read_vocabulary
+from numpy_gpt.weights.source import Source
 from numpy_gpt.weights.stored import Stored
+from numpy_gpt.weights.tokenizers import read_tokenizer
 
 INSIDE = ("model_state_dict", "state_dict", "model")
 """Where the parameters are in a file with more in it: the book's name, the usual one, nanoGPT's."""
@@ -55,7 +56,7 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
         raise InputError(f"{file} holds no state_dict: save one with torch.save(model.state_dict(), FILE)")
     args = more.get("model_args")
     n_heads = n_heads or (args.get("n_head") if isinstance(args, dict) else None)
-    vocabulary = read_vocabulary(file.parent)
+    vocabulary = read_tokenizer(file.parent)
     if "tok_emb.weight" in tensors:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".att.mask")}
         config = _config(file, tensors, n_heads, ("tok_emb.weight", "pos_emb.weight"), r"trf_blocks\.(\d{1,9})\.")

@@ -15,10 +15,12 @@ import numpy as np
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import read_json, replacing
-from numpy_gpt.tokenizer import END_OF_TEXT
+from numpy_gpt.tokenizer import ENCODINGS
+from numpy_gpt.vocabulary import end_of
 from numpy_gpt.weights.gpt2 import from_gpt2, renamed, to_gpt2
 from numpy_gpt.weights.stored import Stored, Weights
 from numpy_gpt.weights.tensors import MEND, read_tensors, write_tensors
+from numpy_gpt.weights.tokenizers import tokenizer_files
 
 PREFIX = "transformer."
 INDEX = "model.safetensors.index.json"
@@ -33,8 +35,8 @@ KEYS = {
 }
 """GPTConfig's keys of the size -> config.json's."""
 
-VOCABULARY = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
-"""OpenAI's names of the vocabulary's two files, under which they are kept here -> Hugging Face's."""
+ENCODING = "numpy_gpt_encoding"
+"""Our own key in a config.json, which transformers keeps: the encoding's name."""
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
@@ -104,27 +106,37 @@ def read_config(file: Path) -> GPTConfig:
     return config
 
 
-def write_huggingface(config: GPTConfig, params: Weights, folder: Path, vocabulary: Mapping[str, bytes]) -> None:
+def read_encoding(file: Path) -> str | None:
+    """The name of the encoding that a config.json written here tells."""
+    name = read_json(file).get(ENCODING)
+    return name if name in ENCODINGS else None
+
+
+def write_huggingface(
+    config: GPTConfig, params: Weights, folder: Path, vocabulary: Mapping[str, bytes], encoding: str | None = None
+) -> None:
     """A folder that exists, as transformers' GPT2LMHeadModel reads it, and if there is a vocabulary GPT2Tokenizer.
 
-    vocabulary: encoder.json and vocab.bpe, or nothing. Raises InputError where something cannot be written.
+    vocabulary: its files, as they are kept in a checkpoint, or nothing. encoding: its name, if it has one, for
+    read_encoding. Raises InputError where something cannot be written.
     """
-    ids = json.loads(vocabulary.get("encoder.json", b"{}"))
-    end = ids.get(END_OF_TEXT, config.vocab_size - 1)  # a vocabulary may be padded: then it is not the last
-    values = {name: choices[0] for name, choices in FIXED.items()} | {
-        "architectures": ["GPT2LMHeadModel"],
-        **{theirs: getattr(config, ours) for ours, theirs in KEYS.items()},
-        **dict.fromkeys(DROPOUTS, config.drop_rate),
-        "n_inner": None,
-        "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "dtype": str(params["tok_emb.weight"].dtype),
-    }
-    files = {VOCABULARY[name]: content for name, content in vocabulary.items()}
-    if files:
-        about = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.context_length}
-        files["tokenizer_config.json"] = json.dumps(about, indent=2).encode()
+    end = end_of(vocabulary) if vocabulary else None  # a vocabulary may be padded: then it is not the last
+    end = config.vocab_size - 1 if end is None else end
+    values = (
+        {name: choices[0] for name, choices in FIXED.items()}
+        | {
+            "architectures": ["GPT2LMHeadModel"],
+            **{theirs: getattr(config, ours) for ours, theirs in KEYS.items()},
+            **dict.fromkeys(DROPOUTS, config.drop_rate),
+            "n_inner": None,
+            "tie_word_embeddings": config.tie_weights,
+            "bos_token_id": end,
+            "eos_token_id": end,
+            "dtype": str(params["tok_emb.weight"].dtype),
+        }
+        | ({ENCODING: encoding} if encoding else {})
+    )
+    files = tokenizer_files(vocabulary, config.context_length) if vocabulary else {}
     files["config.json"] = json.dumps(values, indent=2).encode()
     tensors = to_gpt2(config, params)
     names = {name: name if name == "lm_head.weight" else PREFIX + name for name in tensors}
