@@ -48,8 +48,16 @@ class NumpyLearner:
     def loss(self, x: Array, y: Array) -> float:
         return float(self.model.loss(x, y))
 
-    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None) -> Array:
-        return generate(self.model, ids, max_new_tokens, temperature, top_k, rng=Generator(self._settings.seed))
+    def sample(
+        self,
+        ids: Array,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        n_vocab: int | None = None,
+    ) -> Array:
+        rng = Generator(self._settings.seed)
+        return generate(self.model, ids, max_new_tokens, temperature, top_k, rng=rng, n_vocab=n_vocab)
 
     def shuffled_order(self, windows: int) -> Array | None:
         return self.rng.loader_order(windows)

@@ -328,7 +328,8 @@ class _Session:
     def _sample(self, temperature: float = 0.0) -> str:
         settings, encoding = self.job.settings, self.job.batches.encoding
         prompt = encode(encoding, settings.prompt)[None]
-        return one_line(decode(encoding, self.learner.sample(prompt, settings.sample_tokens, temperature)[0]))
+        ids = self.learner.sample(prompt, settings.sample_tokens, temperature, n_vocab=encoding.n_vocab)[0]
+        return one_line(decode(encoding, ids))
 
     def _drawn(self) -> list[str]:
         """The name of the plot, once it is drawn; none where it cannot be: it ends no run."""

@@ -25,10 +25,17 @@ class Learner(Protocol):
     def loss(self, x: Array, y: Array) -> float:
         """Mean cross-entropy without dropout."""
 
-    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None) -> Array:
+    def sample(
+        self,
+        ids: Array,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        n_vocab: int | None = None,
+    ) -> Array:
         """ids (B, T) with new tokens appended: the likeliest, or above temperature 0 drawn by a stream of their own.
 
-        top_k: drawn among the k likeliest only. The stream is that of the run's seed.
+        top_k: drawn among the k likeliest only; n_vocab: among the ids below it. The stream is that of the run's seed.
         """
 
     def shuffled_order(self, windows: int) -> Array | None:

@@ -11,7 +11,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from numpy_gpt.cli import Commands
-from numpy_gpt.outermost import optional_output
+from numpy_gpt.outermost import optional_output, say
 
 PAGE = Path(__file__).parent / "museum.md"
 
@@ -33,13 +33,13 @@ def can_be_written(ctx, param, path):
 class Bench(Commands):
     """A group whose commands end with one line and exit code 2 where what they run on is not installed."""
 
-    def main(self, *args, **kwargs):
+    def invoke(self, ctx):
         try:
-            return super().main(*args, **kwargs)
+            return super().invoke(ctx)
         except ModuleNotFoundError as error:
             if error.name not in ("google_crc32c", "hypothesis", "pytest", "torch"):
                 raise
-            click.echo(f"parity_tests needs {error.name}: pip install 'numpy-gpt[test]'", err=True)
+            say(f"parity_tests needs {error.name}: pip install 'numpy-gpt[test]'")
             raise SystemExit(2) from None
 
 

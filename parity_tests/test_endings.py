@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from numpy_gpt import GPT, GPTConfig, load
+from numpy_gpt import GPT, GPTConfig, load, save
 from numpy_gpt.cli import main as numpy_main
 from numpy_gpt.console import Report
 from numpy_gpt.errors import DivergedError, InputError
@@ -118,10 +118,10 @@ def test_whatever_ends_the_loop_is_saved_first(tmp_path, text, monkeypatch, what
         NumpyLearner, "train_step", lambda self, *args, f=NumpyLearner.train_step: steps.append(1) or f(self, *args)
     )
 
-    def failing(self, *args):
+    def failing(self, *args, **kwargs):
         if len(steps) >= 5:
             raise RuntimeError("the report fails")
-        return real(self, *args)
+        return real(self, *args, **kwargs)
 
     monkeypatch.setattr(owner, name, failing)
     flagged = {"text": str(text), "context_length": 16, "batch_size": 4, "stride": 16, "eval_freq": 2, "eval_iter": 2}
@@ -360,6 +360,21 @@ def test_losses_over_some_batches_say_so(tmp_path, text):  # noqa: F811
     flags = ["--context-length", 4, "--batch-size", 2, "--eval-iter", 2, "--max-steps", 1, "--text", text]
     result = invoke(numpy_main, "pretrain", *flags, "--out", tmp_path / "more")
     assert "The losses are over 2 batches, of 6 for validation; over all of them: numpy-gpt evaluate" in result.output
+
+
+@BOTH
+def test_a_padded_vocabulary_is_trained_on(tmp_path, text, command):  # noqa: F811
+    """More ids than the encoding has: of the text there are none, and none is sampled."""
+    config = GPTConfig(300, 16, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0)
+    model = GPT(config)
+    model.params["out_head.weight"][257:] *= 100
+    save(model, tmp_path / "init", about={"encoding": "bytes"})
+    result = invoke(
+        command, "pretrain", "--init", tmp_path / "init", "--text", text, "--out", tmp_path / "run", *SMALL[:2],
+        "--batch-size", 4, "--max-steps", 2,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert load(tmp_path / "run").config.vocab_size == 300
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, text, monkeypatch):  # noqa: F811

@@ -141,14 +141,21 @@ class TorchLearner:
         with torch.no_grad():
             return self._forward(x, y).item()
 
-    def sample(self, ids: Array, max_new_tokens: int, temperature: float = 0.0, top_k: int | None = None) -> Array:
+    def sample(
+        self,
+        ids: Array,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        n_vocab: int | None = None,
+    ) -> Array:
         """As the book's generate: the whole window again for every token."""
         self.model.eval()
         generator = torch.Generator().manual_seed(self._seed)
         tokens = torch.as_tensor(ids, device=self._device)
         with torch.no_grad():
             for _ in range(max_new_tokens):
-                logits = self.model(tokens[:, -self.model.config.context_length :])[:, -1]
+                logits = self.model(tokens[:, -self.model.config.context_length :])[:, -1, :n_vocab]
                 if temperature == 0:
                     chosen = logits.argmax(dim=-1, keepdim=True)
                 else:  # on the CPU, so that every device draws the same numbers
