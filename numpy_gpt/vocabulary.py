@@ -154,7 +154,8 @@ def _ranks(ids: Mapping[str, int], merges: list[tuple[str, str]], extras: Extras
     made = [*letters, *(first + second for first, second in merges)]
     if unknown := next((token for token in made if token not in ids), None):
         raise _UnfitError(f"is damaged: its {IDS} and {MERGES} do not fit together ({unknown!r} has no id)")
-    if stray := next((token for token in ids if token not in added.keys() | set(made)), None):
+    explained = added.keys() | set(made)
+    if stray := next((token for token in ids if token not in explained), None):
         raise _UnfitError(
             f"has a token {stray!r} (id {ids[stray]}) in {IDS} that no line of {MERGES} makes: it is damaged, or the "
             "token was added and has to be named in added_tokens.json, tokenizer.json or special_tokens_map.json"
