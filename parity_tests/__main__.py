@@ -267,5 +267,60 @@ def kills(trials, seed):
     print("resumed ended as the uninterrupted one, bit for bit")
 
 
+@main.command(short_help="Interrupts, errors, signals and races, at every place where a run writes.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--share", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="One trial in N.")
+@click.option("--again", metavar="NAME", help="Repeat one trial, by the name that a fault was reported with.")
+@click.argument("kinds", nargs=-1, metavar="[bytecodes|operations|errors|chains|races]...")
+def interrupts(seed, share, again, kinds):
+    """Disturb training runs and commands in every way that must not cost a save: all kinds, or those named.
+
+    \b
+    bytecodes   1,000 KeyboardInterrupts at random bytecodes inside saves, half of them followed by a second one
+    operations  one after every file operation of a run that saves at each step
+    errors      EIO, ENOSPC, EACCES, EINVAL, EROFS at every file operation, once and from then on
+    chains      100 chains of one to five signals (kill -9, SIGINT, SIGTERM, SIGHUP, two of them) upon resumed runs
+    races       520 races of two or three commands begun at once
+
+    Each time what is there must load, the run resumed must end with the very bits of one that nothing happened to, and
+    nothing may be left over; in a race one command gets the folder, and the others end with a sentence. Takes an
+    hour on two cores (needs fork: not on Windows). Exit code 1 if anything else comes of a trial; the line begins
+    with the trial's name.
+    """
+    import os
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing import get_context
+
+    from parity_tests.interrupts import KINDS, LONG, Findings, do, plan
+
+    if unknown := set(kinds) - KINDS.keys():
+        raise click.UsageError(f"no kind {min(unknown)}: choose among {', '.join(KINDS)}")
+    if again is not None and again.partition(" ")[0] not in KINDS:
+        raise click.UsageError(f"no trial is called {again!r}: give the beginning of a reported fault, up to the colon")
+    console, part, found = Console(), 25, Findings()
+    progress = Console(stderr=True)
+    if again is not None:
+        names = [again]
+    else:
+        each = {kind: LONG[kind] for kind in kinds or KINDS}
+        each = {kind: n * share if n == 1 else max(1, n // share) for kind, n in each.items()}
+        with progress.status("looking for the places to disturb"):
+            names = [name for kind, number in each.items() for name in plan(kind, number, seed)]
+    parts = [names[start : start + part] for start in range(0, len(names), part)]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(do, each) for each in parts]
+        for job in track(as_completed(jobs), "trials", total=len(jobs), console=progress):
+            found.add(job.result())
+    table = Table("", "trials", "faults", "what came of them", box=SIMPLE)
+    for kind in dict.fromkeys(name.partition(" ")[0] for name in names):
+        endings = {ending: n for (of, ending), n in sorted(found.endings.items()) if of == kind}
+        shown = ", ".join(f"{ending}: {n}" for ending, n in endings.items())
+        table.add_row(kind, f"{sum(endings.values()):,}", str(endings.get("fault", 0)), shown)
+    console.print(table)
+    for fault in found.faults:
+        console.print(escape(fault), highlight=False, soft_wrap=True)
+    sys.exit(1 if found.faults else 0)
+
+
 if __name__ == "__main__":
     main(prog_name="python -m parity_tests")

@@ -1,0 +1,197 @@
+"""Interrupts, errors, signals and races wherever a run writes: short forms; and that the trials see faults."""
+
+import os
+import shutil
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from numpy_gpt import cli_weights, files, run
+from numpy_gpt.random import Generator
+from numpy_gpt.weights.checkpoint import save_params
+from parity_tests.__main__ import main
+from parity_tests.chains import Chains
+from parity_tests.file_operations import watched
+from parity_tests.interrupts import LONG, do, plan
+from parity_tests.races import Races
+from parity_tests.saves import Saves
+from parity_tests.trials import DifferentError, command
+
+
+@pytest.fixture(scope="module")
+def saves(tmp_path_factory):
+    return Saves(tmp_path_factory.mktemp("saves"))
+
+
+@pytest.fixture(scope="module")
+def races(tmp_path_factory):
+    return Races(tmp_path_factory.mktemp("races"))
+
+
+def operation(saves, run, what):
+    """The number of the first file operation that begins so."""
+    return next(number for number, seen in enumerate(saves.seen(run)) if seen.startswith(what))
+
+
+def test_a_save_interrupted_at_any_bytecode_loses_nothing(saves):
+    endings = [saves.trial(name) for name in saves.bytecodes(12, seed=0)]
+    assert endings.count("not reached") < 4
+
+
+def test_an_interrupt_after_a_file_operation_loses_nothing(saves):
+    for name in saves.operations(every=307, seed=0):
+        assert saves.trial(name) != "not reached"
+
+
+def test_an_error_at_a_file_operation_loses_nothing(saves):
+    for name in saves.errors(every=211, seed=0):
+        assert saves.trial(name) != "not reached"
+
+
+def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+    chains = Chains(tmp_path)
+    for name in chains.chains(2, seed=0):
+        chains.trial(name)
+
+
+def test_of_commands_begun_at_once_one_gets_the_folder(races):
+    for name in races.races(8, seed=0):
+        races.trial(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LONG)
+def test_a_tenth_of_the_trials(kind):
+    found = do(plan(kind, 10 if LONG[kind] == 1 else LONG[kind] // 10, 1))
+    assert not found.faults, "\n".join(found.faults[:5])
+
+
+def test_a_clean_up_that_takes_the_new_training_state_is_noticed(saves, monkeypatch):
+    def forgetful(config, params, path, **kwargs):
+        try:
+            save_params(config, params, path, **kwargs)
+        except BaseException:
+            for file in Path(path).glob("training-*"):
+                file.unlink()
+            raise
+
+    monkeypatch.setattr(run, "save_params", forgetful)
+    number = operation(saves, "new", "replace run/checkpoint/model.safetensors")
+    with pytest.raises(DifferentError, match="training state, is missing"):
+        saves.trial(f"operations new {number} 0")
+
+
+def test_a_random_state_that_is_not_restored_is_noticed(saves, monkeypatch):
+    monkeypatch.setattr(Generator, "set_state", lambda self, state: None)
+    with pytest.raises(DifferentError, match="is not what it is without it"):
+        saves.trial("bytecodes new ours 2 100 0")
+
+
+def test_leftovers_that_are_never_swept_are_noticed(saves, monkeypatch):
+    monkeypatch.setattr(files, "sweep", lambda target: None)
+    monkeypatch.setattr(run, "sweep", lambda target: None)
+    monkeypatch.setattr("numpy_gpt.weights.checkpoint.sweep", lambda target: None)
+    number = operation(saves, "new", "rmdir run/best/.model")
+    with pytest.raises(DifferentError, match="left over"):
+        saves.trial(f"errors new {number} EIO once")
+
+
+def test_an_error_that_ends_in_a_traceback_is_noticed(saves, monkeypatch):
+    @contextmanager
+    def unworded(path):
+        yield
+
+    monkeypatch.setattr(run, "_written", unworded)
+    number = operation(saves, "resumed", "replace run/run.json")
+    with pytest.raises(DifferentError, match="the command ends with"):
+        saves.trial(f"errors resumed {number} ENOSPC once")
+
+
+@contextmanager
+def greedy_folder(folder):
+    """As new_folder, but it takes any folder, and removes everything in it if the block fails."""
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+def test_a_failing_command_that_removes_what_others_made_is_noticed(races, monkeypatch):
+    @contextmanager
+    def removing(tell, told, error):
+        def fetch(size, folder, report):
+            os.write(tell, b"1")
+            os.read(told, 1)
+            shutil.rmtree(races.out)
+            raise error
+
+        monkeypatch.setattr("numpy_gpt.weights.download.fetch_gpt2", fetch)
+        yield
+
+    monkeypatch.setattr("parity_tests.races.download_that_ends", removing)
+    with pytest.raises(DifferentError, match="missing"):
+        races.trial("races failing_download 1")
+
+
+def test_two_commands_that_get_one_folder_are_noticed(races, monkeypatch):
+    monkeypatch.setattr(cli_weights, "new_folder", greedy_folder)
+    with pytest.raises(DifferentError, match="2 of 2 commands got the folder"):
+        races.trial("races export 0")
+
+
+@contextmanager
+def audited(folder, operations, told):
+    """In the block, writes to told what the interpreter itself opens, makes and renames below folder uncounted."""
+    events = {
+        "open",
+        "os.mkdir",
+        "os.rename",
+        "os.remove",
+        "os.rmdir",
+        "os.link",
+        "os.chmod",
+        "os.utime",
+        "os.truncate",
+    }
+    uncounted, listening = [], True
+
+    def hook(event, args):
+        path = args[0] if listening and event in events else None
+        if isinstance(path, (str, Path)) and str(path).startswith(str(folder)) and not operations().inside:
+            uncounted.append(f"{event} {path}")
+
+    sys.addaudithook(hook)
+    try:
+        yield
+    finally:
+        listening = False
+        told.write_text("\n".join(uncounted))
+
+
+def test_no_file_operation_is_uncounted(saves):
+    """By the interpreter's own audit, in a process of its own, since an audit cannot be ended."""
+    told, stage, seen = saves.stage.base / "uncounted", saves.stage, []
+
+    @contextmanager
+    def both():
+        with ExitStack() as stack:
+            seen.append(stack.enter_context(watched(stage.trial)))
+            stack.enter_context(audited(stage.trial, lambda: seen[0], told))
+            yield
+
+    stage.clear()
+    assert command(stage.begin, stage.errors, both()).code == 0
+    assert told.read_text() == ""
+
+
+def test_one_trial_is_repeated_by_its_name():
+    result = CliRunner().invoke(main, ["interrupts", "--again", "race 5"])
+    assert result.exit_code == 2
+    assert "no trial is called 'race 5'" in result.output
+    result = CliRunner().invoke(main, ["interrupts", "rases"])
+    assert "no kind rases: choose among bytecodes, operations" in result.output
