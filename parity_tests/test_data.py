@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -228,8 +227,7 @@ def test_the_python_manual_is_whole():
     assert len(text) == sum(map(len, topics.values())) + len(topics) - 1
     assert text.startswith(topics[min(topics)] + "\n")
     assert text.endswith("\n" + topics[max(topics)])
-    if sys.version_info[:2] == (3, 11):
-        assert len(text) == 465_048
+    assert len(text) > 400_000  # no release promises a length; those of 3.11 to 3.14 have more
 
 
 @given(text=st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1))
