@@ -368,10 +368,10 @@ class Generator:
 def _whole(what: str, n: int) -> int:
     """n as an int, asked before anything is drawn. Raises TypeError if it is no whole number, ValueError below 0."""
     try:
-        whole = operator.index(n)
+        whole = None if isinstance(n, (bool, np.bool_)) else operator.index(n)
     except TypeError:
         whole = None
-    if whole is None or isinstance(n, bool):
+    if whole is None:
         raise TypeError(f"{what} is {n!r}, and must be a whole number")
     if whole < 0:
         raise ValueError(f"{what} is {n}, and must not be negative")
