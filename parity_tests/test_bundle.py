@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -397,18 +396,15 @@ def tables_of_zeros():
 
 
 def attempt(prefix):
-    """All tensors of a bundle, or its InputError; anything else fails, as do a second or too much memory."""
+    """All tensors of a bundle, or its InputError; anything else fails, as does too much memory."""
     total = sum(file.stat().st_size for file in prefix.parent.iterdir())
     tracemalloc.start()
-    start = time.perf_counter()
     try:
         result = {name: stored.read() for name, stored in read_bundle(prefix).items()}
     except InputError as error:
         result = error
-    seconds = time.perf_counter() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert seconds < 1, f"{seconds:.1f} s"
     assert peak < 3 * total + SLACK, f"{peak:,} bytes for {total:,}"
     return result
 
