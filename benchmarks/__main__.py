@@ -1,9 +1,26 @@
 """python -m benchmarks"""
 
+import sys
+
 from benchmarks.environment import restart_if_slowed
+
+OURS = ("benchmarks", "numpy_gpt", "torch_gpt")
+
+
+def run() -> None:
+    """The commands; where a package is not installed one line that says so, and exit code 2."""
+    try:
+        from benchmarks.cli import main  # only now: it loads NumPy, and PyTorch
+
+        main(prog_name="python -m benchmarks")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", *OURS):
+            raise
+        print(f"benchmarks needs {missing}: pip install -e '.[test]'", file=sys.stderr)
+        raise SystemExit(2) from None
+
 
 if __name__ == "__main__":
     restart_if_slowed()
-    from benchmarks.cli import main  # only now: it loads NumPy
-
-    main(prog_name="python -m benchmarks")
+    run()

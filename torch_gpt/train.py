@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -53,11 +54,20 @@ def check_dtype(name: str, device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises InputError if torch.compile has no C++ compiler to work with (it needs one on the CPU)."""
+    """Raises InputError unless torch.compile can compile here: it needs a C++ compiler and Python's headers."""
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))):
         raise InputError(
             "--compile needs a C++ compiler on the CPU, and there is none here: install g++, or leave it out"
         )
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except (RuntimeError, OSError) as error:  # torch's own are RuntimeErrors, whatever the compiler did
+        words = str(error)
+        fault = found[0] if (found := re.search(r"(fatal )?error: .*", words)) else words.partition("\n")[0]
+        raise InputError(
+            f"--compile needs a C++ compiler that works and Python's headers, and torch.compile fails here ({fault}): "
+            "install g++ and python3-dev, correct $CXX, or leave it out"
+        ) from error
 
 
 def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> Iterator[float]:
