@@ -33,10 +33,10 @@ def load_text(name_or_path: str) -> str:
 
     Newlines are as Python reads them: all become "\\n".
 
-    "python-manual": the language reference inside every Python, close to half a million characters; the text and its length
-    differ from one release to the next, patch releases included. "the-verdict": the book's story (20,479 characters),
-    from $NUMPY_GPT_DATA, else the user's cache, else downloaded into it once. To read a file that has a corpus's name,
-    write ./ before it.
+    "python-manual": the language reference inside every Python, close to half a million characters; the text and its
+    length differ from one release to the next, patch releases included. "the-verdict": the book's story (20,479
+    characters), from $NUMPY_GPT_DATA, else the user's cache, else downloaded into it once. To read a file that has a
+    corpus's name, write ./ before it.
 
     Raises InputError for what is neither file nor pipe or holds no text, and for a story that is nowhere to be had.
     """

@@ -33,7 +33,7 @@ def team_of_three(monkeypatch):
 def used(work):
     """The names of the threads that worked, after `work` has been given a callable to be shared out."""
     names = set()
-    together = threading.Barrier(3, timeout=30)
+    together = threading.Barrier(3, timeout=600)
 
     def part(start, stop):
         names.add(threading.current_thread().name)
