@@ -201,8 +201,13 @@ def _made(folder: Path) -> Iterator[None]:
         try:
             for each in [*reversed(folder.parents), folder]:
                 if not each.is_dir():
-                    made.append(each)
-                    each.mkdir(exist_ok=True)  # another process may be making it
+                    try:
+                        each.mkdir()
+                    except FileExistsError:
+                        if not each.is_dir():
+                            raise
+                    else:  # and no other process did
+                        made.append(each)
         except OSError as error:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
         yield
@@ -219,7 +224,11 @@ def _move_content(source: Path, folder: Path) -> None:
     try:
         for each in sorted(source.iterdir()):
             moved.append(folder / each.name)
-            each.rename(folder / each.name)
+            try:
+                each.rename(folder / each.name)
+            except OSError:
+                moved.pop()  # another's, where no lock tells
+                raise
         flush(folder)
         flush(folder.parent)
     except BaseException as error:

@@ -157,8 +157,8 @@ def _moved_text(text: Path, run: Run) -> Path:
     """
     places = [text, *(folder / text.name for folder in (Path(), run.folder, *run.folder.resolve().parents[:2]))]
     for place in places:
-        if place.exists():
-            return place.resolve()
+        if kind_of(place) != "missing":
+            return absolute(place)
     raise InputError(f"{text}, the text of {run.folder}, is not there: say where it is by now with --text FILE")
 
 
@@ -268,7 +268,7 @@ class _Session:
                 f"The losses are over {job.settings.eval_iter} batches, of {batches} for validation; "
                 f"over all of them: numpy-gpt evaluate {shlex.quote(str(self.run.folder))}"
             )
-        best = [BEST] if (self.run.folder / BEST / MODEL_FILE).exists() else []
+        best = [BEST] if os.path.exists(self.run.folder / BEST / MODEL_FILE) else []
         report.line(f"Saved {self.run.folder}: {', '.join([CHECKPOINT, *best, 'losses.csv', *drawn])}")
 
     def _steps(self, received: list[int]) -> None:

@@ -20,6 +20,7 @@ from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.data import Loader, load_text, sha256, sliding_windows, split_text
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import check_free, flush, lock, partial_folder, remove, replacing, sweep, taken, unlock
+from numpy_gpt.paths import is_file, is_folder
 from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_files, vocabulary_sha256
 from numpy_gpt.train import Learner, Position, Step
 from numpy_gpt.typing import Params
@@ -186,7 +187,7 @@ class Run:
     @staticmethod
     def check_new(folder: Path) -> None:
         """Raise InputError unless a run can be created in folder."""
-        if (folder / RUN_FILE).is_file():
+        if is_file(folder / RUN_FILE):
             raise InputError(_already(folder))
         check_free(folder)
 
@@ -194,12 +195,11 @@ class Run:
         made = [self.folder / RUN_FILE, self._losses, self.folder / VOCABULARY]
         try:
             with _written(self.folder):
-                made[0].open("x").close()  # the one act that decides who has the folder, where nothing can be locked
-        except InputError as error:
-            if isinstance(error.__cause__, FileExistsError):
-                raise InputError(_already(self.folder)) from error
-            raise
-        try:
+                try:
+                    made[0].open("x").close()  # the one act that decides who has the folder where nothing can be locked
+                except FileExistsError as error:
+                    made = []
+                    raise InputError(_already(self.folder)) from error
             self._write_settings(text_sha256)
             self._write_losses([])
             if self.settings.encoding not in ENCODINGS:
@@ -215,7 +215,7 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> "Run":
         """The run in folder, or the one that folder is a save of. Raises InputError if it is neither."""
-        if not (folder / RUN_FILE).exists() and (folder.absolute().parent / RUN_FILE).exists():
+        if not is_file(folder / RUN_FILE) and is_file(folder.absolute().parent / RUN_FILE):
             run = cls.open(folder.absolute().parent)
             return cls(run.folder, run.settings, folder)
         try:
@@ -227,7 +227,7 @@ class Run:
             raise InputError(
                 f"{folder} is not the folder of a run (no usable run.json: {error}): give one made by pretrain"
             ) from error
-        if settings.encoding not in ENCODINGS and (folder / VOCABULARY).is_dir():
+        if settings.encoding not in ENCODINGS and is_folder(folder / VOCABULARY):
             settings = replace(settings, encoding=str((folder / VOCABULARY).resolve()))  # wherever the run is by now
         return cls(folder, settings)
 
@@ -242,9 +242,12 @@ class Run:
 
         The newest that is kept, should checkpoint be missing: as where a link of this name was being replaced.
         """
-        if (self._save / MODEL_FILE).exists() or self._save.name != CHECKPOINT:
+        if is_file(self._save / MODEL_FILE) or self._save.name != CHECKPOINT:
             return self._save
-        saves = kept_saves(self.folder)
+        try:
+            saves = kept_saves(self.folder)
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be read ({error.strerror}): try again") from error
         if not saves:
             raise InputError(
                 f"{self.folder} ended before its first save: begin it again with another --out, or delete it"
@@ -278,7 +281,8 @@ class Run:
         An earlier save becomes the checkpoint first, then rows of losses.csv beyond it are removed. What a kill
         interrupted after the last save, a copy or an update of the best, is finished.
         """
-        sweep(self.folder / "*")
+        for place in (self.folder, self.folder / CHECKPOINT, self.folder / BEST):
+            sweep(place / "*")
         if self.to_resume.resolve() != (self.folder / CHECKPOINT).resolve():
             with _written(self.folder):
                 newest = self._own_folder(CHECKPOINT)
@@ -295,18 +299,14 @@ class Run:
     def append(self, step: Step, seconds: float) -> None:
         """One more row of losses.csv, for a step with an evaluation."""
         assert step.evaluation is not None
-        losses = (step.evaluation.train_loss, step.evaluation.val_loss, step.loss)
-        with _written(self._losses), self._losses.open("a", newline="") as f:
-            csv.writer(f).writerow(
-                [
-                    step.step,
-                    step.epoch,
-                    step.tokens_seen,
-                    *map(_digits, losses),
-                    _digits(step.lr),
-                    _digits(round(seconds, 3)),
-                ]
-            )
+        e = step.evaluation
+        row = (step.step, step.epoch, step.tokens_seen, e.train_loss, e.val_loss, step.loss, step.lr, round(seconds, 3))
+        try:
+            with self._losses.open("a", newline="") as f:
+                csv.writer(f).writerow(map(_digits, row))
+        except OSError:  # a part of it may be there
+            before = [each for each in self.losses() if each["step"] < step.step]
+            self._write_losses([*before, dict(zip(COLUMNS, row, strict=True))])
 
     def losses(self) -> list[dict[str, float]]:
         """The rows of losses.csv; step, epoch and tokens_seen are ints. A row cut short by a kill is left out."""
@@ -551,7 +551,7 @@ def _effective(settings: Settings, name: str) -> Any:
 
 
 def _already(folder: Path) -> str:
-    if (folder / CHECKPOINT / MODEL_FILE).exists():
+    if is_file(folder / CHECKPOINT / MODEL_FILE):
         return f"{folder} already holds a run: resume it with --resume {folder}, or choose another --out"
     return f"{folder} already holds a run, which has not saved yet: if it has ended delete it, or choose another --out"
 
