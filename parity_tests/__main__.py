@@ -33,7 +33,7 @@ def can_be_written(ctx, param, path):
 class Bench(Commands):
     """A group whose commands end with one line and exit code 2 where what they run on is not installed."""
 
-    def invoke(self, ctx):
+    def invoke(self, ctx):  # within the outermost handler, to which it would be unforeseen
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:

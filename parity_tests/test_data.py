@@ -289,14 +289,14 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
     def locked(name, *_, **__):  # the tests may run as root, whom no permission stops
         raise PermissionError(13, "Permission denied", name)
 
-    file = tmp_path / "text"
-    file.touch()
+    path = tmp_path / "text"
+    path.touch()
     monkeypatch.setattr("builtins.open", locked)
     with pytest.raises(InputError) as error:
-        load_text(str(file))
+        load_text(str(path))
     monkeypatch.undo()
-    assert str(error.value).startswith(
-        f"{file} may not be read by this user (Permission denied): change its permissions"
+    assert str(error.value) == (
+        f"{path} may not be read by this user (Permission denied): change its permissions or its folder's"
     )
 
 
