@@ -19,7 +19,19 @@ from typing import Any, NamedTuple, Protocol
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.data import Loader, load_text, sha256, sliding_windows, split_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import check_free, flush, lock, partial_folder, remove, replacing, sweep, taken, unlock
+from numpy_gpt.files import (
+    SMALL,
+    check_free,
+    flush,
+    lock,
+    partial_folder,
+    read_json,
+    remove,
+    replacing,
+    sweep,
+    taken,
+    unlock,
+)
 from numpy_gpt.paths import is_file, is_folder
 from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_files, vocabulary_sha256
 from numpy_gpt.train import Learner, Position, Step
@@ -46,6 +58,12 @@ TRAIN_RATIO = 0.9
 
 COLUMNS = ("step", "epoch", "tokens_seen", "train_loss", "val_loss", "step_loss", "learning_rate", "seconds")
 """Of losses.csv: nats per token, epochs counted from 1, seconds since this process began to train."""
+
+LINE = 4096
+"""Characters of a line of losses.csv that are read at once: ten times the longest."""
+
+ROW_BYTES = 640
+"""What a row of losses.csv takes in memory."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +237,7 @@ class Run:
             run = cls.open(folder.absolute().parent)
             return cls(run.folder, run.settings, folder)
         try:
-            whole = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+            whole = read_json(folder / RUN_FILE)
             settings = Settings(**{field.name: whole["settings"][field.name] for field in fields(Settings)})
             if whole["sha256"] != _sha256(whole["settings"], whole["text_sha256"]):
                 raise ValueError("not as it was written: its SHA-256 differs")
@@ -234,7 +252,7 @@ class Run:
     @property
     def text_sha256(self) -> str:
         """Of the text and the vocabulary it was begun with, as Batches.sha256."""
-        return str(json.loads((self.folder / RUN_FILE).read_text(encoding="utf-8"))["text_sha256"])
+        return str(read_json(self.folder / RUN_FILE)["text_sha256"])
 
     @property
     def to_resume(self) -> Path:
@@ -312,14 +330,14 @@ class Run:
         """The rows of losses.csv; step, epoch and tokens_seen are ints. A row cut short by a kill is left out."""
         try:
             with self._losses.open(newline="") as f:
-                reader = csv.DictReader(f)
+                lines = sum(1 for _ in iter(partial(f.readline, LINE), ""))
+                if lines * ROW_BYTES > max(SMALL, 10 * f.seek(0, os.SEEK_END)):
+                    raise ValueError(f"its {lines} rows are too short to be losses")
+                f.seek(0)
+                reader = csv.DictReader(iter(partial(f.readline, LINE), ""))
                 if tuple(reader.fieldnames or ()) != COLUMNS:
                     raise ValueError("it has other columns")
-                return [
-                    {name: int(row[name]) if name in COLUMNS[:3] else float(row[name]) for name in COLUMNS}
-                    for row in reader
-                    if row[COLUMNS[-1]]
-                ]
+                return [_row(row) for row in reader if row[COLUMNS[-1]]]
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise InputError(
                 f"{self._losses} cannot be read as a table of losses ({error!r}): put it back, or put in its place a "
@@ -554,6 +572,14 @@ def _already(folder: Path) -> str:
     if is_file(folder / CHECKPOINT / MODEL_FILE):
         return f"{folder} already holds a run: resume it with --resume {folder}, or choose another --out"
     return f"{folder} already holds a run, which has not saved yet: if it has ended delete it, or choose another --out"
+
+
+def _row(texts: dict[str, str]) -> dict[str, float]:
+    """A row of losses.csv. Raises ValueError for a count that no run can have reached."""
+    row: dict[str, float] = {n: int(texts[n]) if n in COLUMNS[:3] else float(texts[n]) for n in COLUMNS}
+    if not all(least <= row[name] < 1 << 63 for name, least in zip(COLUMNS[:3], (0, 1, 1), strict=True)):
+        raise ValueError(f"it counts {row}")
+    return row
 
 
 def _digits(value: float) -> str:

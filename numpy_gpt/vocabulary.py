@@ -15,6 +15,7 @@ from math import inf
 from typing import NamedTuple
 
 from numpy_gpt.errors import InputError
+from numpy_gpt.files import SMALL, VOCABULARY_TIMES, parse_json
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -67,7 +68,7 @@ def parse_extras(files: Mapping[str, bytes], ids: Mapping[str, int]) -> Extras:
     """tokens.json, or what stands for it. Raises KeyError, TypeError or ValueError where it is damaged."""
     if TOKENS not in files:
         return usual_extras(ids)
-    values = json.loads(files[TOKENS])
+    values = parse_json(files[TOKENS], max(SMALL, VOCABULARY_TIMES * len(files[TOKENS])))
     added = tuple(AddedToken(**each) for each in values["added"])
     for token in added:
         _check_types(token, {"content": str, "id": int}, bool)
@@ -124,7 +125,7 @@ class _UnfitError(Exception):
 
 def parse_ids(encoder: bytes) -> dict[str, int]:
     """Token -> id of an encoder.json. Raises ValueError or TypeError if an id is not a whole number or is not JSON."""
-    ids = json.loads(encoder)
+    ids = parse_json(encoder, max(SMALL, VOCABULARY_TIMES * len(encoder)))
     if not isinstance(ids, dict):
         raise TypeError(f"{IDS} holds no JSON object")
     if wrong := next((token for token, number in ids.items() if type(number) is not int), None):

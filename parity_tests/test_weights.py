@@ -258,7 +258,7 @@ def test_what_is_missing_or_no_gpt2_is_named(tmp_path):
         open_source(tmp_path)
     for text in ("", "[1]", "{", "[" * 100_000, "\x00"):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(InputError, match=r"config\.json (is not JSON|holds no JSON object)"):
+        with pytest.raises(InputError, match=r"config\.json (cannot be used as JSON|holds no JSON object)"):
             open_source(tmp_path)
     for name in ("model.ckpt.index", "hparams.json"):
         shutil.copy(FIXTURE / name, tmp_path)
@@ -484,7 +484,7 @@ BAD_VOCABULARIES = {
 def test_a_vocabulary_that_is_damaged_is_named(tmp_path, what):
     folder = shutil.copytree(FIXTURE, tmp_path / "x")
     BAD_VOCABULARIES[what](folder)
-    with pytest.raises(InputError, match=r"vocabulary in .* is damaged|encoder\.json is not JSON"):
+    with pytest.raises(InputError, match=r"vocabulary in .* is damaged|encoder\.json cannot be used as JSON"):
         get_encoding(str(folder))
 
 

@@ -10,8 +10,9 @@ tensorflow/core/util/tensor_bundle/; the encoding of protocol buffers: protobuf.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -37,6 +38,12 @@ Order: TypeAlias = Literal["<", ">"]
 
 MAX_DIMS = 64
 """NumPy's."""
+
+ENTRIES = 4 << 20
+"""Bytes of memory that the entries of any index may take, however short its files."""
+
+ENTRY_BYTES = 1024
+"""At most what an entry, and the `Stored` made of it, take beside the name and the axes."""
 
 HEADER = {1: VARINT, 2: VARINT, 3: BYTES}  # num_shards, endianness, version
 VERSION = {2: VARINT}  # min_consumer
@@ -71,15 +78,35 @@ def read_bundle(prefix: Path) -> dict[str, Stored]:
     if not index.is_file():
         raise InputError(f"{index} does not exist: give the prefix of a checkpoint that TensorFlow has saved")
     try:
-        table = read_table(index.read_bytes())
+        content, room = _content(index, prefix)
+        table = read_table(content)
         shards, order = _header(*next(table, (b"", memoryview(b""))))
-        entries = [_entry(key, value) for key, value in table if not key.startswith(b"\0")]
+        entries = list(_within(room, (_entry(key, value) for key, value in table if not key.startswith(b"\0"))))
         files = _files(prefix, shards, entries)
     except (OSError, MemoryError) as error:
         raise InputError(f"{index} cannot be read ({error})") from error
     except UnreadableError as error:
         raise InputError(f"{index} {error}") from error
     return {entry.name: _stored(entry, files[entry.shard], order) for entry in entries}
+
+
+def _content(index: Path, prefix: Path) -> tuple[bytes, int]:
+    """The index, and how many bytes of memory its entries may take: as many as its files have, or ENTRIES."""
+    size = index.stat().st_size
+    shards = sum(shard.stat().st_size for shard in prefix.parent.glob(f"{escape(prefix.name)}.data-*"))
+    room = max(ENTRIES, size + shards)
+    if size > room // 2:
+        raise UnreadableError(f"it has {size:,} bytes, more than its tensors in {shards:,} can need")
+    return index.read_bytes(), room
+
+
+def _within(room: int, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries. Raises UnreadableError at the one that would take more than so many bytes of memory."""
+    for entry in entries:
+        room -= ENTRY_BYTES + 8 * len(entry.name) + 40 * len(entry.shape)
+        if room < 0:
+            raise UnreadableError("it names more tensors than its files can hold")
+        yield entry
 
 
 def _header(key: bytes, header: memoryview) -> tuple[int, Order]:

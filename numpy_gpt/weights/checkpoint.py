@@ -19,7 +19,7 @@ import numpy as np
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError, NonFiniteError
-from numpy_gpt.files import being_written, flush, partial_folder, sweep
+from numpy_gpt.files import SMALL, being_written, flush, parse_json, partial_folder, sweep
 from numpy_gpt.model import GPT, check_shapes, parameter_shapes
 from numpy_gpt.paths import check_readable, is_file, kind_of
 from numpy_gpt.typing import Float, Params
@@ -186,7 +186,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     if (version := about.get("version")) != str(VERSION):
         raise InputError(f"{file} is of version {version} of the format, and {VERSION} is known: update numpy-gpt")
     try:
-        config = GPTConfig.from_dict(json.loads(about.pop("config")))
+        config = GPTConfig.from_dict(parse_json(about.pop("config").encode(), SMALL))
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise InputError(f"{file} has no usable GPT configuration inside ({error})") from error
     try:

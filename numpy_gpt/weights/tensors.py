@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import replacing
+from numpy_gpt.files import json_memory, parse_json, replacing
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.stored import Stored, Weights
 
@@ -43,6 +43,9 @@ NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items() if name != "BF1
 
 CRC32, SHA256 = "numpy-gpt.crc32", "numpy-gpt.sha256"
 
+HEADER = 8 << 20
+"""Bytes of memory that a header may take; it may also take as many as its file has."""
+
 MEND = "it is damaged or another format: put an undamaged copy in its place"
 
 
@@ -56,27 +59,26 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
     from safetensors import SafetensorError, safe_open  # here, so that `import numpy_gpt` stays light
 
     try:
-        with safe_open(
-            file, framework="numpy"
-        ) as checked:  # the library refuses lying, overlapping, overflowing headers
+        stat, text = _header(file)
+        room = max(HEADER, stat.st_size)
+        if (most := json_memory(text)) > room:  # before any parser sees it, the library's included
+            raise ValueError(f"its header may become {most:,} bytes in memory, more than the {room:,} allowed")
+        with safe_open(file, framework="numpy") as checked:  # it refuses lying, overlapping, overflowing headers
             checked.keys()
-        with file.open("rb") as f:
-            stat = os.fstat(f.fileno())
-            length = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(length))
+        header = json.loads(text)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as a safetensors file ({error}): {MEND}") from error
     metadata: dict[str, str] = header.pop("__metadata__", None) or {}
     seal = metadata.pop(SHA256, None)
     if seal is not None and seal != _sha256(metadata, {name: (e["dtype"], e["shape"]) for name, e in header.items()}):
         raise InputError(f"the header of {file} is not as it was written (its SHA-256 differs): {MEND}")
-    checksums = _checksums(file, metadata.pop(CRC32, ""), header) if seal is not None else {}
+    checksums = _checksums(file, metadata.pop(CRC32, ""), header, room) if seal is not None else {}
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in DTYPES:
             raise InputError(f"{file}: {name} is {entry['dtype']}, which NumPy does not know: convert it to F32 first")
         shape, dtype = tuple(entry["shape"]), np.dtype(DTYPES[entry["dtype"]])
-        start = 8 + length + entry["data_offsets"][0]
+        start = 8 + len(text) + entry["data_offsets"][0]
         read = partial(_read, file, stat, name, entry["dtype"], shape, start, checksums.get(name))
         tensors[name] = Stored(shape, dtype, read)
     return metadata | ({} if seal is None else {SHA256: seal}), tensors
@@ -124,10 +126,22 @@ def _sha256(metadata: Mapping[str, str], header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([metadata, header], sort_keys=True).encode()).hexdigest()
 
 
-def _checksums(file: Path, text: str, header: Mapping[str, Any]) -> dict[str, int]:
+def _header(file: Path) -> tuple[os.stat_result, bytes]:
+    """The file's state and its header. Raises ValueError if the header is longer than the memory allowed for it."""
+    with file.open("rb") as f:
+        stat = os.fstat(f.fileno())
+        length = int.from_bytes(f.read(8), "little")
+        if length > stat.st_size - 8:
+            raise ValueError(f"its header of {length:,} bytes would not fit in its {stat.st_size:,}")
+        if 4 * length > max(HEADER, stat.st_size):
+            raise ValueError(f"its header has {length:,} of its {stat.st_size:,} bytes")
+        return stat, f.read(length)
+
+
+def _checksums(file: Path, text: str, header: Mapping[str, Any], room: int) -> dict[str, int]:
     """Each tensor's CRC-32, as the metadata has them. Raises InputError unless there is one for each."""
     try:
-        checksums = json.loads(text)
+        checksums = parse_json(text.encode(), room)
     except (ValueError, RecursionError):
         checksums = None
     whole = isinstance(checksums, dict) and checksums.keys() == header.keys()

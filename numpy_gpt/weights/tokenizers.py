@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import read_json
+from numpy_gpt.files import VOCABULARY_TIMES, read_json
 from numpy_gpt.vocabulary import (
     END_OF_TEXT,
     IDS,
@@ -144,7 +144,7 @@ def tokenizer_files(vocabulary: Mapping[str, bytes], context_length: int) -> dic
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+    return read_json(file, VOCABULARY_TIMES) if file.is_file() else {}
 
 
 def _check(file: Path, values: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]]) -> None:
