@@ -351,7 +351,7 @@ def test_a_tolerance_or_a_baseline_that_is_no_number_is_refused(tmp_path):
     """Nothing is worse than NaN."""
     good, bad = (a_run(tmp_path, step=(x, Limits())) for x in (1.0, float("nan")))
     done = compared(good, good, "--tolerance", "nan")
-    assert (done.exit_code, "the tolerance is a share" in done.stderr) == (2, True), done.output
+    assert (done.exit_code, "nan is not a finite number" in done.stderr) == (2, True), done.output
     done = compared(good, bad)
     assert (done.exit_code, "the baseline's step: NumPy / torch is nan" in done.stderr) == (2, True), done.output
 
