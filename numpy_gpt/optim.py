@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -107,6 +108,8 @@ class AdamW:
                 raise InputError(
                     f"the optimiser's state has no {name} of shape {own[name].shape}: is it another model's?"
                 )
+        for name, array in own.items():
+            _check_state(name, state[name], array.dtype)
         self.t = int(state["t"][0])
         for name, array in own.items():
             array[...] = state[name]
@@ -143,6 +146,19 @@ class AdamW:
         np.divide(m, d, out=d)  # m / (√v / root + eps), short of the factor root
         d *= self.lr / (1 - beta1**self.t) * root
         p -= d
+
+
+def _check_state(name: str, array: Array, dtype: np.dtype[Any]) -> None:
+    """Raises InputError unless an optimiser can have reached this: t >= 0, finite moments, none of v negative."""
+    integer = dtype.kind == "i"
+    largest = 1 << 53 if integer else float(np.finfo(dtype).max)  # torch counts its steps in floating point
+    least = 0 if integer or name.startswith("v.") else -largest
+    if array.dtype.kind not in ("iu" if integer else "f"):
+        raise InputError(f"the optimiser's state has {name} as {array.dtype}: start from the model with --init")
+    if array.size and not (array.min() >= least and array.max() <= largest):  # a NaN fails both
+        raise InputError(
+            f"the optimiser's state has {name} beyond {least} to {largest}: start from the model with --init"
+        )
 
 
 def clip_grad_norm(grads: Params, max_norm: float) -> float:

@@ -75,14 +75,20 @@ class Position:
     @classmethod
     def restored(cls, state: Params) -> "Position":
         """The inverse of state. Raises InputError if it holds something else."""
-        try:
-            counters = [int(each) for each in state["loop.counters"]]
-            step, epoch, batch, tokens_seen = counters
-            if min(counters) < 0:
-                raise ValueError("a count is negative")
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError("the checkpoint does not say where its run stood: start from it with --init") from error
-        return cls(step, epoch, batch, tokens_seen, state.get("loop.order"))
+        counters, order = state.get("loop.counters"), state.get("loop.order")
+        whole = counters is not None and counters.shape == (4,) and counters.dtype.kind in "iu"
+        if counters is None or not whole or counters.min() < 0 or counters.max() >= 1 << 62:
+            raise InputError("the checkpoint does not say where its run stood: start from it with --init")
+        step, epoch, batch, tokens_seen = (int(each) for each in counters)
+        if order is not None and not _is_permutation(order):
+            raise InputError(
+                "the checkpoint's order of windows does not name each of them once: start from it with --init"
+            )
+        return cls(step, epoch, batch, tokens_seen, order)
+
+
+def _is_permutation(order: Array) -> bool:
+    return order.ndim == 1 and order.dtype.kind in "iu" and np.array_equal(np.sort(order), np.arange(len(order)))
 
 
 @dataclass(frozen=True)
