@@ -155,3 +155,45 @@ def test_tensors_that_numpy_has_not_are_named_where_they_are_wanted(tmp_path):
         message = run(file, tmp_path / "out", code=2)
         assert re.search(r"wpe\.weight is torch\.\w+, torch\.\w+.*, which NumPy cannot have", message), message
         assert not (tmp_path / "out").exists()
+
+
+def books_state():
+    config = GPTConfig(11, 6, 8, 4, 2)
+    return dict(from_params(config, GPT(config, seed=3).params).state_dict())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns of nested and of quantised tensors
+def test_tensors_that_are_not_what_they_show(tmp_path):
+    """Lazily negated ones are read with their sign; expanded ones, of any size, are refused where they are wanted."""
+    state, file = books_state(), tmp_path / "x.pth"
+    name = "trf_blocks.0.att.W_key.weight"
+    torch.save(state | {name: torch._neg_view(state[name])}, file)
+    assert read_pth(file, 4).tensors[name].read().tobytes() == (-state[name]).numpy().tobytes()
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        for shape in ((8, 8), (1 << 19, 1 << 18)):
+            torch.save(state | {name: torch.ones(1, dtype=dtype).expand(shape)}, file)
+            assert file.stat().st_size < 30_000
+            assert "W_key.weight" in run(file, tmp_path / "out", "--n-heads", "4", code=2)
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    for strange in (nested, torch.quantize_per_tensor(torch.ones(8, 8), 0.1, 0, torch.qint8), torch.ones(8, 8) + 1j):
+        torch.save(state | {name: strange}, file)
+        assert "W_key.weight" in run(file, tmp_path / "out", "--n-heads", "4", code=2)
+        assert not (tmp_path / "out").exists()
+    mask = {"trf_blocks.0.att.mask": torch.ones(1).expand(1 << 19, 1 << 18)}
+    torch.save(state | mask, file)  # not wanted: no matter
+    run(file, tmp_path / "out", "--n-heads", "4")
+
+
+def test_tensors_that_share_their_numbers_come_in_unless_they_are_a_multiple_of_the_file(tmp_path):
+    config, file = GPTConfig(11, 6, 64, 4, 40), tmp_path / "x.pth"
+    state = dict(from_params(config, GPT(config, seed=3).params).state_dict())
+    shared = {
+        n: state[n.replace(f"blocks.{n.split('.')[1]}.", "blocks.0.", 1)] if "blocks" in n else state[n] for n in state
+    }
+    torch.save(shared, file)
+    assert "share the numbers of" in run(file, tmp_path / "out", "--n-heads", "4", code=2)
+    few = {n: t for n, t in shared.items() if "blocks" not in n or int(n.split(".")[1]) < 2}
+    torch.save(few, file)
+    run(file, tmp_path / "out", "--n-heads", "4")
+    got = load(tmp_path / "out").params
+    assert all(got[n].tobytes() == few[n].numpy().tobytes() for n in few)

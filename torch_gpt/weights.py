@@ -1,7 +1,7 @@
 """PyTorch's own files of a GPT-2, the book's, nanoGPT's and transformers', which only PyTorch reads: as a source."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.errors import InputError
+from numpy_gpt.files import SMALL
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.gpt2 import LINEAR, renamed
 from numpy_gpt.weights.huggingface import PREFIX, read_config, read_parameters, same
@@ -31,6 +32,9 @@ DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.boo
     torch.int8, torch.int16, torch.int32, torch.int64
 }  # fmt: skip
 """Of the tensors that become NumPy's."""
+
+TIMES_THE_FILE = 2.5
+"""How many times as large as the file its tensors may be: layers may share their numbers."""
 
 
 def read_pth(file: Path, n_heads: int | None = None) -> Source:
@@ -51,6 +55,7 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
     more = content if isinstance(content, dict) else {}
     inside = next((more[key] for key in INSIDE if isinstance(more.get(key), dict)), more)
     found = {str(name): _stored(str(name), tensor) for name, tensor in inside.items() if isinstance(tensor, Tensor)}
+    _check_sharing(file, (tensor for tensor in inside.values() if isinstance(tensor, Tensor)))
     tensors = renamed(found, lambda name: name.removeprefix(WRAPPED[0]).removeprefix(WRAPPED[1]), str(file))
     if not tensors:
         raise InputError(f"{file} holds no state_dict: save one with torch.save(model.state_dict(), FILE)")
@@ -90,15 +95,47 @@ def _stored(name: str, tensor: Tensor) -> Stored:
     Of one that NumPy cannot have (sparse, without numbers, quantised, of 8 bits) the dtype is void, and its `read`
     raises InputError: it may be one that is not wanted.
     """
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.dtype not in DTYPES:
-        return Stored(tuple(tensor.shape), np.dtype(np.void), partial(_refuse, name, tensor))
-    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().numpy()
-    return Stored(array.shape, array.dtype, array.copy)
+    wrong = _wrong(tensor)
+    shape = () if tensor.is_nested else tuple(tensor.shape)  # a nested one has no shape
+    if wrong:
+        return Stored(shape, np.dtype(np.void), partial(_refuse, name, wrong))
+    wide = torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
+    return Stored(shape, torch.empty(0, dtype=wide).numpy().dtype, partial(_numbers, tensor, wide))
 
 
-def _refuse(name: str, tensor: Tensor) -> Array:
-    kind = ", ".join([str(tensor.dtype), str(tensor.layout), *(["without numbers"] if tensor.is_meta else [])])
-    raise InputError(f"{name} is {kind}, which NumPy cannot have: save the model anew as plain float32 tensors")
+def _wrong(tensor: Tensor) -> str | None:
+    """Why NumPy cannot have a tensor: its kind, or more numbers than lie in the file (one number, shown many times)."""
+    kind = f"{tensor.dtype}, {tensor.layout}"
+    if tensor.is_meta:
+        return f"{kind}, without numbers, which NumPy cannot have"
+    if tensor.is_nested:
+        return f"{kind}, nested, which NumPy cannot have"
+    if tensor.layout != torch.strided or tensor.dtype not in DTYPES:
+        return f"{kind}, which NumPy cannot have"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"expanded to {tensor.numel():,} numbers, and the file has fewer"
+    return None
+
+
+def _numbers(tensor: Tensor, dtype: torch.dtype) -> Array:
+    """A copy of the tensor's numbers, with the sign that a lazily negated one shows."""
+    array: Array = tensor.detach().resolve_neg().to(dtype, copy=True).numpy()
+    return array
+
+
+def _refuse(name: str, wrong: str) -> Array:
+    raise InputError(f"{name} is {wrong}: save the model again as plain float32 tensors")
+
+
+def _check_sharing(file: Path, tensors: Iterable[Tensor]) -> None:
+    """Raises InputError where tensors that share their numbers are together much larger than the file."""
+    plain = [tensor for tensor in tensors if _wrong(tensor) is None]
+    asked = sum(tensor.numel() * tensor.element_size() for tensor in plain)
+    if asked > max(SMALL, TIMES_THE_FILE * file.stat().st_size):
+        raise InputError(
+            f"{file} has tensors of {asked:,} bytes that share the numbers of {file.stat().st_size:,}: "
+            "save them apart, torch.save({name: t.clone() for name, t in model.state_dict().items()}, FILE)"
+        )
 
 
 def _config(file: Path, tensors: Mapping[str, Stored], n_heads: Any, tables: tuple[str, str], block: str) -> GPTConfig:
