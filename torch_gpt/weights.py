@@ -13,7 +13,6 @@ from torch import Tensor
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import SMALL
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.gpt2 import LINEAR, renamed
 from numpy_gpt.weights.huggingface import PREFIX, read_config, read_parameters, same
@@ -33,8 +32,8 @@ DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.boo
 }  # fmt: skip
 """Of the tensors that become NumPy's."""
 
-TIMES_THE_FILE = 2.5
-"""How many times as large as the file its tensors may be: layers may share their numbers."""
+LEAST, TIMES_THE_FILE = 2 << 20, 2.5
+"""Bytes that its tensors may have in any case, and times the size of the file: layers may share their numbers."""
 
 
 def read_pth(file: Path, n_heads: int | None = None) -> Source:
@@ -131,7 +130,7 @@ def _check_sharing(file: Path, tensors: Iterable[Tensor]) -> None:
     """Raises InputError where tensors that share their numbers are together much larger than the file."""
     plain = [tensor for tensor in tensors if _wrong(tensor) is None]
     asked = sum(tensor.numel() * tensor.element_size() for tensor in plain)
-    if asked > max(SMALL, TIMES_THE_FILE * file.stat().st_size):
+    if asked > max(LEAST, TIMES_THE_FILE * file.stat().st_size):
         raise InputError(
             f"{file} has tensors of {asked:,} bytes that share the numbers of {file.stat().st_size:,}: "
             "save them apart, torch.save({name: t.clone() for name, t in model.state_dict().items()}, FILE)"
