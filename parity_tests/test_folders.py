@@ -115,6 +115,23 @@ def test_parents_that_cannot_be_made_are_named(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_folder_that_another_process_makes_meanwhile_is_not_removed(tmp_path, monkeypatch):
+    """Empty as it may still be: that process has it locked, and is about to fill it."""
+    from pathlib import Path
+
+    out, real = tmp_path / "out", Path.mkdir
+
+    def raced(self, *args, **kwargs):
+        if self == out and not out.is_dir():
+            real(out)
+        real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    with pytest.raises(KeyboardInterrupt), taken(out):
+        raise KeyboardInterrupt
+    assert out.is_dir()
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

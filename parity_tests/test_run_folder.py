@@ -358,3 +358,28 @@ def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, text):  # noqa: F811
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 6)
     assert result.exit_code == 0, result.output
     assert step_of(out) == 6
+
+
+def test_a_row_that_cannot_be_appended_is_written_with_the_others(tmp_path, text, monkeypatch):  # noqa: F811
+    """An error of the disk, once, half way through the row: it does not end the run, and no row is lost."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    pretrain(main, text, whole, "--max-steps", 5)
+    real, failed = Path.open, []
+
+    def failing(self, mode="r", *args, **kwargs):
+        if mode == "a" and self.parent == out and len(failed) < 2:
+            failed.append(mode)
+            if len(failed) == 2:
+                with real(self, mode) as f:
+                    f.write("2,1,192,5.")
+                raise OSError(5, "Input/output error")
+        return real(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing)
+    pretrain(main, text, out, "--max-steps", 5)
+    monkeypatch.undo()
+    assert len(failed) == 2
+    got, want = (
+        [row.rpartition(",")[0] for row in (each / "losses.csv").read_text().splitlines()] for each in (out, whole)
+    )
+    assert got == want
