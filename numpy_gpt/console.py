@@ -26,6 +26,10 @@ from numpy_gpt.train import Step
 T = TypeVar("T")
 
 
+NARROWEST = 20
+"""Columns that a line may count on."""
+
+
 def printable(text: str) -> str:
     """The text with what a terminal would not show as itself (control characters, lone U+FFFD bytes) as middle dots."""
     return "".join(c if c.isprintable() and c != "\ufffd" else c if c in "\n\t" else "·" for c in text)
@@ -59,6 +63,8 @@ class Report:
         out = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout, required)
         out.required = required
         self.console = Console(file=cast(TextIO, out), highlight=False)
+        if self.console.width < NARROWEST:  # COLUMNS=0 is in some environments
+            self.console.width = NARROWEST
 
     def line(self, text: str = "") -> None:
         """One line, not wrapped and not interpreted."""

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,10 @@ def _new_partial(target: Path) -> tuple[Path, int | None]:
     """A folder of a name that no other has, and its lock."""
     while True:
         folder = target.with_name(f".{target.name}.{os.getpid()}-{next(_numbers)}.partial")
-        try:
+        with suppress(FileExistsError):  # another process's
             folder.mkdir()
-            return folder, lock(folder)
-        except (FileExistsError, BlockingIOError, FileNotFoundError):
-            # another process's, or swept by one before it was locked
-            if not target.parent.is_dir():
-                raise
+            with suppress(BlockingIOError, FileNotFoundError):  # swept by another before it was locked
+                return folder, lock(folder)
 
 
 def sweep(target: Path) -> None:
@@ -180,7 +177,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
     check_free(folder)
     # inside a folder that exists, for it may be a disk of its own
     beside = folder / folder.name if folder.is_dir() else folder
-    with _made(folder.parent), partial_folder(beside) as partial:
+    with _made(folder.parent), ExitStack() as stack:
+        try:
+            partial = stack.enter_context(partial_folder(beside))
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
         yield partial
         with taken(folder):
             _move_content(partial, folder)

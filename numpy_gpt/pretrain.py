@@ -253,7 +253,7 @@ class _Session:
                 self._save()
             except DivergedError as error:
                 self._drawn()
-                raise DivergedError(f"{error}, in another run with --init; {self._last_save()}") from error
+                raise DivergedError(f"{error}; {self._after_divergence()}") from error
             except KeyboardInterrupt:
                 report.line(f"Stopped at once; {self._last_save()}")
                 raise
@@ -338,6 +338,13 @@ class _Session:
         except Exception as error:
             self.tell([f"losses.png could not be drawn ({error})"])
             return []
+
+    def _after_divergence(self) -> str:
+        best = f", or from {self.run.folder / BEST} with --init" if os.path.exists(self.run.folder / BEST) else ""
+        return (
+            f"{self._last_save()} (which comes to the same again): begin another run with a lower --lr, more "
+            f"--warmup-steps or a lower --clip, from the start{best}"
+        )
 
     def _last_save(self) -> str:
         try:

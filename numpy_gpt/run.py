@@ -301,7 +301,9 @@ class Run:
         """
         for place in (self.folder, self.folder / CHECKPOINT, self.folder / BEST):
             sweep(place / "*")
+        notes: list[str] = []
         if self.to_resume.resolve() != (self.folder / CHECKPOINT).resolve():
+            notes += self._keep_newest()
             with _written(self.folder):
                 newest = self._own_folder(CHECKPOINT)
                 newest.mkdir(exist_ok=True)
@@ -312,7 +314,22 @@ class Run:
         self.settings = settings
         self._write_settings(text_sha256)
         self._write_losses(rows)
-        return self._copy_newest(keep)
+        return notes + self._copy_newest(keep)
+
+    def _keep_newest(self) -> list[str]:
+        """Keep the checkpoint, which an earlier save is about to replace, as checkpoint-STEP, if it can be read.
+
+        Raises InputError if something else has that name.
+        """
+        try:
+            about = read_header(self.folder / CHECKPOINT).about
+            step = int(about["step"])
+        except (InputError, KeyError, ValueError):
+            return []
+        with _written(self.folder):
+            if notes := self._copy_kept(about, keep=2):
+                raise InputError(f"{notes[0]}: move it away, or resume the newest save with --resume {self.folder}")
+        return [f"the newest save, of step {step}, stays as {CHECKPOINT}-{step:06d}; best and later saves stay too"]
 
     def append(self, step: Step, seconds: float) -> None:
         """One more row of losses.csv, for a step with an evaluation."""

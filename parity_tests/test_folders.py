@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -115,10 +116,17 @@ def test_parents_that_cannot_be_made_are_named(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system in which nothing can be made")
+def test_a_place_where_nothing_can_be_made_is_named_at_once():
+    with (
+        pytest.raises(InputError, match=r"cannot make the folder /proc/zz: No such file"),
+        new_folder(Path("/proc/zz")),
+    ):
+        pytest.fail("it was made")
+
+
 def test_a_folder_that_another_process_makes_meanwhile_is_not_removed(tmp_path, monkeypatch):
     """Empty as it may still be: that process has it locked, and is about to fill it."""
-    from pathlib import Path
-
     out, real = tmp_path / "out", Path.mkdir
 
     def raced(self, *args, **kwargs):

@@ -75,6 +75,22 @@ def test_a_kept_save_is_resumed(tmp_path, text):  # noqa: F811
         ]
 
 
+def test_going_back_loses_no_save(tmp_path, text):  # noqa: F811
+    """The newest one, of which there is no copy, is kept before an earlier one takes its place."""
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 4, "--save-freq", 2, "--keep", 3)
+    assert invoke(main, "pretrain", "--resume", out, "--max-steps", 6).exit_code == 0
+    newest = load(out).params
+    result = invoke(main, "pretrain", "--resume", out / "checkpoint-000002", "--max-steps", 3, "--keep", 2)
+    assert result.exit_code == 0, result.output
+    assert "note: the newest save, of step 6, stays as checkpoint-000006" in result.output
+    assert step_of(out) == 3
+    check_same_bits(load(out / "checkpoint-000006").params, newest)
+    (out / "checkpoint" / "model.safetensors").write_bytes(b"damaged")
+    result = invoke(main, "pretrain", "--resume", out / "checkpoint-000004", "--max-steps", 5)
+    assert result.exit_code == 0, result.output
+
+
 def bits(save):
     return {file.name: file.read_bytes() for file in save.iterdir()}
 
