@@ -226,7 +226,7 @@ class Run:
                     for name, content in vocabulary_files(self.settings.encoding).items():
                         (made[2] / name).write_bytes(content)
         except BaseException:
-            for each in made:
+            for each in reversed(made):  # run.json last: while it is there, the rest is a run that has not saved
                 remove(each)
             raise
 
@@ -402,11 +402,12 @@ class Run:
     def _own_folder(self, name: str) -> Path:
         """The folder of this name in the run's. A link to another save there becomes a copy: no save changes later."""
         place = self.folder / name
-        if place.is_symlink() and place.resolve().parent == self.folder.resolve():
-            with _written(place), partial_folder(place) as beside:
-                shutil.copytree(place, beside / name)
-                place.unlink()
-                (beside / name).rename(place)
+        with _written(place):
+            if place.is_symlink() and place.resolve().parent == self.folder.resolve():
+                with partial_folder(place) as beside:
+                    shutil.copytree(place, beside / name)
+                    place.unlink()
+                    (beside / name).rename(place)
         return place
 
     def _copy_newest(self, keep: int) -> list[str]:
