@@ -33,3 +33,8 @@ class OutputError(Exception):
     def __init__(self, message: str, reader_gone: bool):
         super().__init__(message)
         self.reader_gone = reader_gone
+
+
+def brief(error: BaseException) -> str:
+    """What an error of a parser says, in at most 300 characters: some carry all that they were given."""
+    return f"{error!s:.300}" if isinstance(error, UnicodeError) else f"{error!r:.300}"

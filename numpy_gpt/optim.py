@@ -109,7 +109,7 @@ class AdamW:
                     f"the optimiser's state has no {name} of shape {own[name].shape}: is it another model's?"
                 )
         for name, array in own.items():
-            _check_state(name, state[name], array.dtype)
+            check_state(name, state[name], array.dtype)
         self.t = int(state["t"][0])
         for name, array in own.items():
             array[...] = state[name]
@@ -148,7 +148,7 @@ class AdamW:
         p -= d
 
 
-def _check_state(name: str, array: Array, dtype: np.dtype[Any]) -> None:
+def check_state(name: str, array: Array, dtype: np.dtype[Any]) -> None:
     """Raises InputError unless an optimiser can have reached this: t >= 0, finite moments, none of v negative."""
     integer = dtype.kind == "i"
     largest = 1 << 53 if integer else float(np.finfo(dtype).max)  # torch counts its steps in floating point

@@ -59,8 +59,10 @@ def encoding_of(header: Header) -> str:
         )
     if name in ENCODINGS:
         return name
-    folder = (header.file.parent / name).resolve()
-    if not folder.is_dir():
+    folder = header.file.parent / name
+    if kind_of(folder) == "folder":
+        folder = folder.resolve()
+    else:
         raise InputError(f"{header.file} has its vocabulary in {folder}, which is not there: put it back, or name one")
     words = folder_files(folder)
     known = header.about.get("vocabulary")
@@ -363,6 +365,7 @@ def _resumed(
 ) -> _Session:
     """The session of a run that is resumed. Writes nothing until all that can be wrong has been looked at."""
     position, state = run.resume(job.settings, job.batches.sha256)
+    position.check_fits(job.batches.windows, job.batches.batches_per_epoch)
     learner = make_learner(job.config, job.settings, job.total_steps, job.params)
     learner.restore(state)
     notes = run.go_on(job.settings, job.batches.sha256, position, keep)

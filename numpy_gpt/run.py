@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.data import Loader, load_text, sha256, sliding_windows, split_text
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import InputError, brief
 from numpy_gpt.files import (
     SMALL,
     check_free,
@@ -121,6 +122,9 @@ for_tiny = Settings(
     sample_tokens=160,
 )
 
+COUNTED_FROM_0 = ("epochs", "max_steps", "warmup_steps", "sample_tokens")
+"""Settings that may be 0; the other counts are at least 1."""
+
 MAY_CHANGE = {"epochs", "max_steps", "eval_freq", "eval_iter", "prompt"}
 """What --resume lets a run be continued with; the rest would make it another run."""
 
@@ -147,6 +151,7 @@ class Batches:
                 raise InputError(f"the {name} part of {settings.text}: {error}") from error
         self._train, self._val = windows
         self._batch_size = settings.batch_size
+        self.windows = len(self._train[0])
         self.batches_per_epoch = len(Loader(*self._train, settings.batch_size, drop_last=True))
         self.train_tokens = self.batches_per_epoch * settings.batch_size * T
         self.val_tokens = self._val[0].size
@@ -241,6 +246,7 @@ class Run:
             settings = Settings(**{field.name: whole["settings"][field.name] for field in fields(Settings)})
             if whole["sha256"] != _sha256(whole["settings"], whole["text_sha256"]):
                 raise ValueError("not as it was written: its SHA-256 differs")
+            _check_settings(settings)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{folder} is not the folder of a run (no usable run.json: {error}): give one made by pretrain"
@@ -291,7 +297,9 @@ class Run:
                     f"--init {self.folder}"
                 )
         state = load_training(self.to_resume)
-        return Position.restored(state), state
+        position = Position.restored(state)
+        _check_about(self.to_resume, position.step)
+        return position, state
 
     def go_on(self, settings: Settings, text_sha256: str, position: Position, keep: int) -> list[str]:
         """Continue the run from this position, with these settings; returns what `save` returns.
@@ -357,8 +365,8 @@ class Run:
                 return [_row(row) for row in reader if row[COLUMNS[-1]]]
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise InputError(
-                f"{self._losses} cannot be read as a table of losses ({error!r}): put it back, or put in its place a "
-                f"file with the one line {','.join(COLUMNS)}"
+                f"{self._losses} cannot be read as a table of losses ({brief(error)}): put it back, or put in its "
+                f"place a file with the one line {','.join(COLUMNS)}"
             ) from error
 
     def best_batches(self, eval_iter: int) -> int:
@@ -434,7 +442,9 @@ class Run:
                 old = read_header(best).about
                 if old["val_batches"] != about["val_batches"]:
                     raise ValueError("its validation loss is over other batches")
-                if loss >= float(old["val_loss"]):
+                if not math.isfinite(best_loss := float(old["val_loss"])):
+                    raise ValueError(f"its validation loss is {best_loss}")
+                if loss >= best_loss:
                     return []
             except (InputError, KeyError, ValueError) as error:
                 return [f"{best} stays as it is, since it cannot be compared with this save: {error}"]
@@ -547,6 +557,42 @@ def _sha256(settings: dict[str, Any], text_sha256: str) -> str:
     return hashlib.sha256(json.dumps([settings, text_sha256], sort_keys=True).encode()).hexdigest()
 
 
+def _check_about(save: Path, step: int) -> None:
+    """Raise InputError if the metadata of a save, of this step, has a count or a loss that `Run.save` never writes."""
+    about = read_header(save).about
+    try:
+        if about.get("step", str(step)) != str(step):
+            raise ValueError(f"step {about['step']:.80}, and its training state {step}")
+        if math.isnan(loss := float(about.get("val_loss", "0"))) or loss < 0:
+            raise ValueError(f"the validation loss {loss}")
+        if not 1 <= int(about.get("val_batches", "1")) < 1 << 63:
+            raise ValueError(f"{about['val_batches']:.80} validation batches")
+    except ValueError as error:
+        raise InputError(
+            f"{save / MODEL_FILE} says of itself what no run writes ({error!s:.200}): start from it with --init"
+        ) from error
+
+
+def _check_settings(settings: Settings) -> None:
+    """Raise ValueError for a setting of another type, or of a value that no run can have been begun with."""
+    for field in fields(Settings):
+        name, value = field.name, getattr(settings, field.name)
+        if value is None and field.name in ("max_steps", "stride", "clip"):
+            continue
+        if name in ("tie_weights", "qkv_bias"):
+            right = type(value) is bool
+        elif name in ("model", "text", "encoding", "prompt"):
+            right = type(value) is str
+        elif name in ("lr", "weight_decay", "clip", "drop_rate"):
+            least = 0.0 if name in ("weight_decay", "drop_rate") else math.ulp(0.0)
+            right = type(value) in (int, float) and least <= value <= (1 if name == "drop_rate" else sys.float_info.max)
+        else:
+            least = {"seed": -(1 << 63), **dict.fromkeys(COUNTED_FROM_0, 0)}.get(name, 1)
+            right = type(value) is int and least <= value < 1 << (64 if name == "seed" else 63)
+        if not right:
+            raise ValueError(f"its {name} is {str(value)[:80]!r}, which no run has")
+
+
 def kept_save(folder: Path) -> dict[str, str] | None:
     """What a save kept in this folder says of itself; None if it is anything else."""
     match = COPY.fullmatch(folder.name)
@@ -593,7 +639,9 @@ def _already(folder: Path) -> str:
 
 
 def _row(texts: dict[str, str]) -> dict[str, float]:
-    """A row of losses.csv. Raises ValueError for a count that no run can have reached."""
+    """A row of losses.csv. Raises ValueError for a count that no run can have reached, and for more columns."""
+    if len(texts) > len(COLUMNS):
+        raise ValueError(f"a row has more than {len(COLUMNS)} columns")
     row: dict[str, float] = {n: int(texts[n]) if n in COLUMNS[:3] else float(texts[n]) for n in COLUMNS}
     if not all(least <= row[name] < 1 << 63 for name, least in zip(COLUMNS[:3], (0, 1, 1), strict=True)):
         raise ValueError(f"it counts {row}")

@@ -86,6 +86,17 @@ class Position:
             )
         return cls(step, epoch, batch, tokens_seen, order)
 
+    def check_fits(self, windows: int, batches: int) -> None:
+        """Raise InputError unless a run whose epoch has so many windows, in so many batches, can stand here."""
+        length = None if self.order is None else len(self.order)
+        whole = self.batch < batches and self.step == self.epoch * batches + self.batch
+        if not whole or length not in (windows, None if self.batch == 0 else windows):
+            raise InputError(
+                f"the checkpoint's run stood at batch {self.batch} of epoch {self.epoch}, step {self.step}, in an "
+                f"order of {length} windows; its text has {windows} windows in {batches} batches: "
+                "start from it with --init"
+            )
+
 
 def _is_permutation(order: Array) -> bool:
     return order.ndim == 1 and order.dtype.kind in "iu" and np.array_equal(np.sort(order), np.arange(len(order)))

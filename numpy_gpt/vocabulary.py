@@ -14,7 +14,7 @@ from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import InputError, brief
 from numpy_gpt.files import SMALL, VOCABULARY_TIMES, parse_json
 
 END_OF_TEXT = "<|endoftext|>"
@@ -111,9 +111,9 @@ def read_vocabulary(files: Mapping[str, bytes], where: str) -> Vocabulary:
         extras = parse_extras(files, ids)
         ranks = _ranks(ids, merges, extras)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise InputError(f"the vocabulary in {where} is damaged or not in GPT-2's format ({error!r})") from error
+        raise InputError(f"the vocabulary in {where} is damaged or not in GPT-2's format ({brief(error)})") from error
     except _UnfitError as error:
-        raise InputError(f"the vocabulary in {where} {error}") from error
+        raise InputError(f"the vocabulary in {where} {error!s:.500}") from error
     if hashlib.sha256(files[MERGES]).hexdigest() != GPT2_FILES[MERGES]:  # a second of work, known to find nothing there
         _check_merging(merges, where)
     return Vocabulary(ranks, extras, max(ids.values()) + 1)
@@ -189,8 +189,8 @@ def _check_merging(merges: list[tuple[str, str]], where: str) -> None:
         token = first + second
         if first not in known or second not in known or _merged(list(token), order) != [token]:
             raise InputError(
-                f"the vocabulary in {where} cannot be used here: its {MERGES} does not make the token {token!r} of its "
-                "own bytes, and tiktoken would"
+                f"the vocabulary in {where} cannot be used here: its {MERGES} does not make the token {token!r:.80} of "
+                "its own bytes, and tiktoken would"
             )
         known.add(token)
 

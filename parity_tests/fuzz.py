@@ -1,44 +1,63 @@
-"""Damaged files by the hundred thousand, through every reader of weights: the right answer, or one clear error.
+"""Damaged files by the hundred thousand, through every reader: the right answer, or one clear error.
 
-A specimen is a folder of a small model in one format, and four kinds of place in its files: header, index, data,
-configuration. A mutant is the specimen with one thing changed in one of these places: bits, bytes, a stretch cut out,
-doubled, zeroed or exchanged, the file's end cut off; in JSON, a value put in another's place. Where a checksum would
-stop the reader at the door it is, every other time, made right again, so that what lies behind is tried as well.
+A specimen is a folder of a small model in one format, or of a run or a vocabulary, and kinds of place in its files, as
+header, index, data, configuration for a format of weights. A mutant is the specimen with one thing changed in one of
+these places: bits, bytes, a stretch cut out, doubled, zeroed or exchanged, the file's end cut off; in JSON, a value
+put in another's place. Where a checksum would stop the reader at the door it is, every other time, made right again, so
+that what lies behind is tried as well.
 
-The reader then has a second and three times the files' size, and answers with an InputError, or with a model: of that
-every tensor must be what an independent reader finds in the mutant, or the original's where the format's checksums
-promise it, and its configuration what the mutant says.
+Of a run's checkpoint the values themselves are made hostile: its metadata, and the arrays of its training state.
+
+The reader then has two and a half times the files' size in memory, or the bytes that it allows any file (a safetensors
+header 8 MiB, an index 4 MiB, JSON 2 MiB: constants of the readers) where its specimen says so, and answers with an
+InputError, or with a model: of that every tensor must be what an independent reader finds in the mutant, or the
+original's where the format's checksums promise it, and its configuration what the mutant says. One that never answers
+is stopped after minutes, where the system has alarms.
 """
 
+import csv
 import hashlib
 import json
 import random
 import shutil
+import signal
 import struct
 import tempfile
 import time
 import tracemalloc
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load as load_arrays
 from safetensors.numpy import load_file
+from safetensors.numpy import save as save_arrays
 
 from numpy_gpt import GPT, GPTConfig, load, save
 from numpy_gpt.errors import InputError
-from numpy_gpt.weights.checkpoint import load_training
+from numpy_gpt.files import SMALL
+from numpy_gpt.learner import NumpyLearner
+from numpy_gpt.pretrain import encoding_of, text_of
+from numpy_gpt.run import COLUMNS, Batches, Run, Validation, for_tiny
+from numpy_gpt.tokenizer import END_OF_TEXT, GPT2_FILES, get_encoding
+from numpy_gpt.train import Position, train
+from numpy_gpt.vocabulary import AddedToken, Extras
+from numpy_gpt.weights.checkpoint import load_params, load_training, read_header
 from numpy_gpt.weights.crc32c import crc32c
 from numpy_gpt.weights.source import open_source
-from numpy_gpt.weights.tensors import CRC32, SHA256
+from numpy_gpt.weights.tensors import CRC32, HEADER, SHA256, seal
 from parity_tests.gpt2_files import gpt2_tensors, huggingface_folder
 from parity_tests.test_bundle import write as write_bundle
 
-PLACES = ("header", "index", "data", "configuration")
-SECONDS = 1.0
-TIMES_THE_FILES = 3
+HANG = 300.0
+"""Seconds after which a reader is taken to hang: far more than any machine takes for an answer."""
+
+TIMES_THE_FILES = 2.5
 SIZE = {"vocab_size": 150, "n_positions": 40, "n_embd": 32, "n_head": 4, "n_layer": 1}
 
 STRANGE = (
@@ -62,6 +81,10 @@ class Specimen:
     """Raises AssertionError if the answer is not what the mutant in this folder holds."""
     reseal: Callable[[str, bytearray], None] | None = None
     """Makes a file's checksums right again."""
+    edits: Mapping[str, Callable[[random.Random, bytes], tuple[str, bytes]]] = field(default_factory=dict)
+    """Place -> what makes a mutant of a file there, and says how, instead of `mutated`."""
+    floor: int = 0
+    """Bytes of memory that its reader allows any file, however short."""
 
 
 @dataclass
@@ -88,13 +111,16 @@ def fuzz(specimen: Specimen, mutants: int, seed: int, place: Path) -> Findings:
     """Try so many mutants of a specimen, made in the folder `place` from this seed."""
     rng, found = random.Random(seed), Findings()
     shutil.copytree(specimen.folder, place, dirs_exist_ok=True)
-    originals = {file.name: file.read_bytes() for file in place.iterdir()}
+    files = [file for file in place.rglob("*") if file.is_file()]
+    originals = {file.relative_to(place).as_posix(): file.read_bytes() for file in files}
+    kinds = list(specimen.places)
     tracemalloc.start()
     for number in range(mutants):
-        kind = PLACES[number % len(PLACES)]
+        kind = kinds[number % len(kinds)]
         name, start, end = rng.choices(specimen.places[kind], [e - s for _, s, e in specimen.places[kind]])[0]
-        how, content = mutated(rng, originals[name], start, end)
-        if specimen.reseal and rng.random() < 0.5:
+        edit = specimen.edits.get(kind)
+        how, content = edit(rng, originals[name]) if edit else mutated(rng, originals[name], start, end)
+        if not edit and specimen.reseal and rng.random() < 0.5:
             how, content = f"{how}, resealed", bytearray(content)
             specimen.reseal(name, content)
         (place / name).write_bytes(content)
@@ -111,19 +137,18 @@ def judge(specimen: Specimen, place: Path, kind: str, what: str, size: int, foun
     tracemalloc.reset_peak()
     before, begin = tracemalloc.get_traced_memory()[0], time.perf_counter()
     try:
-        answer = specimen.read(place)
+        with no_hang():
+            answer = specimen.read(place)
     except InputError as error:
         answer = None
         if "\n" in str(error) or len(str(error)) > 2000:
             found.faults.append(f"{what}: the error is no sentence: {str(error)[:300]!r}")
-    except Exception as error:  # what is looked for
+    except (Exception, HangError) as error:  # what is looked for
         found.faults.append(f"{what}: {type(error).__name__}: {error}")
         return
     seconds, memory = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1] - before
     found.slowest, found.largest = max(found.slowest, seconds), max(found.largest, memory / size)
-    if seconds > SECONDS:
-        found.faults.append(f"{what}: {seconds:.1f} seconds")
-    if memory > TIMES_THE_FILES * size:
+    if memory > max(TIMES_THE_FILES * size, specimen.floor):
         found.faults.append(f"{what}: {memory:,} bytes of memory for files of {size:,}")
     if answer is None:
         found.errors[kind] += 1
@@ -133,6 +158,29 @@ def judge(specimen: Specimen, place: Path, kind: str, what: str, size: int, foun
         specimen.check(place, answer)
     except Exception as error:  # an independent reader that fails where ours does not is a finding too
         found.faults.append(f"{what}: it loads, and {type(error).__name__}: {error}")
+
+
+class HangError(BaseException):
+    """A reader that does not come to an end; no Exception, which a reader might catch."""
+
+
+@contextmanager
+def no_hang() -> Iterator[None]:
+    """Raise HangError in the block once it has taken HANG seconds. Where there are no alarms (Windows) it may hang."""
+
+    def stop(number, frame):
+        raise HangError(f"no answer in {HANG:g} seconds")
+
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, HANG)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def mutated(rng: random.Random, content: bytes, start: int, end: int) -> tuple[str, bytes]:
@@ -433,6 +481,225 @@ def reseal_table(content: bytearray) -> None:
         reseal(offset, size)
 
 
+STRINGS = ("", "\0", "../..", "/", "/dev/zero", "x" * 5000, "NaN", "-inf", "1e999", "-1", "0x7", "\u0667", "9" * 5000)
+"""Values for one of a checkpoint's metadata."""
+
+NUMBERS = (0, 1, -1, 2**31, 2**53, 2**62, 2**63 - 1, -(2**63), 1e300, 1e-40, float("nan"), float("inf"), -0.5)
+"""Values for one of an array's."""
+
+STEPS = 3
+
+
+def run_specimen(folder: Path) -> Specimen:
+    """A run that is resumed: values made hostile under right checksums, and its two tables damaged.
+
+    What is taken up must be what the mutant says, and what a run of this text can have reached.
+    """
+    (folder / "text.txt").write_text("What is taken up again is what was there. " * 12)
+    settings = replace(for_tiny, text=str(folder / "text.txt"), context_length=8, batch_size=4, max_steps=10)
+    batches, config = Batches(settings), GPTConfig(257, 8, 8, 2, 1, 0.0)
+    learner, position = NumpyLearner(config, settings, 10), Position()
+    with Run.create(folder / "run", settings, batches.sha256) as run:
+        for step in train(learner, *batches.loaders(learner), STEPS, 1, 1, position):
+            run.append(step, 0.5)
+        run.save(config, learner, position, batches, Validation(2.0, 1), keep=2)
+    checkpoint = "run/checkpoint"
+    (state,) = (folder / checkpoint).glob("training-*")
+    files = {"metadata": f"{checkpoint}/model.safetensors", "state": f"{checkpoint}/{state.name}"}
+    files |= {"run.json": "run/run.json", "losses.csv": "run/losses.csv"}
+    places = {place: [(name, 0, (folder / name).stat().st_size)] for place, name in files.items()}
+
+    def read(place):
+        with tempfile.TemporaryDirectory(dir=place.parent) as copy:  # going on writes
+            run = shutil.copytree(place / "run", Path(copy, "run"))
+            name_the_state(run / "checkpoint", state.name)
+            return resumed(run, batches)
+
+    def check(place, answer):
+        settings, position, learner, rows = answer
+        said = json.loads((place / "run" / "run.json").read_text())["settings"]
+        assert asdict(settings) == said
+        assert all(type(getattr(settings, name)) is not bool for name in ("epochs", "batch_size", "seed", "lr"))
+        assert 0 < settings.lr < float("inf"), f"the learning rate is {settings.lr}"
+        assert min(settings.batch_size, settings.eval_freq, settings.eval_iter) >= 1
+        held = load_file(place / "run" / "checkpoint" / state.name)
+        got = learner.state() | position.state()
+        assert got.keys() == held.keys() - ({"loop.order"} if position.order is None else set())
+        for name, array in got.items():
+            assert np.array_equal(array, held[name]), f"{name} is another"
+            assert np.isfinite(array).all(), f"{name} is not finite"
+        assert position.step == position.epoch * batches.batches_per_epoch + position.batch
+        assert position.batch < batches.batches_per_epoch
+        with (place / "run" / "losses.csv").open(newline="") as f:
+            table = [each for each in list(csv.reader(f))[1:] if len(each) == len(COLUMNS) and each[-1]]
+        assert [list(map(float, row.values())) for row in rows] == [list(map(float, each)) for each in table] or any(
+            "nan" in each for row in table for each in row
+        )
+
+    edits = {"metadata": hostile_metadata, "state": hostile_state}
+    return Specimen(folder, places, read, check, reseal_run, edits, floor=HEADER)
+
+
+def resumed(run: Path, batches: Batches):
+    """What `pretrain --resume` takes up, and what `evaluate` and `info` ask of the checkpoint."""
+    opened = Run.open(run)
+    config, params = load_params(opened.to_resume)
+    header = read_header(run)
+    encoding, (_, text) = get_encoding(encoding_of(header)), text_of(header)
+    assert encoding.n_vocab
+    assert text
+    position, state = opened.resume(opened.settings, batches.sha256)
+    position.check_fits(batches.windows, batches.batches_per_epoch)
+    learner = NumpyLearner(config, opened.settings, 10, params)
+    learner.restore(state)
+    rows = opened.losses()
+    opened.best_batches(5)
+    opened.go_on(opened.settings, batches.sha256, position, 2)
+    return opened.settings, position, learner, rows
+
+
+def name_the_state(folder: Path, name: str) -> None:
+    """Give the training state in a checkpoint the name that its seal asks for, and name it in the model's file."""
+    content = (folder / name).read_bytes()
+    header = header_of(content)
+    new = f"training-{header['__metadata__'][SHA256][:16]}.safetensors"
+    if new == name:
+        return
+    (folder / name).rename(folder / new)
+    model = bytearray((folder / "model.safetensors").read_bytes())
+    with_header(model, {**header_of(model), "__metadata__": header_of(model)["__metadata__"] | {"training": new}})
+    reseal_safetensors("", model)
+    (folder / "model.safetensors").write_bytes(model)
+
+
+def header_of(content: bytes) -> dict:
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+
+
+def with_header(content: bytearray, header: dict) -> None:
+    """Put a header in the place of a safetensors file's own."""
+    text = json.dumps(header).encode()
+    content[: 8 + int.from_bytes(content[:8], "little")] = struct.pack("<Q", len(text)) + text
+
+
+def hostile_metadata(rng: random.Random, content: bytes) -> tuple[str, bytes]:
+    """A value of a checkpoint's metadata replaced, or of its configuration, under a right seal."""
+    header, out = header_of(content), bytearray(content)
+    about = header["__metadata__"]
+    key = rng.choice([key for key in about if key not in (SHA256, CRC32)])
+    if key == "config" and rng.random() < 0.8:
+        values = json.loads(about[key])
+        inner = rng.choice(list(values))
+        values[inner] = value = rng.choice(STRANGE)
+        about[key], key = json.dumps(values), f"{key}.{inner}"
+    else:
+        about[key] = value = rng.choice(STRINGS)
+    with_header(out, header)
+    reseal_safetensors("", out)
+    return f"{key} made {str(value)[:40]!r}", bytes(out)
+
+
+def hostile_state(rng: random.Random, content: bytes) -> tuple[str, bytes]:
+    """An array of a training state with another value, shape or dtype, or left out, under right checksums."""
+    arrays = load_arrays(content)
+    name = rng.choice(sorted(arrays, key=lambda each: each.startswith("optimizer.m"))[:4] + list(arrays))
+    array, how = arrays[name], rng.choice(("value", "value", "value", "dtype", "shape", "cut", "missing"))
+    if how == "value":
+        value = rng.choice(NUMBERS)
+        if array.dtype.kind != "f":
+            limits = np.iinfo(array.dtype)
+            value = int(min(max(value, limits.min), limits.max)) if value == value else rng.randrange(100)
+        with np.errstate(over="ignore"):
+            array.reshape(-1)[rng.randrange(array.size)] = value
+        how = f"value {value}"
+    elif how == "dtype":
+        arrays[name] = array.astype(rng.choice((np.float64, np.int64, np.uint8, np.bool_)))
+    elif how == "shape":
+        arrays[name] = array[None]
+    elif how == "cut":
+        arrays[name] = array[: rng.randrange(len(array))]
+    else:
+        del arrays[name]
+    about = {"format": "numpy-gpt training", "version": "1"}
+    return f"{name}: {how}", save_arrays(arrays, seal(arrays, about))
+
+
+def reseal_run(name: str, content: bytearray) -> None:
+    """Make the SHA-256 of a run.json right again, if it is still JSON; nothing to do for losses.csv."""
+    try:
+        whole = json.loads(content)
+        said = json.dumps([whole["settings"], whole["text_sha256"]], sort_keys=True)
+    except (ValueError, KeyError, TypeError):
+        return
+    content[:] = json.dumps(whole | {"sha256": hashlib.sha256(said.encode()).hexdigest()}).encode()
+
+
+def vocabulary_specimen(folder: Path) -> Specimen:
+    """An encoding that a folder gives must make the tokens that the tokenizers library makes of the same files."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    fixture = Path(__file__).parent / "fixtures" / "tiny_gpt2"
+    for name in GPT2_FILES:
+        shutil.copy(fixture / name, folder)
+    ids = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    added = (AddedToken(END_OF_TEXT, ids[END_OF_TEXT]), AddedToken("<pad>", len(ids), lstrip=True))
+    (folder / "tokens.json").write_bytes(Extras(added, END_OF_TEXT).to_json())
+    places = {
+        name: [(name, 0, (folder / name).stat().st_size)] for name in ("encoder.json", "vocab.bpe", "tokens.json")
+    }
+    text = "The tokens of these files, and 12 others; there is\n  another\u00e9."
+
+    def check(place, encoding):
+        got = encoding.encode_ordinary(text)
+        known = json.loads((place / "encoder.json").read_text(encoding="utf-8"))
+        lines = (place / "vocab.bpe").read_text(encoding="utf-8").replace("\r\n", "\n").split("\n")
+        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        prefix = (
+            json.loads((place / "tokens.json").read_text())["add_prefix_space"]
+            if (place / "tokens.json").exists()
+            else False
+        )
+        judge = ByteLevelBPETokenizer(known, merges, add_prefix_space=prefix)
+        assert got == judge.encode(text).ids, f"other tokens: {got}"
+        assert encoding.decode(got).strip() == text.strip()
+
+    return Specimen(folder, places, lambda place: get_encoding(str(place)), check, floor=SMALL)
+
+
+def pth_specimen(folder: Path) -> Specimen:
+    """torch.save's file of the book's model: the numbers are those that torch itself finds in the mutant."""
+    import torch
+
+    from torch_gpt.weights import read_pth
+
+    config = GPTConfig(SIZE["vocab_size"], SIZE["n_positions"], 64, 1, 1, 0.1)
+    params = {name: torch.from_numpy(array) for name, array in GPT(config, seed=1).params.items()}
+    torch.save(params, file := folder / "model.pth")
+    with zipfile.ZipFile(file) as whole:
+        members = {each.filename.partition("/")[2]: each for each in whole.infolist()}
+        pickle, last = members["data.pkl"], whole.start_dir
+    size, start = file.stat().st_size, pickle.header_offset
+    places = {
+        "header": [(file.name, start, start + 64)],
+        "index": [(file.name, last, size)],
+        "data": [(file.name, start + pickle.file_size + 128, last)],
+        "configuration": [(file.name, start + 64, start + 64 + pickle.file_size)],
+    }
+
+    def read(place):
+        source = read_pth(place / file.name, 1)
+        return source.config, {name: tensor.finite(place, name).read() for name, tensor in source.tensors.items()}
+
+    def check(place, answer):
+        whole = torch.load(place / file.name, weights_only=True)
+        for name, array in answer[1].items():
+            want = whole[name].resolve_neg().numpy()
+            assert array.shape == want.shape, f"{name} has another shape"
+            assert array.tobytes() == want.tobytes(), f"{name} is another"
+
+    return Specimen(folder, places, read, check)
+
+
 def fuzz_part(reader: str, mutants: int, seed: int) -> Findings:
     """`fuzz` with a specimen and a place of its own, for a process of its own."""
     place = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
@@ -441,5 +708,12 @@ def fuzz_part(reader: str, mutants: int, seed: int) -> Findings:
         return fuzz(SPECIMENS[reader](original), mutants, seed, Path(folder, "mutant"))
 
 
-SPECIMENS = {"checkpoint": checkpoint_specimen, "openai": openai_specimen, "huggingface": huggingface_specimen}
+SPECIMENS = {
+    "checkpoint": checkpoint_specimen,
+    "openai": openai_specimen,
+    "huggingface": huggingface_specimen,
+    "run": run_specimen,
+    "pth": pth_specimen,
+    "vocabulary": vocabulary_specimen,
+}
 """Reader -> what makes its specimen in a folder."""

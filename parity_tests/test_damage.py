@@ -10,22 +10,28 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.weights import tensors
 from numpy_gpt.weights.checkpoint import save_params
 from parity_tests import fuzz
-from parity_tests.fuzz import PLACES, SPECIMENS, Specimen, fuzz_part
+from parity_tests.fuzz import SPECIMENS, Specimen, fuzz_part
 from parity_tests.kills import STEPS, DifferentError, kill_and_resume
+
+QUICK = {"run": 80, "pth": 120, "vocabulary": 800}
+"""Mutants of the quick form, where 400 take too long or too few load."""
+
+PLACES = ("header", "data")
 
 
 def check_damaged(reader, mutants, seed=0):
     found = fuzz_part(reader, mutants, seed)
     assert not found.faults, "\n".join(found.faults[:5])
     tried = found.errors + found.loaded
-    assert {place: tried[place] for place in PLACES} == dict.fromkeys(PLACES, mutants // 4)
+    assert tried.total() == mutants
+    assert max(tried.values()) - min(tried.values()) <= 1, "not each kind of place as often as the others"
     return found
 
 
 @pytest.mark.parametrize("reader", SPECIMENS)
 def test_damaged_files_are_read_rightly_or_refused(reader):
-    found = check_damaged(reader, 400)
-    assert found.errors.total() > 100
+    found = check_damaged(reader, QUICK.get(reader, 400))
+    assert found.errors.total() > 50
     assert found.loaded.total() > 10, "no mutant that loads: nothing was compared"
 
 
@@ -49,7 +55,6 @@ def partial_without_checksum(real):
 
 
 def test_the_fuzzer_notices_a_crash_a_hang_and_a_wrong_answer(monkeypatch, tmp_path):
-    monkeypatch.setattr(fuzz, "SECONDS", 0.2)
     (tmp_path / "original").mkdir()
     (tmp_path / "original" / "x").write_bytes(bytes(1 << 17))
     places = {place: [("x", 0, 1 << 17)] for place in PLACES}
@@ -67,13 +72,21 @@ def test_the_fuzzer_notices_a_crash_a_hang_and_a_wrong_answer(monkeypatch, tmp_p
     assert findings(refuse) == []
     assert all("no sentence" in fault for fault in findings(refuse_at_length))
     assert all("ZeroDivisionError" in fault for fault in findings(lambda place: 1 // 0))
-    assert all("seconds" in fault for fault in findings(lambda place: __import__("time").sleep(0.25)))
     assert all("bytes of memory" in fault for fault in findings(lambda place: np.ones(5 << 17, np.uint8)))
 
     def other(place, answer):
         raise AssertionError("another")
 
     assert all("it loads, and AssertionError: another" in fault for fault in findings(lambda place: 1, other))
+
+    def hang(place):
+        while True:
+            pass
+
+    monkeypatch.setattr(fuzz, "HANG", 0.05)  # however slow the machine is: it never ends
+    hung = findings(hang)
+    assert len(hung) == 4
+    assert all("HangError: no answer in" in fault for fault in hung)
 
 
 @pytest.mark.slow

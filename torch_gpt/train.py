@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import DivergedError, InputError
+from numpy_gpt.optim import check_state
+from numpy_gpt.random import Generator
 from numpy_gpt.run import Settings
 from numpy_gpt.train import check_finite_step
 from numpy_gpt.typing import Array, Params
@@ -201,17 +203,32 @@ class TorchLearner:
 
     def restore(self, state: Params) -> None:
         try:
+            self._check_state(state)
+            t = torch.tensor(float(state["optimizer.t"][0]))
             for name, p in self.model.named_parameters():
-                m, v = (torch.from_numpy(state[f"optimizer.{each}.{name}"]).to(p) for each in "mv")
-                t = torch.tensor(float(state["optimizer.t"][0]))
-                if m.shape != p.shape or v.shape != p.shape:
-                    raise InputError(f"the optimiser's state of {name} has another shape: is it another model's?")
-                self.optimizer.state[p] = {"step": t, "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
+                m, v = (torch.from_numpy(state[f"optimizer.{each}.{name}"]).to(p, copy=True) for each in "mv")
+                self.optimizer.state[p] = {"step": t.clone(), "exp_avg": m, "exp_avg_sq": v}
             self._restore_random(state)
         except KeyError as error:
             raise InputError(
                 f"the checkpoint has no training state {error}: start from it with --init instead"
             ) from error
+
+    def _check_state(self, state: Params) -> None:
+        """Raise InputError for what neither this optimiser nor these generators can have reached; KeyError."""
+        if state["optimizer.t"].shape != (1,):
+            raise InputError("the optimiser's state has no one number of steps: is it another model's?")
+        check_state("t", state["optimizer.t"], np.dtype(np.int64))
+        for name, p in self.model.named_parameters():
+            for each in "mv":
+                array = state[f"optimizer.{each}.{name}"]
+                if array.shape != p.shape:
+                    raise InputError(f"the optimiser's state of {name} has another shape: is it another model's?")
+                check_state(f"{each}.{name}", array, torch.empty(0, dtype=p.dtype).numpy().dtype)
+        Generator(0).set_state(state["rng"])  # it refuses what is none of torch's
+        cuda = state.get("rng.cuda")
+        if cuda is not None and (cuda.dtype != np.uint8 or cuda.shape != (16,)):
+            raise InputError("the checkpoint's random state of the GPU is none: start from it with --init instead")
 
     def _random_state(self) -> Params:
         """Of the CPU's generator, and of the GPU's where that draws the dropout masks."""

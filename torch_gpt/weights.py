@@ -1,6 +1,7 @@
 """PyTorch's own files of a GPT-2, the book's, nanoGPT's and transformers', which only PyTorch reads: as a source."""
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,7 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
     The number of heads shows in no shape: n_heads, else what config.json or nanoGPT's model_args say, else 64 features
     a head where the width is one of GPT-2's. Raises InputError for a file that is damaged, holds code, or is no GPT-2.
     """
+    _check_archive(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -124,6 +126,25 @@ def _numbers(tensor: Tensor, dtype: torch.dtype) -> Array:
 
 def _refuse(name: str, wrong: str) -> Array:
     raise InputError(f"{name} is {wrong}: save the model again as plain float32 tensors")
+
+
+def _check_archive(file: Path) -> None:
+    """Raises InputError where the members of torch.save's archive say that they are more than the file can hold.
+
+    What else is wrong with it, or no archive at all, is for torch to find.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+        size = file.stat().st_size
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+        return
+    stored = all(each.file_size == each.compress_size for each in members if each.compress_type == zipfile.ZIP_STORED)
+    if not stored or sum(each.file_size for each in members) > max(LEAST, TIMES_THE_FILE * size):
+        raise InputError(
+            f"{file} has members that say they are larger than it ({size:,} bytes), so it is damaged: "
+            "save the model again with torch.save"
+        )
 
 
 def _check_sharing(file: Path, tensors: Iterable[Tensor]) -> None:

@@ -160,7 +160,7 @@ def load_training(path: str | os.PathLike[str]) -> Params:
     name = header.about.get("training")
     if name is None:
         raise InputError(f"{path} holds a model but no training state to go on from: start from it with --init instead")
-    file = header.file.parent / name
+    file = header.file.parent / name[:80]
     if not TRAINING_FILE.fullmatch(name) or not file.is_file():
         raise InputError(f"{file}, this checkpoint's training state, is missing: start from the model with --init")
     about, tensors = read_tensors(file)
@@ -184,7 +184,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     if SHA256 not in about:
         raise InputError(f"{file} has no checksum, as every checkpoint of numpy-gpt has: {MEND}")
     if (version := about.get("version")) != str(VERSION):
-        raise InputError(f"{file} is of version {version} of the format, and {VERSION} is known: update numpy-gpt")
+        raise InputError(
+            f"{file} is of version {version!s:.40} of the format, and {VERSION} is known: update numpy-gpt"
+        )
     try:
         config = GPTConfig.from_dict(parse_json(about.pop("config").encode(), SMALL))
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
