@@ -1,11 +1,17 @@
 """Training states that no run can have reached: each is refused by name, and nothing is changed."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 
-from numpy_gpt import AdamW
+from numpy_gpt import AdamW, GPTConfig
 from numpy_gpt.errors import InputError
+from numpy_gpt.run import Run, for_tiny
 from numpy_gpt.train import Position
+from parity_tests.fuzz import reseal_run
+from torch_gpt.train import TorchLearner
 
 COUNTERS = {
     "missing": None,
@@ -100,3 +106,121 @@ def test_an_optimisers_state_comes_back_as_it_was():
     again.restore(optimizer.state())
     assert again.t == 1
     assert again.m["w"].tobytes() == optimizer.m["w"].tobytes()
+
+
+SETTINGS = {
+    "epochs": [True, -1, 1.5, "2", None, 2**63, float("nan")],
+    "batch_size": [0, False, "4", 10**30, [4]],
+    "eval_freq": [0, True, None],
+    "eval_iter": [-3, 2.0],
+    "stride": [0, "16", True],
+    "max_steps": [-1, float("inf")],
+    "seed": [True, "1", 2**64, -(2**63) - 1, 0.5],
+    "lr": [0, -1e-3, float("nan"), float("inf"), "1e-3", True, 10**400, None],
+    "clip": [0.0, float("nan"), "1"],
+    "weight_decay": [-0.1, float("inf"), None],
+    "drop_rate": [1.5, -0.1, float("nan"), False],
+    "tie_weights": [0, 1, "yes", None],
+    "prompt": [None, 3, ["a"]],
+    "model": [None, 124],
+}
+
+
+def reseal(run, **changes):
+    whole = json.loads((run / "run.json").read_text())
+    whole["settings"] |= changes
+    content = bytearray(json.dumps(whole).encode())
+    reseal_run("run.json", content)
+    (run / "run.json").write_bytes(content)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    with Run.create(tmp_path / "run", for_tiny, "0" * 64) as run:
+        return run.folder
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_no_run_has_is_refused_under_a_right_seal(begun, name):
+    for value in SETTINGS[name]:
+        reseal(begun, **{name: value})
+        with pytest.raises(InputError, match=rf"its {name} is "):
+            Run.open(begun)
+
+
+def test_settings_at_their_limits_are_read(begun):
+    least = {"epochs": 0, "max_steps": 0, "warmup_steps": 0, "weight_decay": 0, "drop_rate": 1, "lr": 1, "clip": 5e-324}
+    most = {"seed": 2**64 - 1, "batch_size": 2**63 - 1, "stride": 1, "eval_freq": 2**63 - 1}
+    for changes in (least, most, {"seed": -(2**63), "clip": None, "stride": None, "max_steps": None}):
+        reseal(begun, **changes)
+        settings = Run.open(begun).settings
+        assert {name: getattr(settings, name) for name in changes} == changes
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        Position(3, 0, 3, 96, np.arange(6)),  # of another number of windows
+        Position(3, 0, 3, 96, np.arange(0)),
+        Position(3, 0, 3, 96, None),  # in the middle of an epoch without its order
+        Position(7, 0, 7, 224, np.arange(28)),  # behind the epoch's last batch
+        Position(9, 0, 3, 96, np.arange(28)),  # a step that is not that batch's
+        Position(2**61, 0, 3, 96, np.arange(28)),
+    ],
+)
+def test_a_position_that_the_text_does_not_have_is_refused(position):
+    with pytest.raises(InputError, match="its text has 28 windows in 7 batches"):
+        position.check_fits(28, 7)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [Position(), Position(7, 1, 0, 224), Position(7, 1, 0, 224, np.arange(28)), Position(9, 1, 2, 288, np.arange(28))],
+)
+def test_a_position_that_the_text_has_is_taken(position):
+    position.check_fits(28, 7)
+
+
+def torch_learner():
+    config = GPTConfig(257, 8, 8, 2, 1, 0.0)
+    learner = TorchLearner(config, for_tiny, 10, device=torch.device("cpu"))
+    x = np.arange(16).reshape(2, 8)
+    learner.train_step(x, x, 0)
+    return learner
+
+
+TORCH_STATES = {
+    "rng of zeros": {"rng": np.zeros(5056, np.uint8)},
+    "rng too short": {"rng": np.zeros(16, np.uint8)},
+    "rng of another type": {"rng": np.zeros(5056, np.int64)},
+    "t NaN": {"optimizer.t": np.array([np.nan])},
+    "t negative": {"optimizer.t": np.array([-1])},
+    "t of no axis": {"optimizer.t": np.array(1)},
+    "t none": {"optimizer.t": np.zeros(0, np.int64)},
+    "m NaN": {"optimizer.m.pos_emb.weight": np.full((8, 8), np.nan, np.float32)},
+    "m complex": {"optimizer.m.pos_emb.weight": np.zeros((8, 8), np.complex64)},
+    "m of another shape": {"optimizer.m.pos_emb.weight": np.zeros((1, 8, 8), np.float32)},
+    "m beyond float32": {"optimizer.m.pos_emb.weight": np.full((8, 8), 1e300)},
+    "v negative": {"optimizer.v.pos_emb.weight": np.full((8, 8), -1e-30, np.float32)},
+    "v of uint64": {"optimizer.v.pos_emb.weight": np.zeros((8, 8), np.uint64)},
+}
+
+
+@pytest.mark.parametrize("what", TORCH_STATES)
+def test_torchs_learner_refuses_a_hostile_state_and_nothing_changes(what):
+    learner = torch_learner()
+    before = learner.state()
+    with pytest.raises(InputError):
+        learner.restore(before | TORCH_STATES[what])
+    assert {name: array.tobytes() for name, array in learner.state().items()} == {
+        name: array.tobytes() for name, array in before.items()
+    }
+
+
+def test_torchs_learner_takes_its_own_state():
+    learner = torch_learner()
+    state = learner.state()
+    again = torch_learner()
+    torch.rand(3)
+    again.restore(state)
+    assert all(np.array_equal(array, state[name]) for name, array in again.state().items())
