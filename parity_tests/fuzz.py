@@ -9,7 +9,7 @@ that what lies behind is tried as well.
 Of a run's checkpoint the values themselves are made hostile: its metadata, and the arrays of its training state.
 
 The reader then has two and a half times the files' size in memory, or the bytes that it allows any file (a safetensors
-header 8 MiB, an index 4 MiB, JSON 2 MiB: constants of the readers) where its specimen says so, and answers with an
+header 32 MiB, an index 4 MiB, JSON 2 MiB: constants of the readers) where its specimen says so, and answers with an
 InputError, or with a model: of that every tensor must be what an independent reader finds in the mutant, or the
 original's where the format's checksums promise it, and its configuration what the mutant says. One that never answers
 is stopped after minutes, where the system has alarms.

@@ -572,3 +572,21 @@ def test_a_save_that_ends_anywhere_leaves_one_whole_checkpoint(tmp_path, monkeyp
             break
     assert seen == {(1, True), (2, True), (2, False)}, seen
     assert len(list(place.iterdir())) == 2, "what a save leaves behind"
+
+
+def test_a_thin_model_of_300_layers_and_its_training_state_come_back(tmp_path):
+    model = GPT(GPTConfig(5, 2, 2, 1, 300, 0.0, True), seed=1)
+    training = {f"optimizer.{each}.{name}": array for each in "mv" for name, array in model.params.items()}
+    save(model, tmp_path, training=training)
+    check_same_bits(load(tmp_path).params, model.params)
+    check_same_bits(dict(sorted(load_training(tmp_path).items())), dict(sorted(training.items())))
+
+
+def test_so_many_tensors_that_they_could_not_be_read_again_are_not_written(tmp_path):
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, {"a": np.ones(3)}, {})
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"is not written, since it could not be read again .* 40,000 tensors"):
+        write_tensors(file, {str(k): np.zeros(0, np.float32) for k in range(40_000)}, {})
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]

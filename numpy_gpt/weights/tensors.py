@@ -43,8 +43,11 @@ NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items() if name != "BF1
 
 CRC32, SHA256 = "numpy-gpt.crc32", "numpy-gpt.sha256"
 
-HEADER = 8 << 20
-"""Bytes of memory that a header may take; it may also take as many as its file has."""
+HEADER = 32 << 20
+"""Bytes of memory that a header may take; it may also take as many as its file has.
+
+A training state has three tensors for each of a model's: 300 layers come to 27 MiB.
+"""
 
 MEND = "it is damaged or another format: put an undamaged copy in its place"
 
@@ -59,10 +62,7 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
     from safetensors import SafetensorError, safe_open  # here, so that `import numpy_gpt` stays light
 
     try:
-        stat, text = _header(file)
-        room = max(HEADER, stat.st_size)
-        if (most := json_memory(text)) > room:  # before any parser sees it, the library's included
-            raise ValueError(f"its header may become {most:,} bytes in memory, more than the {room:,} allowed")
+        stat, text, room = _header(file)
         with safe_open(file, framework="numpy") as checked:  # it refuses lying, overlapping, overflowing headers
             checked.keys()
         header = json.loads(text)
@@ -87,7 +87,8 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
 def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file with its checksums beside its place and then into it: readers see the old or the new.
 
-    Raises OSError where it cannot be written, and ValueError for a dtype or a name that the format does not have.
+    Raises OSError where it cannot be written, ValueError for a dtype or a name that the format does not have, and
+    InputError for so many tensors, or so much metadata, that `read_tensors` would refuse the header.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -102,6 +103,13 @@ def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> 
         except SafetensorError as error:  # as a full disk is to the library
             raise OSError(str(error)) from error
         beside.chmod(mode)
+        try:
+            _header(beside)
+        except ValueError as error:
+            raise InputError(
+                f"{file} is not written, since it could not be read again ({error}): it has {len(tensors):,} tensors; "
+                "make fewer and larger ones of them"
+            ) from error
 
 
 def seal(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -126,16 +134,20 @@ def _sha256(metadata: Mapping[str, str], header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([metadata, header], sort_keys=True).encode()).hexdigest()
 
 
-def _header(file: Path) -> tuple[os.stat_result, bytes]:
-    """The file's state and its header. Raises ValueError if the header is longer than the memory allowed for it."""
+def _header(file: Path) -> tuple[os.stat_result, bytes, int]:
+    """The file's state, its header, and the bytes of memory allowed for that. Raises ValueError if it may take more."""
     with file.open("rb") as f:
         stat = os.fstat(f.fileno())
         length = int.from_bytes(f.read(8), "little")
         if length > stat.st_size - 8:
             raise ValueError(f"its header of {length:,} bytes would not fit in its {stat.st_size:,}")
-        if 4 * length > max(HEADER, stat.st_size):
+        room = max(HEADER, stat.st_size)
+        if 4 * length > room:
             raise ValueError(f"its header has {length:,} of its {stat.st_size:,} bytes")
-        return stat, f.read(length)
+        text = f.read(length)
+    if (most := json_memory(text)) > room:  # before any parser sees it, the library's included
+        raise ValueError(f"its header may become {most:,} bytes in memory, more than the {room:,} allowed")
+    return stat, text, room
 
 
 def _checksums(file: Path, text: str, header: Mapping[str, Any], room: int) -> dict[str, int]:
