@@ -197,3 +197,19 @@ def test_tensors_that_share_their_numbers_come_in_unless_they_are_a_multiple_of_
     run(file, tmp_path / "out", "--n-heads", "4")
     got = load(tmp_path / "out").params
     assert all(got[n].tobytes() == few[n].numpy().tobytes() for n in few)
+
+
+@pytest.mark.parametrize("field", ["a folder", "larger than the file"])
+def test_an_archive_whose_members_are_not_what_lies_in_it_is_refused(tmp_path, field):
+    file = tmp_path / "model.pth"
+    torch.save({"wte.weight": torch.ones(16, 16)}, file)
+    content = bytearray(file.read_bytes())
+    at = content.rindex(b"/data/0", 0, content.rindex(b"PK\x05\x06")) - len(b"model") - 46
+    assert content[at : at + 4] == b"PK\x01\x02"
+    if field == "a folder":
+        content[at + 38] |= 0x10
+    else:
+        content[at + 24 : at + 28] = (1 << 31).to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"members (marked as folders|that say they are larger)"):
+        read_pth(file, 1)

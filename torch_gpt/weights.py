@@ -33,6 +33,9 @@ DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.boo
 }  # fmt: skip
 """Of the tensors that become NumPy's."""
 
+DIRECTORY = 0x10
+"""The bit of a zip member's external attributes that makes it a folder, without contents."""
+
 LEAST, TIMES_THE_FILE = 2 << 20, 2.5
 """Bytes that its tensors may have in any case, and times the size of the file: layers may share their numbers."""
 
@@ -139,6 +142,11 @@ def _check_archive(file: Path) -> None:
         size = file.stat().st_size
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
         return
+    if any(each.external_attr & DIRECTORY for each in members):
+        raise InputError(
+            f"{file} has members marked as folders, for which PyTorch reads whatever is in its memory: "
+            "it is damaged: save the model again with torch.save"
+        )
     stored = all(each.file_size == each.compress_size for each in members if each.compress_type == zipfile.ZIP_STORED)
     if not stored or sum(each.file_size for each in members) > max(LEAST, TIMES_THE_FILE * size):
         raise InputError(
