@@ -4,12 +4,12 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from numpy_gpt.aliasing import FOREIGN, check_updatable, memory
 from numpy_gpt.errors import InputError
+from numpy_gpt.moments import check_state
 from numpy_gpt.threads import blocks, share_all
 from numpy_gpt.typing import Array, Params
 
@@ -146,19 +146,6 @@ class AdamW:
         np.divide(m, d, out=d)  # m / (√v / root + eps), short of the factor root
         d *= self.lr / (1 - beta1**self.t) * root
         p -= d
-
-
-def check_state(name: str, array: Array, dtype: np.dtype[Any]) -> None:
-    """Raises InputError unless an optimiser can have reached this: t >= 0, finite moments, none of v negative."""
-    integer = dtype.kind == "i"
-    largest = 1 << 53 if integer else float(np.finfo(dtype).max)  # torch counts its steps in floating point
-    least = 0 if integer or name.startswith("v.") else -largest
-    if array.dtype.kind not in ("iu" if integer else "f"):
-        raise InputError(f"the optimiser's state has {name} as {array.dtype}: start from the model with --init")
-    if array.size and not (array.min() >= least and array.max() <= largest):  # a NaN fails both
-        raise InputError(
-            f"the optimiser's state has {name} beyond {least} to {largest}: start from the model with --init"
-        )
 
 
 def clip_grad_norm(grads: Params, max_norm: float) -> float:

@@ -563,7 +563,7 @@ def _check_about(save: Path, step: int) -> None:
     try:
         if about.get("step", str(step)) != str(step):
             raise ValueError(f"step {about['step']:.80}, and its training state {step}")
-        if math.isnan(loss := float(about.get("val_loss", "0"))) or loss < 0:
+        if (loss := float(about.get("val_loss", "0"))) < 0:  # it may be NaN, where training has diverged
             raise ValueError(f"the validation loss {loss}")
         if not 1 <= int(about.get("val_batches", "1")) < 1 << 63:
             raise ValueError(f"{about['val_batches']:.80} validation batches")

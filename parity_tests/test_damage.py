@@ -13,7 +13,7 @@ from parity_tests import fuzz
 from parity_tests.fuzz import SPECIMENS, Specimen, fuzz_part
 from parity_tests.kills import STEPS, DifferentError, kill_and_resume
 
-QUICK = {"run": 80, "pth": 120, "vocabulary": 800}
+QUICK = {"run": 120, "pth": 120, "vocabulary": 800}
 """Mutants of the quick form, where 400 take too long or too few load."""
 
 PLACES = ("header", "data")

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import DivergedError, InputError
-from numpy_gpt.optim import check_state
-from numpy_gpt.random import Generator
+from numpy_gpt.moments import check_state
 from numpy_gpt.run import Settings
 from numpy_gpt.train import check_finite_step
 from numpy_gpt.typing import Array, Params
@@ -225,7 +224,12 @@ class TorchLearner:
                 if array.shape != p.shape:
                     raise InputError(f"the optimiser's state of {name} has another shape: is it another model's?")
                 check_state(f"{each}.{name}", array, torch.empty(0, dtype=p.dtype).numpy().dtype)
-        Generator(0).set_state(state["rng"])  # it refuses what is none of torch's
+        try:
+            torch.Generator().set_state(torch.from_numpy(state["rng"]))
+        except (RuntimeError, TypeError) as error:
+            raise InputError(
+                f"the checkpoint's random state is none ({error!s:.80}): start from it with --init"
+            ) from error
         cuda = state.get("rng.cuda")
         if cuda is not None and (cuda.dtype != np.uint8 or cuda.shape != (16,)):
             raise InputError("the checkpoint's random state of the GPU is none: start from it with --init instead")
