@@ -17,6 +17,9 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.network import NetworkError, ask, read, refused_by
 from numpy_gpt.paths import refusal
 
+PARTIAL = re.compile(r"\.(.+)\.(\d+)-\d+\.partial", re.DOTALL)
+"""The name of a partial folder: that of its target, the number of its process, and one of its own."""
+
 _numbers = count()
 """Of this process's partial folders."""
 
@@ -69,27 +72,39 @@ def _new_partial(target: Path) -> tuple[Path, int | None]:
 
 
 def sweep(target: Path) -> None:
-    """Remove the partial folders that killed processes left beside a target of this name, or of this pattern."""
-    for left in _partials(target):
-        with suppress(OSError):  # held by another process, already gone, or another user's
-            held = lock(left)
-            try:
-                if held is not None or not _maker_lives(left):
-                    shutil.rmtree(left, ignore_errors=True)
-            finally:
-                unlock(held)
+    """Remove the partial folders that killed processes left beside a target of this name."""
+    for left in _partials(target.parent, target.name):
+        _remove_unless_in_use(left)
 
 
-def _partials(target: Path) -> list[Path]:
+def sweep_folder(folder: Path) -> None:
+    """Remove all partial folders that killed processes left in a folder."""
+    for left in _partials(folder):
+        _remove_unless_in_use(left)
+
+
+def _remove_unless_in_use(partial: Path) -> None:
+    with suppress(OSError):  # held by another process, already gone, or another user's
+        held = lock(partial)
+        try:
+            if held is not None or not _maker_lives(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            unlock(held)
+
+
+def _partials(folder: Path, name: str | None = None) -> list[Path]:
+    """The partial folders in a folder, or those beside a target of this name."""
     try:
-        return list(target.parent.glob(f".{target.name}.*.partial"))
-    except OSError:  # the folder cannot be listed: whoever writes into it will say so
+        found = [(each, PARTIAL.fullmatch(each.name)) for each in folder.iterdir()]
+    except OSError:  # it cannot be listed: whoever writes into it will say so
         return []
+    return [each for each, match in found if match and name in (None, match[1])]
 
 
 def being_written(target: Path) -> bool:
     """Whether any process is in the block of a `partial_folder` beside target."""
-    for partial in _partials(target):
+    for partial in _partials(target.parent, target.name):
         try:
             held = lock(partial)
         except OSError:
@@ -136,11 +151,11 @@ def unlock(held: int | None) -> None:
 
 def _maker_lives(partial: Path) -> bool:
     """Whether there is a process with the number in a partial folder's name: for where nothing can be locked."""
-    maker = re.search(r"\.(\d+)-\w+\.partial$", partial.name)
+    maker = PARTIAL.fullmatch(partial.name)
     if maker is None or os.name == "nt":  # where asking is not safe: os.kill ends the process
         return True
     try:
-        os.kill(int(maker[1]), 0)
+        os.kill(int(maker[2]), 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
@@ -158,8 +173,10 @@ def taken(folder: Path) -> Iterator[None]:
     with _made(folder):
         try:
             held = lock(folder)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"another process is working in {folder}: choose another --out") from error
+        except OSError as error:
+            raise InputError(f"{folder} cannot be used ({error.strerror}): choose another --out") from error
         try:
             check_free(folder)
             yield
@@ -191,7 +208,7 @@ def check_free(folder: Path) -> None:
     """Raise InputError unless a folder can be made here, or is there and empty (but for what is being written)."""
     try:
         if folder.is_dir():
-            free = all(each.name.endswith(".partial") for each in folder.iterdir())
+            free = all(PARTIAL.fullmatch(each.name) for each in folder.iterdir())
         else:
             free = not os.path.lexists(folder)
     except OSError as error:

@@ -6,7 +6,7 @@ import shlex
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -63,7 +63,9 @@ def encoding_of(header: Header) -> str:
     if kind_of(folder) == "folder":
         folder = folder.resolve()
     else:
-        raise InputError(f"{header.file} has its vocabulary in {folder}, which is not there: put it back, or name one")
+        raise InputError(
+            f"{header.file} has its vocabulary in {folder}, which was not found: restore it, or pass --encoding DIR"
+        )
     words = folder_files(folder)
     known = header.about.get("vocabulary")
     if known and words.keys() >= GPT2_FILES.keys() and known != vocabulary_sha256(words):
@@ -159,9 +161,10 @@ def _moved_text(text: Path, run: Run) -> Path:
     """
     places = [text, *(folder / text.name for folder in (Path(), run.folder, *run.folder.resolve().parents[:2]))]
     for place in places:
-        if kind_of(place) != "missing":
-            return absolute(place)
-    raise InputError(f"{text}, the text of {run.folder}, is not there: say where it is by now with --text FILE")
+        with suppress(InputError):  # a place that may not be looked at is none
+            if kind_of(place) != "missing":
+                return absolute(place)
+    raise InputError(f"{text}, the text of {run.folder}, was not found: pass its path with --text FILE")
 
 
 def _length(settings: Settings, flags: dict[str, Any], batches: Batches) -> tuple[Settings, str | None]:
@@ -439,4 +442,5 @@ def _signals() -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: not Python's, and Python cannot put it back
+                signal.signal(number, handler)

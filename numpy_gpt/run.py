@@ -29,7 +29,7 @@ from numpy_gpt.files import (
     read_json,
     remove,
     replacing,
-    sweep,
+    sweep_folder,
     taken,
     unlock,
 )
@@ -308,7 +308,7 @@ class Run:
         interrupted after the last save, a copy or an update of the best, is finished.
         """
         for place in (self.folder, self.folder / CHECKPOINT, self.folder / BEST):
-            sweep(place / "*")
+            sweep_folder(place)
         notes: list[str] = []
         if self.to_resume.resolve() != (self.folder / CHECKPOINT).resolve():
             notes += self._keep_newest()
@@ -523,8 +523,10 @@ class Run:
         """
         try:
             held = lock(self.folder)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"another process is training in {self.folder}: wait for it, or stop it") from error
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be used ({error.strerror}): try again") from error
         try:
             yield
         finally:

@@ -81,7 +81,13 @@ class _Part:
         try:
             note = json.loads(self._note.read_bytes())
             url, length, validator = str(note["url"]), operator.index(note["length"]), note["validator"]
-        except (FileNotFoundError, ValueError, LookupError, TypeError):  # there is none, or a crash cut it short
+        except (
+            FileNotFoundError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+        ):  # there is none, or a crash cut it short
             return {}
         sendable = validator is None or (isinstance(validator, str) and validator.isascii() and validator.isprintable())
         return {"url": url, "length": length, "validator": validator} if sendable else {}

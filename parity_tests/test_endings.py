@@ -270,7 +270,7 @@ def test_a_run_moved_with_its_text_is_resumed(tmp_path, text):  # noqa: F811
     assert json.loads((place / "run" / "run.json").read_text())["settings"]["text"] == str(place / "words.txt")
     assert invoke(numpy_main, "evaluate", place / "run").exit_code == 0
     (place / "words.txt").rename(tmp_path / "elsewhere")
-    check_refused(invoke(numpy_main, "pretrain", "--resume", place / "run"), "say where it is by now with --text FILE")
+    check_refused(invoke(numpy_main, "pretrain", "--resume", place / "run"), "pass its path with --text FILE")
     result = invoke(
         numpy_main, "pretrain", "--resume", place / "run", "--max-steps", 3, "--text", tmp_path / "elsewhere"
     )

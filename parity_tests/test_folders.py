@@ -158,19 +158,21 @@ def test_what_a_killed_process_left_is_removed_and_what_one_at_work_holds_is_not
         [sys.executable, "-c", HOLDER, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     held = tmp_path / os.path.basename(holder.stdout.readline().strip())
-    mine = tmp_path / f".model.safetensors.{os.getpid()}-0a1b2c3d.partial"  # by a process that had this one's number
-    other = tmp_path / ".other.1-0a.partial"
+    of_the_user = tmp_path / ".model.safetensors.my.partial"
+    of_the_user.mkdir()
+    mine = tmp_path / f".model.safetensors.{os.getpid()}-99.partial"  # by a process that had this one's number
+    other = tmp_path / ".other.1-7.partial"
     for left in (mine, other):
         left.mkdir()
         (left / "half").write_text("")
     with partial_folder(target) as own:
         sweep(target)
-        assert {own, held, other} == set(tmp_path.iterdir())
+        assert {own, held, other, of_the_user} == set(tmp_path.iterdir())
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
     assert (held / "half").exists()
     sweep(target)
-    assert set(tmp_path.iterdir()) == {other}
+    assert set(tmp_path.iterdir()) == {other, of_the_user}
 
 
 def test_where_nothing_can_be_locked_the_process_number_decides(tmp_path, monkeypatch):
@@ -178,9 +180,9 @@ def test_where_nothing_can_be_locked_the_process_number_decides(tmp_path, monkey
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     for pid in (ended.pid, os.getppid()):
-        (tmp_path / f".x.{pid}-0a.partial").mkdir()
+        (tmp_path / f".x.{pid}-7.partial").mkdir()
     sweep(tmp_path / "x")
-    assert [p.name for p in tmp_path.iterdir()] == [f".x.{os.getppid()}-0a.partial"]
+    assert [p.name for p in tmp_path.iterdir()] == [f".x.{os.getppid()}-7.partial"]
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])

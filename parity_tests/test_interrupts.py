@@ -92,8 +92,8 @@ def test_a_random_state_that_is_not_restored_is_noticed(saves, monkeypatch):
 
 def test_leftovers_that_are_never_swept_are_noticed(saves, monkeypatch):
     monkeypatch.setattr(files, "sweep", lambda target: None)
-    monkeypatch.setattr(run, "sweep", lambda target: None)
-    monkeypatch.setattr("numpy_gpt.weights.checkpoint.sweep", lambda target: None)
+    monkeypatch.setattr(run, "sweep_folder", lambda folder: None)
+    monkeypatch.setattr("numpy_gpt.weights.checkpoint.sweep_folder", lambda folder: None)
     number = operation(saves, "new", "rmdir run/best/.model")
     with pytest.raises(DifferentError, match="left over"):
         saves.trial(f"errors new {number} EIO once")

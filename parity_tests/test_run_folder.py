@@ -247,7 +247,7 @@ def test_the_best_is_the_save_with_the_lowest_validation_loss(tmp_path, text, mo
     assert int(read_header(out / "best").about["step"]) == best, "resumed: the best is forgotten"
 
 
-def test_what_a_kill_kept_a_save_from_is_made_up_for(tmp_path, text):  # noqa: F811
+def test_resume_finishes_an_interrupted_save(tmp_path, text):  # noqa: F811
     """The process ends between the checkpoint's own save and its becoming the best, or a copy."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 3, "--save-freq", 1, "--keep", 9)

@@ -19,7 +19,7 @@ import numpy as np
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError, NonFiniteError
-from numpy_gpt.files import SMALL, being_written, flush, parse_json, partial_folder, sweep
+from numpy_gpt.files import SMALL, being_written, flush, parse_json, partial_folder, sweep_folder
 from numpy_gpt.model import GPT, check_shapes, parameter_shapes
 from numpy_gpt.paths import check_readable, is_file, kind_of
 from numpy_gpt.typing import Float, Params
@@ -119,7 +119,7 @@ def _drop_training(folder: Path) -> None:
 
     The file on the disk decides. Where it cannot be read all stay, as does what cannot be removed: for a later save.
     """
-    sweep(folder / "training-*")
+    sweep_folder(folder)
     try:
         named = read_tensors(folder / MODEL_FILE)[0].get("training")
     except InputError:
