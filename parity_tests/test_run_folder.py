@@ -91,6 +91,18 @@ def test_going_back_loses_no_save(tmp_path, text):  # noqa: F811
     assert result.exit_code == 0, result.output
 
 
+def test_a_step_made_again_in_another_way_is_kept_as_it_is_now(tmp_path, text):  # noqa: F811
+    """The learning rate follows the number of steps, so step 3 of a longer run is another."""
+    out, flags = tmp_path / "run", ("--save-freq", 1, "--keep", 10)
+    pretrain(main, text, out, "--max-steps", 4, "--warmup-steps", 2, *flags)
+    old = load(out / "checkpoint-000004").params
+    result = invoke(main, "pretrain", "--resume", out / "checkpoint-000002", "--max-steps", 9, *flags)
+    assert result.exit_code == 0, result.output
+    assert any((old[n] != p).any() for n, p in load(out / "checkpoint-000004").params.items())
+    assert step_of(out / "checkpoint-000004") == 4
+    assert steps(out) == list(range(10))
+
+
 def bits(save):
     return {file.name: file.read_bytes() for file in save.iterdir()}
 
