@@ -37,7 +37,7 @@ class Bench(Commands):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            if error.name not in ("google_crc32c", "hypothesis", "pytest", "torch"):
+            if error.name not in ("google_crc32c", "hypothesis", "pytest", "tokenizers", "torch"):
                 raise
             say(f"parity_tests needs {error.name}: pip install 'numpy-gpt[test]'")
             raise SystemExit(2) from None
