@@ -11,6 +11,7 @@ from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import check_free, new_folder, replacing
+from numpy_gpt.flags import AT_LEAST_1
 from numpy_gpt.flags import PATH as FOLDER
 from numpy_gpt.info import enough_memory
 from numpy_gpt.model import check_shapes
@@ -34,15 +35,17 @@ if TYPE_CHECKING:
 @click.command("import", short_help="Bring in GPT-2 from OpenAI's or Hugging Face's files.")
 @click.argument("source", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, metavar="DIR", help="The checkpoint's new folder.")
-def import_command(source: Path, out: Path) -> None:
+@click.option("--n-heads", type=AT_LEAST_1, metavar="N", help="Heads, where nothing beside the tensors tells.")
+def import_command(source: Path, out: Path, n_heads: int | None) -> None:
     """Make a checkpoint of SOURCE, a GPT-2 of somebody else's; TensorFlow and PyTorch are not needed.
 
     SOURCE is OpenAI's folder (hparams.json and model.ckpt.*), Hugging Face's (config.json and model.safetensors, whole
-    or in shards), or a .safetensors file with config.json beside it. A vocabulary that lies there comes along. The
-    weights keep their bits (half precision is widened to float32), and a head tied to the token embedding stays so.
-    PyTorch's .pth files come in by torch-gpt import.
+    or in shards), or one .safetensors file, Hugging Face's or with the names of the book's GPTModel; without a
+    config.json beside it, the heads go by the width. A vocabulary that lies there comes along. The weights keep their
+    bits (half precision is widened to float32), and a head tied to the token embedding stays so. PyTorch's .pth files
+    come in by torch-gpt import.
     """
-    bring_in(open_source(source), source, out)
+    bring_in(open_source(source, n_heads), source, out)
 
 
 def bring_in(source: Source, path: Path, out: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from numpy_gpt.errors import InputError
+from numpy_gpt.formats import foreign
 from numpy_gpt.network import NetworkError, ask, read, refused_by
 from numpy_gpt.paths import refusal
 
@@ -306,7 +307,9 @@ def read_json(file: Path, times: int = 2) -> dict[str, Any]:
     except OSError as error:
         raise InputError(refusal(file, error)) from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be used as JSON ({error}): it is damaged or another file") from error
+        words = foreign(file, "text")
+        why = f": {words}" if words else f" ({error}): it is damaged or another file"
+        raise InputError(f"{file} cannot be used as JSON{why}") from error
     if not isinstance(values, dict):
         raise InputError(f"{file} holds no JSON object: it is damaged or another file")
     return values

@@ -17,8 +17,8 @@ ARROWS = {  # who may import whom; a test may import what it tests
 }
 MATHS = ("ops", "model", "block", "optim", "random", "box_muller")  # block is half of what model was
 REFERENCE_NEEDS = (  # all that torch_gpt may have of numpy_gpt: names, settings, texts, commands, and no arithmetic
-    *(f"numpy_gpt.{part}" for part in ("cli", "cli_weights", "config", "errors", "flags")),
-    *(f"numpy_gpt.{part}" for part in ("moments", "outermost", "run", "typing", "weights")),
+    *(f"numpy_gpt.{part}" for part in ("cli", "cli_weights", "config", "errors", "flags", "formats")),
+    *(f"numpy_gpt.{part}" for part in ("moments", "outermost", "paths", "run", "typing", "weights")),
     "numpy_gpt.chapter5.replay",  # the order of the chapter; the arithmetic is its argument
     "numpy_gpt.train.check_finite_step",  # of a loss and a norm that torch has computed: a comparison and a sentence
 )

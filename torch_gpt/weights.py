@@ -1,32 +1,24 @@
-"""PyTorch's own files of a GPT-2, the book's, nanoGPT's and transformers', which only PyTorch reads: as a source."""
+"""PyTorch's own files of a GPT-2, which only PyTorch reads, as a source: the book's, nanoGPT's, transformers'."""
 
-import re
 import zipfile
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.errors import InputError
+from numpy_gpt.formats import foreign, kind_of_file
+from numpy_gpt.paths import kind_of
 from numpy_gpt.typing import Array
-from numpy_gpt.weights.gpt2 import LINEAR, renamed
-from numpy_gpt.weights.huggingface import PREFIX, read_config, read_parameters, same
-from numpy_gpt.weights.source import Source
+from numpy_gpt.weights.source import Source, open_source, source_of
 from numpy_gpt.weights.stored import Stored
-from numpy_gpt.weights.tokenizers import read_tokenizer
 
 INSIDE = ("model_state_dict", "state_dict", "model")
 """Where the parameters are in a file with more in it: the book's name, the usual one, nanoGPT's."""
-
-WRAPPED = ("module.", "_orig_mod.")
-"""What DistributedDataParallel and torch.compile put before every name."""
-
 
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8} | {
     torch.int8, torch.int16, torch.int32, torch.int64
@@ -46,12 +38,20 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
     The number of heads shows in no shape: n_heads, else what config.json or nanoGPT's model_args say, else 64 features
     a head where the width is one of GPT-2's. Raises InputError for a file that is damaged, holds code, or is no GPT-2.
     """
+    if kind_of(file) == "folder":
+        raise InputError(f"{file} is a folder, which numpy-gpt import brings in: give a file that torch.save wrote")
+    if kind_of_file(file) == "safetensors":
+        return open_source(file, n_heads)
     _check_archive(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        # by its name torch would take a pickle named .safetensors for what it is not
+        with file.open("rb") if file.suffix == ".safetensors" else nullcontext(file) as f:
+            content = torch.load(f, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{file} does not exist: give a file that torch.save wrote") from error
     except Exception as error:  # whatever the unpickler stumbles over: there is no list of it
+        if words := foreign(file, "torch"):
+            raise InputError(f"{file} cannot be read as PyTorch weights: {words}") from error
         raise InputError(
             f"{file} cannot be read as PyTorch weights ({type(error).__name__}): it is damaged, or "
             "holds more than data: save the state_dict alone, torch.save(model.state_dict(), FILE)"
@@ -60,37 +60,11 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
     inside = next((more[key] for key in INSIDE if isinstance(more.get(key), dict)), more)
     found = {str(name): _stored(str(name), tensor) for name, tensor in inside.items() if isinstance(tensor, Tensor)}
     _check_sharing(file, (tensor for tensor in inside.values() if isinstance(tensor, Tensor)))
-    tensors = renamed(found, lambda name: name.removeprefix(WRAPPED[0]).removeprefix(WRAPPED[1]), str(file))
-    if not tensors:
+    if not found:
         raise InputError(f"{file} holds no state_dict: save one with torch.save(model.state_dict(), FILE)")
-    args = more.get("model_args")
+    args = more.get("model_args")  # nanoGPT's
     n_heads = n_heads or (args.get("n_head") if isinstance(args, dict) else None)
-    vocabulary = read_tokenizer(file.parent)
-    if "tok_emb.weight" in tensors:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".att.mask")}
-        config = _config(file, tensors, n_heads, ("tok_emb.weight", "pos_emb.weight"), r"trf_blocks\.(\d{1,9})\.")
-        head = tensors.get("out_head.weight")
-        qkv_bias = "trf_blocks.0.att.W_query.bias" in tensors
-        tied = head is None or same(head, tensors["tok_emb.weight"])
-        tensors = {name: tensor for name, tensor in tensors.items() if not (tied and name == "out_head.weight")}
-        config = replace(config, qkv_bias=qkv_bias, tie_weights=tied)
-        return Source("the book's GPT", config, tensors, vocabulary)
-    tensors = renamed(tensors, lambda name: name.removeprefix(PREFIX), str(file))
-    if (file.parent / "config.json").is_file():
-        config = read_config(file.parent / "config.json")
-        if n_heads not in (None, config.n_heads):
-            raise InputError(
-                f"{file} has {n_heads} heads, and config.json beside it says {config.n_heads}: mend either"
-            )
-        return Source("Hugging Face's GPT-2", config, read_parameters(config, tensors, str(file)), vocabulary)
-    config = _config(file, tensors, n_heads, ("wte.weight", "wpe.weight"), r"h\.(\d{1,9})\.")
-    head = tensors.get("lm_head.weight")
-    config = replace(config, qkv_bias=True, tie_weights=head is None or same(head, tensors["wte.weight"]))
-    parameters = read_parameters(config, _with_biases(tensors), str(file))
-    C, first = config.emb_dim, tensors["h.0.attn.c_attn.weight"]
-    exact = first.shape == (3 * C, C)  # torch's layout, in which only nanoGPT has these names
-    what = "nanoGPT's GPT (its GELU is exact, here it is GPT-2's: logits differ by some 1e-4)" if exact else "GPT-2"
-    return Source(what, config, parameters, vocabulary)
+    return source_of(file, found, n_heads, nanogpt=isinstance(args, dict))
 
 
 def _stored(name: str, tensor: Tensor) -> Stored:
@@ -142,6 +116,8 @@ def _check_archive(file: Path) -> None:
         size = file.stat().st_size
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
         return
+    if not any(each.filename.lower().endswith("data.pkl") for each in members):
+        return  # another program's archive
     if any(each.external_attr & DIRECTORY for each in members):
         raise InputError(
             f"{file} has members marked as folders, for which PyTorch reads whatever is in its memory: "
@@ -164,32 +140,3 @@ def _check_sharing(file: Path, tensors: Iterable[Tensor]) -> None:
             f"{file} has tensors of {asked:,} bytes that share the numbers of {file.stat().st_size:,}: "
             "save them apart, torch.save({name: t.clone() for name, t in model.state_dict().items()}, FILE)"
         )
-
-
-def _config(file: Path, tensors: Mapping[str, Stored], n_heads: Any, tables: tuple[str, str], block: str) -> GPTConfig:
-    """The configuration that the shapes tell; the rest at its default."""
-    shapes = [tensors[name].shape if name in tensors else () for name in tables]
-    layers = {int(match[1]) for name in tensors if (match := re.match(block, name))}
-    if [len(shape) for shape in shapes] != [2, 2] or not layers:
-        raise InputError(f"{file} holds no GPT-2: no {' or '.join(tables)}, or no blocks")
-    (V, C), (T, _) = shapes
-    if n_heads is None:
-        known = {size["emb_dim"]: size["n_heads"] for size in GPT2_SIZES.values()}
-        if C not in known:
-            raise InputError(f"{file} does not say how many heads its {C} features are: give --n-heads")
-        n_heads = known[C]
-    try:
-        return GPTConfig(V, T, C, n_heads, max(layers) + 1)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-
-
-def _with_biases(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """With a bias of 0 for every weight that has none, as nanoGPT's bias=False leaves it."""
-    whole = dict(tensors)
-    for name, tensor in tensors.items():
-        bias = name.removesuffix("weight") + "bias"
-        if name.startswith(("h.", "ln_f.")) and name.endswith(".weight") and bias not in tensors:
-            shape = tensor.shape[:1] if name.endswith(LINEAR) else tensor.shape
-            whole[bias] = Stored(shape, tensor.dtype, partial(np.zeros, shape, tensor.dtype))
-    return whole

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from numpy_gpt.errors import InputError
+from numpy_gpt.formats import foreign
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.crc32c import crc32c, unmask
 from numpy_gpt.weights.protobuf import BYTES, FIXED32, VARINT, UnreadableError, fields
@@ -86,7 +87,8 @@ def read_bundle(prefix: Path) -> dict[str, Stored]:
     except (OSError, MemoryError) as error:
         raise InputError(f"{index} cannot be read ({error})") from error
     except UnreadableError as error:
-        raise InputError(f"{index} {error}") from error
+        words = foreign(index)
+        raise InputError(f"{index} cannot be read: {words}" if words else f"{index} {error}") from error
     return {entry.name: _stored(entry, files[entry.shard], order) for entry in entries}
 
 
@@ -166,7 +168,8 @@ def _files(prefix: Path, shards: int, entries: Iterable[Entry]) -> dict[int, Pat
             raise UnreadableError(f"{entry.name} overlaps another tensor")
         end = entry.offset + entry.size
         if end > room:
-            raise InputError(f"{file} has {room} bytes, and {entry.name} would end at {end}: download it again")
+            why = foreign(file) or "download it again"
+            raise InputError(f"{file} has {room} bytes, and {entry.name} would end at {end}: {why}")
     return files
 
 

@@ -33,6 +33,12 @@ TRAINING_FILE = re.compile(r"training-[0-9a-f]{16}\.safetensors")
 RESERVED = {"format", "version", "config", "training"}
 """Of the metadata: what the model's file says of itself."""
 
+EMBEDDINGS = ("tok_emb.weight", "out_head.weight", "wte.weight", "lm_head.weight")
+"""How names end that show a file to hold somebody else's GPT-2: the book's or Hugging Face's."""
+
+FOREIGN = ("config.json", "hparams.json")
+"""What a folder of Hugging Face's or OpenAI's GPT-2 has and none of ours."""
+
 VERSION = 1
 """Of the format, in every file's metadata."""
 
@@ -178,8 +184,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     about, tensors = read_tensors(file)
     if about.get("format") != "numpy-gpt":
         raise InputError(
-            f"{file} has no usable GPT configuration inside: it is no checkpoint of numpy-gpt; "
-            "GPT-2 files of others come in by numpy-gpt import"
+            f"{file} has no usable GPT configuration inside: it is no checkpoint of numpy-gpt"
+            + (_import_by(Path(path)) if any(name.endswith(EMBEDDINGS) for name in tensors) else ", and no GPT-2")
         )
     if SHA256 not in about:
         raise InputError(f"{file} has no checksum, as every checkpoint of numpy-gpt has: {MEND}")
@@ -206,5 +212,11 @@ def find_model(path: str | os.PathLike[str]) -> Path:
         if is_file(file):
             check_readable(file)
             return file
+    if kind == "folder" and (foreign := [name for name in FOREIGN if is_file(given / name)]):
+        raise InputError(f"{given} has no checkpoint in it, but {foreign[0]}{_import_by(given)}")
     what = {"folder": "has no checkpoint in it", "missing": "does not exist"}.get(kind, "is no regular file")
     raise InputError(f"{given} {what}: give a run folder, a checkpoint folder or a .safetensors file")
+
+
+def _import_by(path: Path) -> str:
+    return f": if it is another program's GPT-2, numpy-gpt import {path} --out DIR makes a checkpoint of it"

@@ -24,6 +24,9 @@ from numpy_gpt.weights.tokenizers import tokenizer_files
 
 PREFIX = "transformer."
 INDEX = "model.safetensors.index.json"
+PARAMETERS = (".weight", ".bias", ".scale", ".shift")
+"""How the names of tensors end, among the keys of the metadata."""
+
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 KEYS = {
@@ -58,23 +61,44 @@ def read_huggingface(path: Path) -> tuple[GPTConfig, dict[str, Stored]]:
     """
     folder = path if path.is_dir() else path.parent
     config = read_config(folder / "config.json")
-    tensors = _shards(path) if path.is_dir() else read_tensors(path)[1]
-    return config, read_parameters(config, tensors, str(path))
+    metadata, tensors = _shards(path) if path.is_dir() else read_tensors(path)
+    return config, read_parameters(config, with_aliases(tensors, metadata, str(path)), str(path))
+
+
+def short_name(name: str) -> str:
+    """GPT-2's name of a tensor that transformers names."""
+    return name.removeprefix(PREFIX)
+
+
+def with_aliases(tensors: Mapping[str, Stored], metadata: Mapping[str, Any], what: str) -> dict[str, Stored]:
+    """With the tensors that are there under one name alone, and whose other the metadata tells.
+
+    So safetensors.torch.save_model keeps shared tensors: {"lm_head.weight": "transformer.wte.weight"}, the name that is
+    left out and the one that is not. Raises InputError, which begins with `what`, where both are missing.
+    """
+    found, short = dict(tensors), {short_name(name): tensor for name, tensor in tensors.items()}
+    for name, kept in metadata.items():
+        if not (name.endswith(PARAMETERS) and isinstance(kept, str)) or short_name(name) in short:
+            continue
+        if short_name(kept) not in short:
+            raise InputError(f"{what} says that {name} is {kept}, and has neither: it is incomplete or damaged")
+        found[name] = short[short_name(kept)]
+    return found
 
 
 def read_parameters(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> dict[str, Stored]:
     """The book's parameters of tensors named as transformers names them; errors are InputErrors about `what`."""
-    tensors = renamed(tensors, lambda name: name.removeprefix(PREFIX), what)
+    tensors = renamed(tensors, short_name, what)
     tensors = {name: tensor for name, tensor in tensors.items() if not BUFFERS.fullmatch(name)}
     head = tensors.pop("lm_head.weight", None) if config.tie_weights else None
-    if head is not None and not same(head, tensors.get("wte.weight")):
+    if head is not None and not same(head, tensors.setdefault("wte.weight", head)):
         raise InputError(f"{what}: lm_head.weight is not wte.weight, and its configuration says they are tied")
     return from_gpt2(config, tensors, what)
 
 
-def same(a: Stored, b: Stored | None) -> bool:
-    """Whether b is there too, with a's shape and numbers."""
-    return b is not None and a.shape == b.shape and np.array_equal(a.read(), b.read())
+def same(a: Stored, b: Stored) -> bool:
+    """Whether both have the same shape and numbers."""
+    return a is b or (a.shape == b.shape and np.array_equal(a.read(), b.read()))
 
 
 def read_config(file: Path) -> GPTConfig:
@@ -150,25 +174,29 @@ def write_huggingface(
         raise InputError(f"cannot write into {folder}: {error.strerror or error}; choose another --out") from error
 
 
-def _shards(folder: Path) -> dict[str, Stored]:
-    """The tensors of model.safetensors, or of the shards that its index names."""
+def _shards(folder: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """The metadata and the tensors of model.safetensors, or of the shards that its index names."""
     if (single := folder / "model.safetensors").is_file():
-        return read_tensors(single)[1]
+        return read_tensors(single)
     if not (folder / INDEX).is_file():
         pickled = sorted(each.name for each in folder.glob("*.bin"))
         mend = f"torch-gpt import brings in {pickled[0]}" if pickled else "put model.safetensors there"
         raise InputError(f"{folder} has a config.json, but neither model.safetensors nor {INDEX}: {mend}")
-    places = read_json(folder / INDEX).get("weight_map")
+    index = read_json(folder / INDEX)
+    places, about = index.get("weight_map"), index.get("metadata")
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
         raise InputError(f"{folder / INDEX} has no weight_map of names: {MEND}")
+    metadata: dict[str, Any] = dict(about) if isinstance(about, dict) else {}
     tensors: dict[str, Stored] = {}
     for shard in sorted(set(places.values())):
         if not re.fullmatch(r"[\w.-]+\.safetensors", shard):
             raise InputError(f"{folder / INDEX} names {shard!r}, which is no .safetensors file beside it: {MEND}")
-        for name, tensor in read_tensors(folder / shard)[1].items():
+        said, found = read_tensors(folder / shard)
+        metadata |= said
+        for name, tensor in found.items():
             if places.get(name) != shard:
                 raise InputError(f"{folder / shard} has a tensor {name}, which {INDEX} says is not there: {MEND}")
             tensors[name] = tensor
-    if missing := places.keys() - tensors.keys():
+    if missing := places.keys() - tensors.keys() - metadata.keys():
         raise InputError(f"{folder}: {min(missing)} is not in {places[min(missing)]}, where {INDEX} says it is: {MEND}")
-    return tensors
+    return metadata, tensors

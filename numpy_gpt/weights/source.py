@@ -1,17 +1,34 @@
 """Weights from elsewhere, whatever they are: which reader a path is for, and the vocabulary that lies beside it."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
+from numpy_gpt.files import read_json
+from numpy_gpt.formats import GIVE, foreign, kind_of_file
 from numpy_gpt.paths import check_readable, is_file, kind_of
-from numpy_gpt.weights.huggingface import read_encoding, read_huggingface
+from numpy_gpt.weights.bare import is_books, read_books, read_gpt2, unwrapped
+from numpy_gpt.weights.gpt2 import renamed
+from numpy_gpt.weights.huggingface import (
+    read_config,
+    read_encoding,
+    read_huggingface,
+    read_parameters,
+    short_name,
+    with_aliases,
+)
 from numpy_gpt.weights.openai import PREFIX, read_openai
 from numpy_gpt.weights.stored import Stored
+from numpy_gpt.weights.tensors import read_tensors
 from numpy_gpt.weights.tokenizers import read_tokenizer
 
-PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+SHARD = re.compile(r".*-\d{5}-of-(?!00001)\d{5}\.safetensors")
+
+MINGPT_HEADS = {"gopher-44m": 8, "gpt-mini": 6, "gpt-micro": 4, "gpt-nano": 3}
+"""minGPT's own sizes (https://github.com/karpathy/minGPT), which its config.json tells by name alone."""
 
 
 class Source(NamedTuple):
@@ -24,26 +41,76 @@ class Source(NamedTuple):
     encoding: str | None = None  # its name, where the source tells it
 
 
-def open_source(path: Path) -> Source:
-    """The GPT-2 at path: OpenAI's folder, Hugging Face's folder or its .safetensors file.
+def open_source(path: Path, n_heads: int | None = None) -> Source:
+    """The GPT-2 at path: OpenAI's folder, Hugging Face's folder, or a .safetensors file of theirs or of the book's.
 
-    Raises InputError for anything else, and for what in it is missing or damaged.
+    n_heads, if given, is how many heads it has, which nothing in it may contradict. Raises InputError for anything
+    else, and for what in it is missing or damaged.
     """
     kind = kind_of(path)
     if kind == "missing":
-        raise InputError(f"{path} does not exist: give a folder of OpenAI's or Hugging Face's GPT-2")
+        raise InputError(f"{path} does not exist: {GIVE}")
     if kind == "file":
-        check_readable(path)
-    if path.suffix in PICKLES and kind == "file":
-        raise InputError(f"{path} is a PyTorch pickle, which only PyTorch reads: torch-gpt import {path} --out DIR")
-    folder = path if kind == "folder" else path.parent
-    if kind == "folder" and (is_file(path / "hparams.json") or is_file(path / f"{PREFIX}.index")):
-        return Source("OpenAI's GPT-2", *read_openai(path), read_tokenizer(folder))
-    if is_file(folder / "config.json") and (kind == "folder" or path.suffix == ".safetensors"):
-        encoding = read_encoding(folder / "config.json")
-        return Source("Hugging Face's GPT-2", *read_huggingface(path), read_tokenizer(folder), encoding)
-    if kind == "folder":
+        return _open_file(path, n_heads)
+    if kind != "folder":
+        raise InputError(f"{path} is neither a file nor a folder: {GIVE}")
+    if is_file(path / "hparams.json") or is_file(path / f"{PREFIX}.index"):
+        source = Source("OpenAI's GPT-2", *read_openai(path), read_tokenizer(path))
+    elif is_file(path / "config.json"):
+        encoding = read_encoding(path / "config.json")
+        source = Source("Hugging Face's GPT-2", *read_huggingface(path), read_tokenizer(path), encoding)
+    else:
         raise InputError(
             f"{path} has neither hparams.json and {PREFIX}.index (OpenAI's GPT-2) nor config.json (Hugging Face's)"
+            + _only_file(path)
         )
-    raise InputError(f"{path} cannot be brought in: give a folder, or a .safetensors file with config.json beside it")
+    _check_heads(path, n_heads, source.config, "its configuration")
+    return source
+
+
+def source_of(file: Path, tensors: Mapping[str, Stored], n_heads: int | None = None, nanogpt: bool = False) -> Source:
+    """The GPT-2 whose tensors were found in a file, by their names the book's, Hugging Face's, nanoGPT's or minGPT's.
+
+    The number of heads is n_heads, else what config.json beside it says, else that of GPT-2's size of this width.
+    Raises InputError if it is none of them, or incomplete.
+    """
+    tensors = renamed(tensors, unwrapped, str(file))
+    vocabulary = read_tokenizer(file.parent)
+    if is_books(tensors):
+        return Source(*read_books(file, tensors, n_heads), vocabulary)
+    tensors = renamed(tensors, short_name, str(file))
+    beside = file.parent / "config.json"
+    mingpts = read_json(beside).get("model") if is_file(beside) else None
+    if isinstance(mingpts, dict):
+        n_heads = n_heads or mingpts.get("n_head") or MINGPT_HEADS.get(str(mingpts.get("model_type")))
+    elif is_file(beside):
+        config = read_config(beside)
+        _check_heads(file, n_heads, config, "config.json beside it")
+        parameters = read_parameters(config, tensors, str(file))
+        return Source("Hugging Face's GPT-2", config, parameters, vocabulary, read_encoding(beside))
+    return Source(*read_gpt2(file, tensors, n_heads, nanogpt), vocabulary)
+
+
+def _open_file(file: Path, n_heads: int | None) -> Source:
+    """The GPT-2 in a safetensors file, whatever its name. Raises InputError, with what it is, for any other file."""
+    check_readable(file)
+    if SHARD.fullmatch(file.name) or file.suffix == ".json" or file.name.startswith(f"{PREFIX}."):
+        raise InputError(f"{file} is one file of several: give the folder that all of them are in, {file.parent}")
+    if file.suffix != ".safetensors" and kind_of_file(file) != "safetensors":
+        raise InputError(f"{file} cannot be brought in: {foreign(file) or GIVE}")
+    metadata, tensors = read_tensors(file)
+    if metadata.get("format") == "numpy-gpt":
+        raise InputError(f"{file} is a checkpoint of numpy-gpt already: it needs no import")
+    return source_of(file, with_aliases(tensors, metadata, str(file)), n_heads)
+
+
+def _check_heads(path: Path, n_heads: int | None, config: GPTConfig, where: str) -> None:
+    """Raises InputError if n_heads is given and `where` has another number."""
+    if n_heads not in (None, config.n_heads):
+        raise InputError(f"{path} has {n_heads} heads, and {where} says {config.n_heads}: correct one of them")
+
+
+def _only_file(folder: Path) -> str:
+    """The advice to give the one .safetensors file in a folder instead, if there is one."""
+    files = list(folder.glob("*.safetensors"))
+    return f": give its file, {files[0]}" if len(files) == 1 else ""

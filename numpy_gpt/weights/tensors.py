@@ -19,6 +19,7 @@ import numpy as np
 
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import json_memory, parse_json, replacing
+from numpy_gpt.formats import foreign
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.stored import Stored, Weights
 
@@ -67,7 +68,9 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
             checked.keys()
         header = json.loads(text)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read as a safetensors file ({error}): {MEND}") from error
+        words = foreign(file, "safetensors")
+        why = f": {words}" if words else f" ({error}): {MEND}"
+        raise InputError(f"{file} cannot be read as a safetensors file{why}") from error
     metadata: dict[str, str] = header.pop("__metadata__", None) or {}
     seal = metadata.pop(SHA256, None)
     if seal is not None and seal != _sha256(metadata, {name: (e["dtype"], e["shape"]) for name, e in header.items()}):
