@@ -95,7 +95,7 @@ def test_a_config_is_called_what_it_is(tmp_path, what):
 
 
 @pytest.mark.parametrize("name", ["model.ckpt.index", "model.ckpt.data-00000-of-00001", "hparams.json"])
-@pytest.mark.parametrize("what", ["LFS", "web page", "empty"])
+@pytest.mark.parametrize("what", ["LFS", "web page", "gzip"])
 def test_a_file_of_openais_is_called_what_it_is(tmp_path, name, what):
     folder = shutil.copytree(FIXTURE, tmp_path / "x")
     content, words = FILES[what]

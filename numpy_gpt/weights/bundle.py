@@ -87,7 +87,7 @@ def read_bundle(prefix: Path) -> dict[str, Stored]:
     except (OSError, MemoryError) as error:
         raise InputError(f"{index} cannot be read ({error})") from error
     except UnreadableError as error:
-        words = foreign(index)
+        words = foreign(index, "empty", "text")
         raise InputError(f"{index} cannot be read: {words}" if words else f"{index} {error}") from error
     return {entry.name: _stored(entry, files[entry.shard], order) for entry in entries}
 
