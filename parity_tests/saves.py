@@ -33,8 +33,8 @@ LASTING = ("ENOSPC", "EIO", "EROFS")
 class Bytecodes:
     """Counts the bytecodes of this thread while it is armed, and raises KeyboardInterrupt at some of them.
 
-    ours: only those of numpy_gpt's own functions. at: the first, counted from 1; 0: none. again: how many later there
-    is another one; 0: none.
+    Those of this module do not count. ours: only those of numpy_gpt's own functions. at: the first, counted from 1;
+    0: none. again: how many later there is another one; 0: none.
     """
 
     def __init__(self, ours: bool, at: int = 0, again: int = 0):
@@ -58,7 +58,8 @@ class Bytecodes:
             frame = frame.f_back
 
     def _call(self, frame, event, arg):
-        if self.ours and not frame.f_code.co_filename.startswith(OURS):
+        file = frame.f_code.co_filename
+        if file == __file__ or (self.ours and not file.startswith(OURS)):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._step

@@ -61,6 +61,7 @@ def test_a_shared_tensor_under_one_name_is_complete_and_tied(tmp_path, what):
         check_logits(model(TOKENS), gpt2_logits(tensors, SIZES["n_head"], TOKENS))
 
 
+@pytest.mark.slow
 def test_save_models_file_is_transformers_model(tmp_path):
     """The library's own writer keeps one name of the two; the logits are transformers'."""
     from transformers import GPT2Config, GPT2LMHeadModel
