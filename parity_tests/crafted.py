@@ -71,7 +71,7 @@ def files(folder: Path, size: int) -> dict[str, tuple[Path, Callable[[Path], obj
         (run / "losses.csv").write_text(",".join(COLUMNS) + "\n" + row * (size // len(row)))
         found[f"losses.csv of many {name}"] = run / "losses.csv", lambda file: Run(file.parent, for_tiny).losses()
     (bundle := folder / "bundle").mkdir()
-    prefix = write_bundle(bundle, {str(k): ("float32", (0,), b"") for k in range(size // 20)})
+    prefix = write_bundle(bundle, {str(k): ("float32", (0,), b"") for k in range(size // 60)})
     found["an index of empty tensors"] = Path(f"{prefix}.index"), lambda file: read_bundle(file.with_suffix(""))
     return found
 

@@ -21,6 +21,8 @@ from numpy_gpt.weights.checkpoint import load_training
 from torch_gpt.cli import main as torch_main
 from torch_gpt.train import choose_device, learning_rates
 
+brief = pytest.mark.usefixtures("brief_runs")
+
 SMALL = ["--context-length", "16", "--batch-size", "4", "--stride", "16", "--eval-freq", "2", "--eval-iter", "2"]
 
 
@@ -72,6 +74,7 @@ def test_a_run_leaves_its_folder(tmp_path, text):
     assert load(out).config.context_length == 16
 
 
+@brief
 def test_evaluations_are_means_over_batches(tmp_path, text):
     """The validation loss of the last row again, from the checkpoint of that step."""
     out = tmp_path / "run"
@@ -81,6 +84,7 @@ def test_evaluations_are_means_over_batches(tmp_path, text):
     assert float(rows(out)[-1]["val_loss"]) == float(model.loss(windows[:, :-1], windows[:, 1:]))
 
 
+@brief
 @pytest.mark.parametrize("flags", [[], ["--warmup-steps", 3, "--clip", 0.5]], ids=["constant", "warm-up and clipping"])
 @pytest.mark.parametrize(("drop_rate", "attention"), [(0, "plain"), (0.2, "plain"), (0.2, "sdpa")])
 def test_numpy_and_torch_train_alike_from_one_seed(tmp_path, text, flags, drop_rate, attention):
@@ -100,6 +104,7 @@ def test_numpy_and_torch_train_alike_from_one_seed(tmp_path, text, flags, drop_r
     assert lines(ours) == lines(theirs)
 
 
+@brief
 def test_init_starts_both_from_the_same_weights(tmp_path, text):
     config = GPTConfig(257, 16, emb_dim=24, n_heads=3, n_layers=2, drop_rate=0.0, qkv_bias=True, tie_weights=True)
     init = tmp_path / "init.safetensors"
@@ -112,6 +117,7 @@ def test_init_starts_both_from_the_same_weights(tmp_path, text):
     assert load(tmp_path / "torch").config == config
 
 
+@brief
 def test_float64_and_sdpa_in_torch(tmp_path, text):
     common = ["--max-steps", 3, "--drop-rate", 0]
     pretrain(torch_main, text, tmp_path / "plain", *common, "--attention", "plain", "--dtype", "float64")
@@ -122,6 +128,7 @@ def test_float64_and_sdpa_in_torch(tmp_path, text):
     assert 0 < np.abs(losses(tmp_path / "bf16") - losses(tmp_path / "sdpa")).max() < 0.1
 
 
+@brief
 @pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])
 @pytest.mark.parametrize("stop", [3, 7], ids=["within an epoch", "between epochs"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, text, command, stop):
@@ -153,6 +160,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, text, command, stop):
     assert all(array.tobytes() == state[name].tobytes() for name, array in load_training(tmp_path / "whole").items())
 
 
+@brief
 def test_either_backend_goes_on_with_the_others_run(tmp_path, text):
     flags = ["--epochs", 2, "--drop-rate", 0.2]
     torch_flags = ["--attention", "plain", "--device", "cpu"]
@@ -166,6 +174,7 @@ def test_either_backend_goes_on_with_the_others_run(tmp_path, text):
         assert np.abs(losses(out) - losses(tmp_path / "whole")).max() < 5e-5
 
 
+@brief
 def test_rows_beyond_the_checkpoint_are_taken_out(tmp_path, text):
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 4)
@@ -176,6 +185,7 @@ def test_rows_beyond_the_checkpoint_are_taken_out(tmp_path, text):
     assert float(rows(out)[-1]["train_loss"]) != 1.0
 
 
+@brief
 def test_no_steps_saves_the_untrained_model(tmp_path, text):
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 0, "--seed", 3)
@@ -216,6 +226,7 @@ def test_evaluate_is_the_mean_over_all_tokens(tmp_path, text):
     assert float(found["perplexity"]) == pytest.approx(np.exp(total / 499), rel=1e-5)
 
 
+@brief
 def test_evaluate_takes_the_runs_validation_part(tmp_path, text):
     pretrain(numpy_main, text, tmp_path / "run", "--max-steps", 1)
     output = invoke(numpy_main, "evaluate", tmp_path / "run").output
@@ -342,6 +353,7 @@ def test_other_commands_refuse(bad_place, args, message):
     check_refused(invoke(numpy_main, *(a.replace("{tmp}", str(bad_place)) for a in args)), message)
 
 
+@brief
 def test_a_run_is_not_resumed_with_a_changed_text(tmp_path, text):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text.read_bytes())
@@ -352,6 +364,7 @@ def test_a_run_is_not_resumed_with_a_changed_text(tmp_path, text):
     assert snapshot(tmp_path) == before
 
 
+@brief
 def test_a_checkpoint_without_training_state_is_not_resumed(tmp_path, text):
     pretrain(numpy_main, text, tmp_path / "run", "--max-steps", 1)
     checkpoint = tmp_path / "run" / "checkpoint"
@@ -362,6 +375,7 @@ def test_a_checkpoint_without_training_state_is_not_resumed(tmp_path, text):
     check_refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "no training state to go on from")
 
 
+@brief
 @pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])
 @pytest.mark.parametrize(
     ("missing", "message"), [("rng", "the checkpoint "), ("optimizer.m.pos_emb.weight", "pos_emb.weight")]
