@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,8 +19,11 @@ from numpy_gpt.formats import foreign
 from numpy_gpt.network import NetworkError, ask, read, refused_by
 from numpy_gpt.paths import refusal
 
-PARTIAL = re.compile(r"\.(.+)\.(\d+)-\d+\.partial", re.DOTALL)
-"""The name of a partial folder: that of its target, the number of its process, and one of its own."""
+PARTIAL = re.compile(r"\.(.+)\.(\d+)@([0-9a-f]{8})-\d+\.partial", re.DOTALL)
+"""The name of a partial folder: that of its target, the number of its process and its host's, and one of its own."""
+
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+"""A number for this machine: a folder may lie on a disk that several share, where process numbers repeat."""
 
 _numbers = count()
 """Of this process's partial folders."""
@@ -65,7 +69,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
 def _new_partial(target: Path) -> tuple[Path, int | None]:
     """A folder of a name that no other has, and its lock."""
     while True:
-        folder = target.with_name(f".{target.name}.{os.getpid()}-{next(_numbers)}.partial")
+        folder = target.with_name(f".{target.name}.{os.getpid()}@{HOST}-{next(_numbers)}.partial")
         with suppress(FileExistsError):  # another process's
             folder.mkdir()
             with suppress(BlockingIOError, FileNotFoundError):  # swept by another before it was locked
@@ -151,9 +155,9 @@ def unlock(held: int | None) -> None:
 
 
 def _maker_lives(partial: Path) -> bool:
-    """Whether there is a process with the number in a partial folder's name: for where nothing can be locked."""
+    """Whether the process named in a partial folder's name may still run: for where nothing can be locked."""
     maker = PARTIAL.fullmatch(partial.name)
-    if maker is None or os.name == "nt":  # where asking is not safe: os.kill ends the process
+    if maker is None or maker[3] != HOST or os.name == "nt":  # where asking is not safe: os.kill ends the process
         return True
     try:
         os.kill(int(maker[2]), 0)

@@ -11,7 +11,18 @@ import pytest
 
 from numpy_gpt import files
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import flush, new_folder, partial_folder, replacing, sweep, taken
+from numpy_gpt.files import (
+    HOST,
+    being_written,
+    flush,
+    lock,
+    new_folder,
+    partial_folder,
+    replacing,
+    sweep,
+    taken,
+    unlock,
+)
 
 
 def content(place):
@@ -160,8 +171,8 @@ def test_what_a_killed_process_left_is_removed_and_what_one_at_work_holds_is_not
     held = tmp_path / os.path.basename(holder.stdout.readline().strip())
     of_the_user = tmp_path / ".model.safetensors.my.partial"
     of_the_user.mkdir()
-    mine = tmp_path / f".model.safetensors.{os.getpid()}-99.partial"  # by a process that had this one's number
-    other = tmp_path / ".other.1-7.partial"
+    mine = tmp_path / f".model.safetensors.{os.getpid()}@{HOST}-99.partial"  # by a process that had this one's number
+    other = tmp_path / f".other.1@{HOST}-7.partial"
     for left in (mine, other):
         left.mkdir()
         (left / "half").write_text("")
@@ -179,10 +190,32 @@ def test_where_nothing_can_be_locked_the_process_number_decides(tmp_path, monkey
     monkeypatch.setattr(files, "lock", lambda folder: None)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for pid in (ended.pid, os.getppid()):
-        (tmp_path / f".x.{pid}-7.partial").mkdir()
+    ours, running, another = (
+        f".x.{who}-7.partial" for who in (f"{ended.pid}@{HOST}", f"{os.getppid()}@{HOST}", f"{ended.pid}@00c0ffee")
+    )
+    for name in (ours, running, another):
+        (tmp_path / name).mkdir()
+    assert being_written(tmp_path / "x")
     sweep(tmp_path / "x")
-    assert [p.name for p in tmp_path.iterdir()] == [f".x.{os.getppid()}-7.partial"]
+    assert {p.name for p in tmp_path.iterdir()} == {running, another}, "of another machine's processes nothing is known"
+
+
+def test_a_folder_exchanged_while_it_was_being_locked_counts_as_gone(tmp_path, monkeypatch):
+    """A lock on what no longer has the name keeps nobody out of what has it now."""
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
+    real, folder = fcntl.flock, tmp_path / "x"
+    folder.mkdir()
+
+    def exchanged_first(handle, how):
+        folder.rename(tmp_path / "before")
+        folder.mkdir()
+        real(handle, how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", exchanged_first)
+        with pytest.raises(FileNotFoundError):
+            lock(folder)
+    unlock(lock(tmp_path / "before"))  # and was let go
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
