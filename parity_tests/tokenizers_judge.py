@@ -257,7 +257,8 @@ def kinds() -> dict[str, Kind]:
         entry("[z]", n + 2, lstrip=True, rstrip=True),
     ]
     overlapping = [entry("foo", n), entry("foobar", n + 1, special=False), entry("bar", n + 2, special=False)]
-    overlapping += [entry("    ", n + 3, special=False), entry("  ", n + 4, special=False), entry("hellohello", n + 5)]
+    overlapping += [entry("  ", n + 3, special=False), entry("    ", n + 4, special=False), entry("hellohello", n + 5)]
+    overlapping += [entry("hel", n + 6, special=False), entry("hello", n + 7, special=False)]
     added = {
         "added special, embeddings resized": Kind(base.tokenizer([first]), n + 1),
         "added special, embeddings as they were": Kind(base.tokenizer([pad]) | config(pad_token="[PAD]"), n),
@@ -275,7 +276,7 @@ def kinds() -> dict[str, Kind]:
             base.pair() | config(additional_special_tokens=["[first]", "[x]"], pad_token="[PAD]"), n + 3
         ),
         "added with spaces taken along": Kind(base.tokenizer(strips), n + 3),
-        "added, overlapping": Kind(base.tokenizer(overlapping), n + 6),
+        "added, overlapping": Kind(base.tokenizer(overlapping), n + 8),
         "added, a whole word only": refused(base.tokenizer([entry("foo", n, single_word=True)]), "single_word"),
         "added with another id": refused(base.tokenizer([entry("[PAD]", n + 5)]), "has the id", n + 6),
         "added, disagreeing flags": refused(
