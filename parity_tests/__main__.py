@@ -39,7 +39,7 @@ class Bench(Commands):
         except ModuleNotFoundError as error:
             if error.name not in ("google_crc32c", "hypothesis", "pytest", "tokenizers", "torch"):
                 raise
-            say(f"parity_tests needs {error.name}: pip install 'numpy-gpt[test]'")
+            say(f"parity_tests needs {error.name}: pip install -e '.[test]'")
             raise SystemExit(2) from None
 
 

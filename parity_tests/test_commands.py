@@ -20,11 +20,11 @@ def run_without(package, *command):
 @pytest.mark.parametrize(
     ("package", "command", "line"),
     [
-        ("torch", ("torch_gpt", "--help"), "torch-gpt needs PyTorch: pip install 'numpy-gpt[torch]'"),
-        ("torch", ("torch_gpt", "pretrain"), "torch-gpt needs PyTorch: pip install 'numpy-gpt[torch]'"),
-        ("torch", ("parity_tests", "report", "--out", "."), "parity_tests needs torch: pip install 'numpy-gpt[test]'"),
+        ("torch", ("torch_gpt", "--help"), "torch-gpt needs PyTorch: pip install -e '.[torch]'"),
+        ("torch", ("torch_gpt", "pretrain"), "torch-gpt needs PyTorch: pip install -e '.[torch]'"),
+        ("torch", ("parity_tests", "report", "--out", "."), "parity_tests needs torch: pip install -e '.[test]'"),
         ("hypothesis", ("parity_tests", "check", "--help"), "parity_tests needs hypothesis: pip install"),
-        ("pytest", ("parity_tests", "museum"), "parity_tests needs pytest: pip install 'numpy-gpt[test]'"),
+        ("pytest", ("parity_tests", "museum"), "parity_tests needs pytest: pip install -e '.[test]'"),
     ],
 )
 def test_a_missing_package_is_said_in_one_line(package, command, line):

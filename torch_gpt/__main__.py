@@ -11,7 +11,7 @@ def main() -> None:
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
-            say("torch-gpt needs PyTorch: pip install 'numpy-gpt[torch]'")
+            say("torch-gpt needs PyTorch: pip install -e '.[torch]'")
             raise SystemExit(2) from None
         command(prog_name="torch-gpt")
 
