@@ -16,6 +16,7 @@ from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.console import Report, printable
 from numpy_gpt.data import CORPORA, load_text, rereadable, split_text
 from numpy_gpt.errors import InputError
+from numpy_gpt.files import disk_fix
 from numpy_gpt.flags import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, PATH, POSITIVE, PROBABILITY, SHARE
 from numpy_gpt.info import describe, enough_memory
 from numpy_gpt.model import GPT
@@ -46,9 +47,10 @@ class Commands(click.Group):
             except InputError as error:
                 say(f"Error: {error}")
                 raise SystemExit(error.exit_code) from error
-            except PermissionError as error:
-                what = "something" if error.filename is None else error.filename
-                say(f"Error: {what} may not be read or written by this user: {error.strerror}")
+            except OSError as error:
+                if error.filename is None:  # no file of the user's
+                    raise
+                say(f"Error: {os.fsdecode(error.filename)} cannot be used ({error.strerror}): {disk_fix(error)}")
                 raise SystemExit(2) from error
             except MemoryError as error:
                 say(f"Error: the memory that this process may use is too small: {str(error) or 'free some'}")

@@ -98,6 +98,17 @@ def test_a_path_that_cannot_be_looked_at_is_one_sentence(tmp_path, checkpoint, p
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(("code", "fix"), [(errno.EIO, "check that disk"), (errno.EACCES, "let this user write there")])
+def test_an_error_of_the_disk_that_nothing_foresees_is_one_sentence(monkeypatch, checkpoint, code, fix):
+    def broken(*args):
+        raise OSError(code, os.strerror(code), "/somewhere/file")
+
+    monkeypatch.setattr("numpy_gpt.cli.load", broken)
+    check_refused(
+        invoke("generate", checkpoint, "hello"), f"/somewhere/file cannot be used ({os.strerror(code)}): {fix}"
+    )
+
+
 def test_prompt_and_checkpoint_exchanged(checkpoint):
     for prompt in ("hello", LONG):
         check_refused(invoke("generate", prompt, checkpoint), "the prompt and the checkpoint are exchanged: give")
