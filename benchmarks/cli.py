@@ -1,6 +1,7 @@
 """The commands of python -m benchmarks."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def _measure(names: list[str], quick: bool, runs: int | None, compiled: bool, ou
     write_json(file.with_suffix(".json"), document)
     draw(file.with_suffix(".png"), report.rows, machine["line"])
     report.line(f"\n{file}.json, {file}.png")
-    click.echo(json.dumps(document, ensure_ascii=False))
+    if not sys.stdout.isatty():  # for a program
+        click.echo(json.dumps(document, ensure_ascii=False))
 
 
 def _add(name: str, names: list[str], summary: str) -> None:

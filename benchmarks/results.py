@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,10 +105,10 @@ class Report:
         """Gives tick(name): name is at work now, the one before it is done."""
         columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=self._errors, transient=True, disable=not self._errors.is_terminal) as bar:
-            task = bar.add_task(what, total=total, completed=-1)
+            task, begun = bar.add_task(what, total=total), count()
 
             def tick(name: str) -> None:
-                bar.update(task, advance=1, description=f"{what}: {name}")
+                bar.update(task, completed=next(begun), description=f"{what}: {name}")
 
             yield tick
 
@@ -182,7 +183,7 @@ def duration(spread: Spread) -> tuple[str, str]:
 
 
 def as_document(command: str, machine: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
-    """The JSON file's content, and the last line of stdout."""
+    """The JSON file's content, and the last line of stdout where no person reads it."""
     return {"machine": machine, "command": command, "rows": [row.as_json() for row in rows]}
 
 

@@ -20,6 +20,7 @@ from numpy_gpt.console import Report, one_line
 from numpy_gpt.data import CORPORA, load_text, sha256
 from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
 from numpy_gpt.model import parameter_shapes
+from numpy_gpt.outermost import say
 from numpy_gpt.paths import absolute, is_folder, kind_of
 from numpy_gpt.random import Generator
 from numpy_gpt.run import BEST, CHECKPOINT, TINY, Batches, MakeLearner, Run, Settings, Validation, for_tiny
@@ -426,6 +427,9 @@ def _signals() -> Iterator[list[int]]:
     def receive(number: int, frame: FrameType | None) -> None:
         if number not in received:
             received.append(number)
+            again = "Ctrl-C again" if number == signal.SIGINT else f"another {signal.Signals(number).name}"
+            with suppress(RuntimeError):  # it came while stderr was being written to
+                say(f"stopping after this step, and saving; {again} stops at once")
         elif callable(before[number]):
             before[number](number, frame)
         elif before[number] == signal.SIG_DFL:

@@ -212,18 +212,17 @@ def fuzz(mutants, seed, readers):
     some ten minutes a reader on two cores. Exit code 1 if anything else comes of one; the line says how to make it
     again.
     """
-    import os
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
+    from concurrent.futures import as_completed
 
     from parity_tests.fuzz import SPECIMENS, Findings, fuzz_part
+    from parity_tests.progress import workers
 
     if unknown := set(readers) - SPECIMENS.keys():
         raise click.UsageError(f"no reader {min(unknown)}: choose among {', '.join(SPECIMENS)}")
     console, part = Console(), 2000
     sizes = [min(part, mutants - start) for start in range(0, mutants, part)]
     found = {reader: Findings() for reader in readers or SPECIMENS}
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with workers() as pool:
         jobs = {
             pool.submit(fuzz_part, reader, size, seed + k): reader for reader in found for k, size in enumerate(sizes)
         }
@@ -290,11 +289,10 @@ def interrupts(seed, share, again, kinds):
     hour on two cores (needs fork: not on Windows). Exit code 1 if anything else comes of a trial; the line begins
     with the trial's name.
     """
-    import os
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from multiprocessing import get_context
+    from concurrent.futures import as_completed
 
     from parity_tests.interrupts import KINDS, LONG, Findings, do, plan
+    from parity_tests.progress import workers
 
     if unknown := set(kinds) - KINDS.keys():
         raise click.UsageError(f"no kind {min(unknown)}: choose among {', '.join(KINDS)}")
@@ -310,7 +308,7 @@ def interrupts(seed, share, again, kinds):
         with progress.status("looking for the places to disturb"):
             names = [name for kind, number in each.items() for name in plan(kind, number, seed)]
     parts = [names[start : start + part] for start in range(0, len(names), part)]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with workers() as pool:
         jobs = [pool.submit(do, each) for each in parts]
         for job in track(as_completed(jobs), "trials", total=len(jobs), console=progress):
             found.add(job.result())

@@ -71,6 +71,8 @@ def first_failure(suite, fault=""):
     first = FirstFailure()
     options = ["-x", "--assert=plain", "-p", "no:terminal", "-p", "no:cacheprovider", "--fault", fault]
     code = pytest.main([*options, str(Path(__file__).with_name(suite))], plugins=[first])
+    if code == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
     if code != (pytest.ExitCode.OK if first.report is None else pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"pytest could not run {suite} on the fault {fault!r}: {code!r}")
     return first

@@ -24,6 +24,7 @@ from parity_tests.trials import (
     check_left,
     ended_or_saved,
     fork,
+    killed_by_ctrl_c,
     logged,
     outcome,
     same,
@@ -82,8 +83,9 @@ def kill_and_resume(trials: int, place: Path, seed: int) -> Iterator[int]:
     def kill(job, after: int) -> bool:
         """Do job, and kill it a moment after so many saves. Whether it had not ended before."""
         pid = start(log, job)
-        code = ended_or_saved(pid, log, len(saves(log)) + after)
-        time.sleep(rng.uniform(0, moment))
+        with killed_by_ctrl_c(pid):
+            code = ended_or_saved(pid, log, len(saves(log)) + after)
+            time.sleep(rng.uniform(0, moment))
         if code is None:
             os.kill(pid, signal.SIGKILL)
             code = wait(pid)

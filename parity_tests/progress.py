@@ -1,7 +1,11 @@
-"""What is at work, on stderr: a bar in a terminal, elsewhere a line whenever something else begins."""
+"""What is at work, on stderr: a bar in a terminal, elsewhere a line whenever something else begins; and who does it."""
 
+import os
+import signal
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 
 from rich.console import Console
 from rich.progress import Progress, track
@@ -38,6 +42,21 @@ def counted(what, total=None):
 def unseen(what, total=None):
     """counted, for who wants nothing shown."""
     yield lambda: None
+
+
+@contextmanager
+def workers():
+    """A pool of processes, one a core, that a Ctrl-C ends without a word of theirs."""
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _end_at_ctrl_c) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_at_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _say(what):

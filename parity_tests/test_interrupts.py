@@ -102,7 +102,10 @@ def test_leftovers_that_are_never_swept_are_noticed(saves, monkeypatch):
 def test_an_error_that_ends_in_a_traceback_is_noticed(saves, monkeypatch):
     @contextmanager
     def unworded(path):
-        yield
+        try:
+            yield
+        except OSError as error:
+            raise RuntimeError("nobody has foreseen this") from error
 
     monkeypatch.setattr(run, "_written", unworded)
     number = operation(saves, "resumed", "replace run/run.json")

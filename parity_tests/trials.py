@@ -7,6 +7,7 @@ still; nothing is drawn and nothing waits for the disk, because no trial asks wh
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -63,8 +64,12 @@ class Ending:
 
     @property
     def traceback(self) -> bool:
-        """Whether it ended with one; that of a KeyboardInterrupt is as good as none."""
-        return "Traceback" in self.errors and self.last_line != "KeyboardInterrupt"
+        """Whether it ended with one; that of a KeyboardInterrupt is as good as none.
+
+        Nor is it one that Python prints of an interrupt in a generator that it is closing, and goes on.
+        """
+        errors = re.sub(r"Exception ignored in: .*?\nKeyboardInterrupt:? ?\n", "", self.errors, flags=re.DOTALL)
+        return "Traceback" in errors and self.last_line != "KeyboardInterrupt"
 
 
 def begin(folder: Path | None, text: Path, steps: int = 4, seed: int = 123) -> list[str]:
@@ -100,8 +105,20 @@ def fork(job: Callable[[], object]) -> int:
 
 
 def wait(pid: int) -> int:
-    """The exit code of a process; negative, the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    """The exit code of a process; negative, the signal that killed it. A Ctrl-C kills it: nothing may outlive us."""
+    with killed_by_ctrl_c(pid):
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@contextmanager
+def killed_by_ctrl_c(pid: int) -> Iterator[None]:
+    """A KeyboardInterrupt in the block kills the process and waits for its end."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def ended(pid: int) -> int | None:
