@@ -160,6 +160,12 @@ def entry(content: str, number: int, special: bool = True, **flags: bool) -> dic
     return {"id": number, "content": content, **usual, **flags}
 
 
+def marked(content: str, **flags: bool) -> dict:
+    """A token of a role as tokenizer_config.json has it."""
+    usual = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    return {"__type": "AddedToken", "content": content, **usual, **flags}
+
+
 def by_id(*entries: dict) -> dict:
     """The same as added_tokens_decoder has them."""
     return {str(each["id"]): {key: value for key, value in each.items() if key != "id"} for each in entries}
@@ -275,6 +281,21 @@ def kinds() -> dict[str, Kind]:
         "added, named alone": Kind(
             base.pair() | config(additional_special_tokens=["[first]", "[x]"], pad_token="[PAD]"), n + 3
         ),
+        "named twice, one with white space": refused(
+            base.pair() | config(pad_token="[PAD]", sep_token=marked("[PAD]", lstrip=True)), "as pad_token"
+        ),
+        "named otherwise than by default": refused(
+            base.pair() | config(eos_token=marked(END_OF_TEXT, rstrip=True)), "as bos_token"
+        ),
+        "named three times, each with white space": Kind(
+            base.pair()
+            | config(**dict.fromkeys(("bos_token", "eos_token", "unk_token"), marked(END_OF_TEXT, rstrip=True))),
+            n,
+        ),
+        "named twice, one normalized": Kind(
+            base.pair() | config(pad_token=marked("[PAD]", normalized=True), sep_token="[PAD]"), n
+        ),
+        "named in a role of its own, unmarked": Kind(base.pair() | config(my_token={"content": "[PAD]"}), n),
         "added with spaces taken along": Kind(base.tokenizer(strips), n + 3),
         "added, overlapping": Kind(base.tokenizer(overlapping), n + 8),
         "added, a whole word only": refused(base.tokenizer([entry("foo", n, single_word=True)]), "single_word"),

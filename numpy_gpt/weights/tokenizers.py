@@ -242,6 +242,8 @@ def _named(folder: Path, config: Mapping[str, Any]) -> dict[str, Declared | None
                 listed = list(value.values()) if isinstance(value, dict) else value or []
                 more += [Declared(_token(file, each, UNNUMBERED, special=True), file) for each in listed]
             elif key.endswith("_token") and not isinstance(value, bool):
+                if file.name == CONFIG and key not in NAMED and isinstance(value, dict) and "__type" not in value:
+                    continue  # transformers takes it for no token
                 named[key] = None if value is None else Declared(_token(file, value, UNNUMBERED, special=True), file)
     ordered = {key: named[key] for key in (*NAMED, *named) if key in named}
     return ordered | {f"{MORE}{n}": each for n, each in enumerate(more)}
@@ -326,10 +328,19 @@ def _extras(
     added: dict[str, Declared], named: Mapping[str, Declared | None], ids: Mapping[str, int], prefix: bool
 ) -> Extras:
     """All of it: the named tokens are special, those not yet added come after the others, and each gets its id."""
-    for each in named.values():
-        if each and each.token.content:
-            token, file = added.get(each.token.content, each)
-            added[token.content] = Declared(replace(token, special=True), file)
+    filled = {role: each for role, each in named.items() if each and each.token.content}
+    apart = _apart({*added, *(each.token.content for each in filled.values())})
+    roles: dict[str, str] = {}  # of the tokens that are named alone
+    for role, each in filled.items():
+        token, file = added.get(each.token.content, each)
+        first = roles.get(token.content) if token.content in added else roles.setdefault(token.content, role)
+        if first and not _alike(each.token, token, apart):
+            one, other = (name.replace(MORE, "additional token ") for name in (first, role))
+            raise InputError(
+                f"{each.file}: the token {token.content!r} takes other white space along, or is normalized otherwise, "
+                f"as {other} than as {one}: {AGREE}, or declare it in added_tokens_decoder"
+            )
+        added[token.content] = Declared(replace(token, special=True), file)
     numbered = list(_numbered(added.values(), ids))
     if len({token.normalized for token in numbered}) == 1:  # then all are looked for at once, whichever it is
         numbered = [replace(token, normalized=False) for token in numbered]
