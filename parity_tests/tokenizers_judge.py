@@ -296,6 +296,16 @@ def kinds() -> dict[str, Kind]:
             base.pair() | config(pad_token=marked("[PAD]", normalized=True), sep_token="[PAD]"), n
         ),
         "named in a role of its own, unmarked": Kind(base.pair() | config(my_token={"content": "[PAD]"}), n),
+        "named in roles of their own, and without": Kind(
+            base.pair() | config(additional_special_tokens=["[x]"], extra_special_tokens={"my_role": "[y]"}), n + 2
+        ),
+        "named in no list": refused(base.pair() | config(extra_special_tokens=5), "extra_special_tokens"),
+        "added before what tokenizer.json has": refused(
+            base.tokenizer([entry("[y]", n + 1)])
+            | config(**written, added_tokens_decoder=by_id(end, entry("[x]", n), entry("[y]", n + 1))),
+            "'[x]'",
+            n + 2,
+        ),
         "added with spaces taken along": Kind(base.tokenizer(strips), n + 3),
         "added, overlapping": Kind(base.tokenizer(overlapping), n + 8),
         "added, a whole word only": refused(base.tokenizer([entry("foo", n, single_word=True)]), "single_word"),
@@ -313,7 +323,7 @@ def kinds() -> dict[str, Kind]:
         name: refused(base.tokenizer(**{step: value}), f"its {step} is")
         for name, step, value in (
             ("Digits", "pre_tokenizer", sequence({"type": "Digits", "individual_digits": True}, byte_level(False))),
-            ("no pre-tokenizer", "pre_tokenizer", None),
+            ("null for a pre-tokenizer", "pre_tokenizer", None),
             ("Whitespace", "pre_tokenizer", {"type": "Whitespace"}),
             ("no pattern", "pre_tokenizer", byte_level(False) | {"use_regex": False}),
             ("Lowercase", "normalizer", {"type": "Lowercase"}),
@@ -324,7 +334,11 @@ def kinds() -> dict[str, Kind]:
             ("WordPiece's decoder", "decoder", {"type": "WordPiece", "prefix": "##", "cleanup": True}),
         )
     }  # fmt: skip
+    unsaid = base.tokenizer()
+    unsaid["tokenizer.json"].pop("pre_tokenizer")
     settings = {
+        "no pre-tokenizer": Kind(unsaid, n),
+        "no pre-tokenizer, taken as written": refused(unsaid | config(**written), "its pre_tokenizer is missing"),
         "a sequence of one": Kind(base.tokenizer(pre_tokenizer=sequence(byte_level(False))), n),
         "a template that adds nothing": Kind(
             base.tokenizer(post_processor={"type": "TemplateProcessing", "single": [SEQUENCE_A],

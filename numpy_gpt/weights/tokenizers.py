@@ -116,6 +116,8 @@ def read_tokenizer(folder: Path) -> dict[str, bytes]:
     rebuilt = config["tokenizer_class"] in REBUILT
     if not rebuilt and not tokenizer:
         raise InputError(f"{folder / CONFIG}: tokenizer_class is {config['tokenizer_class']}, which needs {TOKENIZER}")
+    if not rebuilt and "pre_tokenizer" not in tokenizer:
+        raise InputError(f"{folder / TOKENIZER}: its pre_tokenizer is missing, which is not supported: {ALONE}")
     named = _named(folder, config)
     added = _added(folder, config, tokenizer, rebuilt, named)
     default = Declared(AddedToken(END_OF_TEXT, UNNUMBERED), folder / CONFIG)
@@ -239,7 +241,13 @@ def _named(folder: Path, config: Mapping[str, Any]) -> dict[str, Declared | None
     for file, values in places:
         for key, value in values.items():
             if key in ("extra_special_tokens", "additional_special_tokens"):
-                listed = list(value.values()) if isinstance(value, dict) else value or []
+                if not isinstance(value, dict | list | None):
+                    raise InputError(f"{file}: {key} is {_short(value)}, which is no list of tokens: correct it")
+                own = value if isinstance(value, dict) else {}  # its keys are further roles
+                named |= {
+                    role: Declared(_token(file, each, UNNUMBERED, special=True), file) for role, each in own.items()
+                }
+                listed = value if isinstance(value, list) else []
                 more += [Declared(_token(file, each, UNNUMBERED, special=True), file) for each in listed]
             elif key.endswith("_token") and not isinstance(value, bool):
                 if file.name == CONFIG and key not in NAMED and isinstance(value, dict) and "__type" not in value:
@@ -290,6 +298,10 @@ def _added(
             )
         if before is None or (file.name == TOKENIZER and not rebuilt):
             added[token.content] = Declared(token, file)
+    written = [each.token.id for each in added.values() if each.file.name == TOKENIZER]
+    for token, file in added.values():
+        if not rebuilt and file.name != TOKENIZER and token.id < max(written, default=0):  # it would come last
+            raise InputError(f"{file} adds {token.content!r}, and {TOKENIZER} beside it does not: {AGREE}")
     return added
 
 
