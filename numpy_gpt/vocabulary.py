@@ -74,6 +74,7 @@ def parse_extras(files: Mapping[str, bytes], ids: Mapping[str, int]) -> Extras:
         _check_types(token, {"content": str, "id": int}, bool)
         if not token.content or token.id < 0:
             raise ValueError(f"{token} is not a token")
+        token.content.encode()  # a lone surrogate has no bytes
     extras = Extras(added, values["end"], values["add_prefix_space"])
     if type(extras.add_prefix_space) is not bool or extras.end not in {None, *(token.content for token in added)}:
         raise ValueError(f"add_prefix_space {extras.add_prefix_space!r}, end {extras.end!r}")

@@ -421,6 +421,7 @@ DAMAGES = {
     "an id far off": lambda values: values | {"added": [{"content": "x", "id": 10**9}]},
     "an id of another": lambda values: values | {"added": [{"content": "x", "id": 5}]},
     "an empty token": lambda values: values | {"added": [{"content": "", "id": 287}]},
+    "a token without bytes": lambda values: values | {"added": [*values["added"], {"content": "\ud800", "id": 288}]},
     "a flag as text": lambda values: values | {"added": [{"content": "x", "id": 287, "lstrip": "no"}]},
     "an unknown flag": lambda values: values | {"added": [{"content": "x", "id": 287, "more": True}]},
     "a prefix as text": lambda values: values | {"add_prefix_space": "no"},

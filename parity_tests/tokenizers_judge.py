@@ -6,6 +6,7 @@ compares with those; the slow one asks transformers itself, about more texts.
 """
 
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -300,6 +301,8 @@ def kinds() -> dict[str, Kind]:
             base.pair() | config(additional_special_tokens=["[x]"], extra_special_tokens={"my_role": "[y]"}), n + 2
         ),
         "named in no list": refused(base.pair() | config(extra_special_tokens=5), "extra_special_tokens"),
+        "named by what has no bytes": refused(base.pair() | config(pad_token="\ud800"), "cannot be read"),
+        "added with an infinite id": refused(base.pair() | {"added_tokens.json": {"[x]": math.inf}}, "cannot be read"),
         "added before what tokenizer.json has": refused(
             base.tokenizer([entry("[y]", n + 1)])
             | config(**written, added_tokens_decoder=by_id(end, entry("[x]", n), entry("[y]", n + 1))),
@@ -339,6 +342,8 @@ def kinds() -> dict[str, Kind]:
     settings = {
         "no pre-tokenizer": Kind(unsaid, n),
         "no pre-tokenizer, taken as written": refused(unsaid | config(**written), "its pre_tokenizer is missing"),
+        "a sequence that is none": refused(
+            base.tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": 5}), "its pre_tokenizer is"),
         "a sequence of one": Kind(base.tokenizer(pre_tokenizer=sequence(byte_level(False))), n),
         "a template that adds nothing": Kind(
             base.tokenizer(post_processor={"type": "TemplateProcessing", "single": [SEQUENCE_A],

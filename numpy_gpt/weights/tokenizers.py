@@ -206,8 +206,11 @@ def _from_tokenizer(file: Path, tokenizer: Mapping[str, Any]) -> dict[str, bytes
 def _step(tokenizer: Mapping[str, Any], step: str) -> Any:
     """A step of a tokenizer.json, out of a sequence that holds no other."""
     value, parts = tokenizer.get(step, BYTE_LEVEL if step == "pre_tokenizer" else None), STEPS[step][0]
-    while isinstance(value, dict) and value.get("type") == "Sequence" and len(value.get(parts) or []) <= 1:
-        value = value[parts][0] if value.get(parts) else None
+    while isinstance(value, dict) and value.get("type") == "Sequence":
+        sequence = value.get(parts) or []
+        if not isinstance(sequence, list) or len(sequence) > 1:
+            break
+        value = sequence[0] if sequence else None
     return value
 
 
@@ -267,7 +270,8 @@ def _token(file: Path, value: Any, number: Any, special: bool | None = None) -> 
         content, number = entry["content"], int(number)
         if not all(type(flag) is bool for flag in flags.values()) or not isinstance(content, str):
             raise TypeError(f"{value!r} is not a token")
-    except (KeyError, TypeError, ValueError) as error:
+        content.encode()  # a lone surrogate has no bytes
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{file} has an added token that cannot be read ({error!r}): remove it, or correct it"
         ) from error
