@@ -198,7 +198,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     check_free(folder)
     # inside a folder that exists, for it may be a disk of its own
-    beside = folder / folder.name if folder.is_dir() else folder
+    beside = folder / (folder.name or "new") if folder.is_dir() else folder  # "." has no name
     with _made(folder.parent), ExitStack() as stack:
         try:
             partial = stack.enter_context(partial_folder(beside))

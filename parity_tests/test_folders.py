@@ -44,6 +44,13 @@ def test_a_new_folder_appears_when_it_is_complete(tmp_path, there):
     assert sorted(p.name for p in out.iterdir()) == ["sub", "x"]
 
 
+def test_the_working_directory_can_be_the_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with new_folder(Path()) as folder:
+        (folder / "x").write_text("1")
+    assert content(tmp_path) == {"x": b"1"}
+
+
 @pytest.mark.parametrize("error", [InputError("no"), KeyboardInterrupt(), OSError(28, "full")])
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
 def test_a_block_that_fails_leaves_what_was_there(tmp_path, there, error):
