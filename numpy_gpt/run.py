@@ -21,6 +21,7 @@ from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.data import Loader, load_text, sha256, sliding_windows, split_text
 from numpy_gpt.errors import InputError, brief
 from numpy_gpt.files import (
+    PARTIAL,
     SMALL,
     check_free,
     flush,
@@ -408,10 +409,10 @@ class Run:
         return self._copy_newest(keep)
 
     def _own_folder(self, name: str) -> Path:
-        """The folder of this name in the run's. A link to another save there becomes a copy: no save changes later."""
+        """The folder of this name in the run's. A link to another save becomes a copy: no save changes later."""
         place = self.folder / name
         with _written(place):
-            if place.is_symlink() and place.resolve().parent == self.folder.resolve():
+            if place.is_symlink() and _is_a_save(place.resolve()):
                 with partial_folder(place) as beside:
                     shutil.copytree(place, beside / name)
                     place.unlink()
@@ -461,8 +462,7 @@ class Run:
         old = kept_save(place)
         if old == about:
             return []
-        if os.path.lexists(place) and (old is None or read_only(place)):
-            why = "is not a save of this run" if old is None else "is read-only"
+        if os.path.lexists(place) and (why := "is not a save of this run" if old is None else owned(place)):
             return [f"{place} {why}, and stays: step {about['step']} is not kept"]
         with partial_folder(place) as beside:
             for name in (about["training"], MODEL_FILE):
@@ -481,7 +481,7 @@ class Run:
         # those beyond this step are of a run that was gone back from: none of this one's last
         old = sorted(step for step in saves if step <= int(about["step"]))[:-keep]
         for step in old:
-            if not read_only(saves[step]):
+            if not owned(saves[step]):
                 _discard(saves[step])
         return []
 
@@ -612,9 +612,18 @@ def kept_saves(run: Path) -> dict[int, Path]:
     return {int(about["step"]): each for each in run.iterdir() if (about := kept_save(each)) is not None}
 
 
-def read_only(save: Path) -> bool:
-    """Whether its owner has made a save read-only, the folder or the model in it: then it is kept for good."""
-    return not all(each.stat().st_mode & stat.S_IWUSR for each in (save, save / MODEL_FILE))
+def owned(save: Path) -> str:
+    """How the user has made a save theirs, so that it stays: it is read-only, or has more in it; "" if neither."""
+    if not all(each.stat().st_mode & stat.S_IWUSR for each in (save, save / MODEL_FILE)):
+        return "is read-only"
+    saved = (MODEL_FILE, read_header(save).about.get("training"))
+    more = (each.name for each in save.iterdir() if each.name not in saved and not PARTIAL.fullmatch(each.name))
+    return f"has {first} in it" if (first := next(more, None)) else ""
+
+
+def _is_a_save(folder: Path) -> bool:
+    """Whether a folder is a save: it lies in a run, this one or another, or has the name of one that is kept."""
+    return is_file(folder.parent / RUN_FILE) or COPY.fullmatch(folder.name) is not None
 
 
 def _discard(folder: Path) -> None:

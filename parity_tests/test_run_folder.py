@@ -1,5 +1,6 @@
 """What a run's folder keeps of its saves, and what of it may be damaged."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -104,7 +105,8 @@ def test_a_step_made_again_in_another_way_is_kept_as_it_is_now(tmp_path, text): 
 
 
 def bits(save):
-    return {file.name: file.read_bytes() for file in save.iterdir()}
+    """Of each file the SHA-256: pytest would compare megabytes line by line."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in save.iterdir()}
 
 
 @pytest.mark.parametrize("how", ["cp", "link", "link of best", "hard links"])
@@ -215,6 +217,41 @@ def test_a_save_made_read_only_is_kept_for_good(tmp_path, text):  # noqa: F811
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 6, "--save-freq", 1, "--keep", 2)
     assert result.exit_code == 0, result.output
     assert steps(out) == [1, 2, 5, 6]
+
+
+def test_a_save_with_files_of_the_users_in_it_is_kept_for_good(tmp_path, text):  # noqa: F811
+    """Neither pruned nor replaced where its step is made again."""
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 3, "--save-freq", 1, "--keep", 3, "--drop-rate", 0.1)
+    kept = [out / f"checkpoint-{step:06d}" for step in (2, 3)]
+    for save in kept:
+        (save / "notes.txt").write_text("mine")
+    before = [bits(save) for save in kept]
+    flags = ("--save-freq", 1, "--keep", 2, "--eval-iter", 1)
+    result = invoke(main, "pretrain", "--resume", out / "checkpoint-000001", "--max-steps", 6, *flags)
+    assert result.exit_code == 0, result.output
+    assert [bits(save) for save in kept] == before
+    assert steps(out)[-2:] == [5, 6]
+
+
+@pytest.mark.parametrize("target", ["checkpoint-000002", "moved/checkpoint-000002", "other/checkpoint", "other/best"])
+def test_a_link_to_a_save_elsewhere_is_not_written_through(tmp_path, text, target):  # noqa: F811
+    """To one that was moved away, or to another run's: it becomes a copy, as a link to one of the run's own does."""
+    out, save = tmp_path / "run", tmp_path / target
+    pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
+    if target.startswith("other"):
+        shutil.copytree(out, tmp_path / "other")
+        shutil.copytree(out / "checkpoint", save, dirs_exist_ok=True)  # best has no training state
+    else:
+        save.parent.mkdir(exist_ok=True)
+        (out / "checkpoint-000002").rename(save)
+    shutil.rmtree(out / "checkpoint")
+    (out / "checkpoint").symlink_to(save)
+    before = bits(save)
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 4)
+    assert result.exit_code == 0, result.output
+    assert bits(save) == before
+    assert step_of(out) == 4
 
 
 @pytest.mark.parametrize("name", ["rename", "rmdir", "mkdir"])
