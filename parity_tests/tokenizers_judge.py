@@ -353,7 +353,8 @@ def kinds() -> dict[str, Kind]:
         **{f"{key} {value}": refused(base.pair() | config(**{key: value}), key) for key, value in (
             ("add_bos_token", True), ("add_eos_token", True), ("split_special_tokens", True),
             ("add_prefix_space", "yes"),
-            ("tokenizer_class", "BertTokenizer"), ("tokenizer_class", "PreTrainedTokenizerFast"))},
+            ("vocab", {}), ("merges", []), ("tokenizer_class", "BertTokenizer"),
+            ("tokenizer_class", "PreTrainedTokenizerFast"))},
     }  # fmt: skip
     merges = {
         "two merges of one token": refused(again.tokenizer(), "several merges that make one token"),

@@ -53,6 +53,8 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "split_special_tokens": (None, False),
     "auto_map": (None,),
     "fast_tokenizer_files": (None, [], [TOKENIZER]),
+    "vocab": (None,),
+    "merges": (None,),
 }
 """What a tokenizer_config.json may say of what changes the tokens."""
 
