@@ -79,8 +79,8 @@ def text_of(header: Header) -> tuple[str, str]:
     name = header.about.get("text")
     if name is None:
         raise InputError(f"{header.file} does not say what text it was trained on: give one with --text")
-    if name not in CORPORA and kind_of(name) == "missing":
-        raise InputError(f"{name}, the text of {header.file}, does not exist any more: give its file with --text")
+    if name not in CORPORA:
+        name = str(_moved_text(Path(name), header, "put it back, or take another file, all of it, with --text FILE"))
     content = load_text(name)
     if header.about.get("text_sha256", sha256(content)) != sha256(content):
         raise InputError(
@@ -133,7 +133,12 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
         config, params = load_params(run.to_resume)
         settings = replace(run.settings, **flags)
         if settings.text not in CORPORA and "text" not in flags:
-            settings = replace(settings, text=str(_moved_text(Path(settings.text), run)))
+            settings = replace(
+                settings,
+                text=str(
+                    _moved_text(Path(settings.text), read_header(run.to_resume), "pass its path with --text FILE")
+                ),
+            )
     elif init is not None:
         header = read_header(init)
         settings = _settings_for(header, flags)
@@ -155,17 +160,19 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
     return Job(settings, batches, config, params, run, cap)
 
 
-def _moved_text(text: Path, run: Run) -> Path:
-    """Where a run's text is: at its place, or under its name here or beside the run, should they have moved together.
+def _moved_text(text: Path, header: Header, fix: str) -> Path:
+    """Where the text of a checkpoint is: at its place, or under its name here or near it, if they moved together.
 
-    The caller compares its SHA-256 with the run's. Raises InputError if it is nowhere.
+    Elsewhere it is known by its SHA-256. Raises InputError, which ends with the fix, if it is nowhere.
     """
-    places = [text, *(folder / text.name for folder in (Path(), run.folder, *run.folder.resolve().parents[:2]))]
-    for place in places:
-        with suppress(InputError):  # a place that may not be looked at is none
-            if kind_of(place) != "missing":
+    if kind_of(text) != "missing":
+        return absolute(text)
+    for folder in (Path(), *header.file.resolve().parents[:4]):
+        with suppress(InputError):  # a place that may not be looked at, or holds no text, is none
+            place = folder / text.name
+            if kind_of(place) == "file" and header.about.get("text_sha256") == sha256(load_text(str(place))):
                 return absolute(place)
-    raise InputError(f"{text}, the text of {run.folder}, was not found: pass its path with --text FILE")
+    raise InputError(f"{text}, the text of {header.file}, was not found: {fix}")
 
 
 def _length(settings: Settings, flags: dict[str, Any], batches: Batches) -> tuple[Settings, str | None]:

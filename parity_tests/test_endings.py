@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,6 +284,22 @@ def test_a_run_moved_with_its_text_is_resumed(tmp_path, text):  # noqa: F811
     check_refused(result, "is not the text that")
 
 
+def test_a_moved_run_is_evaluated_on_its_text_and_no_other(tmp_path, text, monkeypatch):  # noqa: F811
+    """Which lies beside it, where another of the same name is in the working directory."""
+    place = moved(tmp_path, text)
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "cwd" / "words.txt").write_text("other " * 500)
+    monkeypatch.chdir(tmp_path / "cwd")
+    for each in ("run", "run/best", "run/checkpoint/model.safetensors"):
+        result = invoke(numpy_main, "evaluate", place / each)
+        assert result.exit_code == 0, result.output
+        assert f"the last 10% of {place / 'words.txt'}" in result.output
+    result = invoke(numpy_main, "pretrain", "--resume", place / "run", "--max-steps", 2)
+    assert result.exit_code == 0, result.output
+    (place / "words.txt").unlink()
+    check_refused(invoke(numpy_main, "evaluate", place / "run"), "was not found: put it back, or take another file")
+
+
 def test_a_text_that_was_changed_is_not_evaluated_as_the_runs_own(tmp_path, text):  # noqa: F811
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text.read_bytes())
@@ -296,8 +313,6 @@ def test_a_text_that_was_changed_is_not_evaluated_as_the_runs_own(tmp_path, text
 
 def test_a_best_beside_another_runs_vocabulary_is_refused(tmp_path, text):  # noqa: F811
     """Its own is named by its SHA-256, wherever the folder is copied to."""
-    import shutil
-
     from parity_tests.test_run_folder import FIXTURE
 
     ids = json.loads((FIXTURE / "encoder.json").read_text(encoding="utf-8"))

@@ -200,7 +200,7 @@ def test_a_pipe_is_evaluated_and_trained_on(tmp_path, checkpoint):
     os.close(reader)
     assert result.exit_code == 0, result.output
     assert "960 characters" in result.output
-    check_refused(invoke("evaluate", tmp_path / "run"), "does not exist any more: give its file with --text")
+    check_refused(invoke("evaluate", tmp_path / "run"), "was not found: put it back")
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/tty"])
