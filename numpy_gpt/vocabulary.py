@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
-from math import inf
 from typing import NamedTuple
 
 from numpy_gpt.errors import InputError, brief
@@ -120,6 +120,10 @@ def read_vocabulary(files: Mapping[str, bytes], where: str) -> Vocabulary:
     return Vocabulary(ranks, extras, max(ids.values()) + 1)
 
 
+GONE = -1
+"""In `_merged`: a token that has become part of the one before it."""
+
+
 class _UnfitError(Exception):
     """Why the files of a vocabulary do not fit together."""
 
@@ -184,27 +188,48 @@ def _check_merging(merges: list[tuple[str, str]], where: str) -> None:
     way, its parts before it: where tiktoken would merge another pair to a token, that token's bytes would lie as they
     do when they are merged alone, and there it is the pair of the list that is left at the end.
     """
-    order = {pair: rank for rank, pair in enumerate(merges)}
-    known = set(_byte_of_letter())
+    numbers = {**_byte_of_letter()}  # of each token; the later it is made, the larger
+    pairs: dict[tuple[int, int], int] = {}
+    for first, second in merges:
+        if first not in numbers or second not in numbers:
+            raise _unlike(first + second, where)
+        numbers[first + second] = pairs[numbers[first], numbers[second]] = len(numbers)
     for first, second in merges:
         token = first + second
-        if first not in known or second not in known or _merged(list(token), order) != [token]:
-            raise InputError(
-                f"the vocabulary in {where} cannot be used here: its {MERGES} does not make the token {token!r:.80} of "
-                "its own bytes, and tiktoken would"
-            )
-        known.add(token)
+        if _merged([numbers[letter] for letter in token], pairs) != [numbers[token]]:
+            raise _unlike(token, where)
 
 
-def _merged(tokens: list[str], order: Mapping[tuple[str, str], int]) -> list[str]:
-    """What is left of tokens when the earliest pair is merged, of several the leftmost, as long as there is one."""
-    while len(tokens) > 1:
-        ranks = [order.get(pair, inf) for pair in pairwise(tokens)]
-        if (first := min(ranks)) == inf:
-            break
-        at = ranks.index(first)
-        tokens[at : at + 2] = [tokens[at] + tokens[at + 1]]
-    return tokens
+def _unlike(token: str, where: str) -> InputError:
+    return InputError(
+        f"the vocabulary in {where} cannot be used here: its {MERGES} does not make the token {token!r:.80} of its own "
+        "bytes, and tiktoken would"
+    )
+
+
+def _merged(tokens: list[int], pairs: Mapping[tuple[int, int], int]) -> list[int]:
+    """What is left of tokens when the earliest pair is merged, of several the leftmost, as long as there is one.
+
+    pairs: two tokens -> the one that they make, whose number is the larger the later. Takes n log n steps: a token may
+    be as long as the file.
+    """
+    tokens, end = tokens.copy(), len(tokens)
+    before, after = list(range(-1, end - 1)), list(range(1, end + 1))
+    waiting = [(pairs[pair], at) for at, pair in enumerate(pairwise(tokens)) if pair in pairs]
+    heapify(waiting)
+    while waiting:
+        made, at = heappop(waiting)
+        behind = after[at]
+        if behind == end or pairs.get((tokens[at], tokens[behind])) != made:
+            continue  # one of the two has been merged since
+        tokens[at], tokens[behind] = made, GONE
+        after[at] = after[behind]
+        if after[at] < end:
+            before[after[at]] = at
+        for left in (before[at], at):
+            if left >= 0 and after[left] < end and (pair := (tokens[left], tokens[after[left]])) in pairs:
+                heappush(waiting, (pairs[pair], left))
+    return [token for token in tokens if token != GONE]
 
 
 @cache

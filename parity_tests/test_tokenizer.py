@@ -37,6 +37,7 @@ from numpy_gpt.tokenizer import (
     stream_decode,
     vocabulary_files,
 )
+from numpy_gpt.vocabulary import _merged
 from numpy_gpt.weights.tokenizers import read_tokenizer, tokenizer_files
 from parity_tests import tokenizers_judge
 from parity_tests.web import Web
@@ -412,6 +413,28 @@ def test_added_tokens_are_decoded_too(tmp_path):
     assert end_id(encoding) == 286
     assert encoding.n_vocab == 289
     assert least_vocab_size(encoding) == 287
+
+
+class Counting(dict):
+    """A dict that counts how often it is asked."""
+
+    asked = 0
+
+    def get(self, key, default=None):
+        self.asked += 1
+        return super().get(key, default)
+
+    def __contains__(self, key):
+        self.asked += 1
+        return super().__contains__(key)
+
+
+def test_a_long_token_is_merged_in_few_steps():
+    """Each token is twice the one before: a file of some kilobytes may hold one as long."""
+    pairs = Counting({(1 << k, 1 << k): 2 << k for k in range(11)})
+    assert _merged([1] * 2048, pairs) == [2048]
+    assert _merged([1] * 2047, pairs) == [1 << k for k in reversed(range(11))]
+    assert pairs.asked < 20 * 2 * 2048
 
 
 DAMAGES = {
