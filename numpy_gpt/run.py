@@ -1,6 +1,7 @@
 """A pretraining run as a folder: its settings, its batches, losses.csv, the plot and the checkpoint."""
 
 import csv
+import errno
 import hashlib
 import json
 import math
@@ -9,7 +10,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -24,6 +25,7 @@ from numpy_gpt.files import (
     PARTIAL,
     SMALL,
     check_free,
+    disk_fix,
     flush,
     lock,
     partial_folder,
@@ -297,6 +299,11 @@ class Run:
                     f"not {getattr(settings, name)}: leave it out to resume, or begin another run with "
                     f"--init {self.folder}"
                 )
+        if self._save.name == BEST and not any(self._save.glob("training-*")):
+            raise InputError(
+                f"{self._save} is a model without a training state: resume the run with --resume {self.folder}, or "
+                f"begin another one from it with --init {self._save}"
+            )
         state = load_training(self.to_resume)
         position = Position.restored(state)
         _check_about(self.to_resume, position.step)
@@ -426,11 +433,17 @@ class Run:
             about = read_header(self.folder / CHECKPOINT).about
         except InputError as error:
             return [f"the checkpoint is saved, and could not be read for its copies: {error}"]
-        for work in (self._copy_best, partial(self._copy_kept, keep=keep), partial(self._prune, keep=keep)):
+        works: dict[str, Callable[[dict[str, str]], list[str]]] = {
+            f"{BEST} could not be updated": self._copy_best,
+            "a copy of it could not be kept": partial(self._copy_kept, keep=keep),
+            "older copies could not be removed": partial(self._prune, keep=keep),
+        }
+        for failed, work in works.items():
             try:
                 notes += work(about)
-            except (InputError, OSError) as error:
-                notes.append(f"the checkpoint is saved; of its copies something could not be changed: {error}")
+            except (InputError, OSError) as error:  # its path may be an unfinished folder's, which is another each time
+                why = f"{error.strerror or error}; {disk_fix(error)}" if isinstance(error, OSError) else str(error)
+                notes.append(f"the checkpoint is saved, but {failed}: {why}")
         return notes
 
     def _copy_best(self, about: dict[str, str]) -> list[str]:
@@ -550,9 +563,9 @@ def _written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; make room, or choose another --out"
-        ) from error
+        in_the_way = error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+        place = (error.filename2 or error.filename or path) if in_the_way else path
+        raise InputError(f"cannot write {place}: {error.strerror or error}; {disk_fix(error)}") from error
 
 
 def _sha256(settings: dict[str, Any], text_sha256: str) -> str:

@@ -269,9 +269,30 @@ def test_a_copy_that_cannot_be_made_or_removed_ends_no_run(tmp_path, text, monke
     monkeypatch.setattr(os, name, failing)
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 6, "--save-freq", 1, "--keep", 2)
     assert result.exit_code == 0, result.output
+    notes = [line for line in result.output.splitlines() if line.startswith("note: the checkpoint is saved, but ")]
+    assert len(notes) == len(set(notes)) <= 2, "said once, not at each save"
+    assert notes or name == "rmdir" or (name, target) == ("rename", "best"), "these fail nothing"
+    assert all(line.endswith(": Permission denied; let this user write there") for line in notes)
     monkeypatch.undo()
     assert step_of(out) == 6
     assert load(out / "best")
+
+
+def test_what_lies_in_the_way_of_a_save_is_named(tmp_path, text):  # noqa: F811
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
+    shutil.rmtree(out / "checkpoint")
+    (out / "checkpoint").write_text("mine")
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 3)
+    check_refused(result, f"cannot write {out / 'checkpoint'}: File exists; move away what lies in its place")
+    assert (out / "checkpoint").read_text() == "mine"
+
+
+def test_the_best_is_no_save_to_resume_from(tmp_path, text):  # noqa: F811
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 1)
+    result = invoke(main, "pretrain", "--resume", out / "best", "--max-steps", 2)
+    check_refused(result, f"is a model without a training state: resume the run with --resume {out}, or begin another")
 
 
 def validation_loss(checkpoint, text):  # noqa: F811

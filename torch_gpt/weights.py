@@ -85,11 +85,11 @@ def _wrong(tensor: Tensor) -> str | None:
     """Why NumPy cannot have a tensor: its kind, or more numbers than lie in the file (one number, shown many times)."""
     kind = f"{tensor.dtype}, {tensor.layout}"
     if tensor.is_meta:
-        return f"{kind}, without numbers, which NumPy cannot have"
+        return f"{kind}, without numbers, which NumPy lacks"
     if tensor.is_nested:
-        return f"{kind}, nested, which NumPy cannot have"
+        return f"{kind}, nested, which NumPy lacks"
     if tensor.layout != torch.strided or tensor.dtype not in DTYPES:
-        return f"{kind}, which NumPy cannot have"
+        return f"{kind}, which NumPy lacks"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"expanded to {tensor.numel():,} numbers, and the file has fewer"
     return None
