@@ -311,7 +311,7 @@ def read_json(file: Path, times: int = 2) -> dict[str, Any]:
     except OSError as error:
         raise InputError(refusal(file, error)) from error
     except (ValueError, RecursionError) as error:
-        words = foreign(file, "text")
+        words = foreign(file, "text", fix="put the right file in its place")
         why = f": {words}" if words else f" ({error}): it is damaged or another file"
         raise InputError(f"{file} cannot be used as JSON{why}") from error
     if not isinstance(values, dict):

@@ -76,11 +76,14 @@ def kind_of_file(file: Path) -> str:
     return "" if head else "empty"
 
 
-def foreign(file: Path, *own: str) -> str:
-    """What to say of a file that is of another kind than its reader's own; "" if that is not known."""
+def foreign(file: Path, *own: str, fix: str = GIVE) -> str:
+    """What to say of a file that is of another kind than its reader's own; "" if that is not known.
+
+    fix: what to do where the kind itself does not say it, GIVE being for who brings in weights.
+    """
     kind = kind_of_file(file)
     words = "" if kind in own else WORDS.get(kind, "")
-    return words if isinstance(words, str) else words(file)
+    return (words if isinstance(words, str) else words(file)).replace(GIVE, fix)
 
 
 def _head(file: Path) -> bytes | None:

@@ -140,3 +140,17 @@ def test_damage_is_not_taken_for_another_format(tmp_path):
         (tmp_path / "x.safetensors").write_bytes(whole[:end])
         with pytest.raises(InputError, match=r"cannot be read as a safetensors file \("):
             open_source(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"GGUF\x03\0\0\0\x94\0\0\0\0\0\0\0", b"It was a dark and stormy night.\n"])
+def test_who_brings_nothing_in_is_not_told_to_give_another_programs_folder(tmp_path, content):
+    """A checkpoint to load is no folder of OpenAI's, and config.json no .safetensors file."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(
+        InputError, match=r": it is .*: give a safetensors file, or put an undamaged copy in its place$"
+    ):
+        load(tmp_path)
+    if content.startswith(b"GGUF"):
+        with pytest.raises(InputError, match=r"llama\.cpp's format: put the right file in its place$"):
+            read_json(tmp_path / "config.json")

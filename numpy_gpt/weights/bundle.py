@@ -87,7 +87,7 @@ def read_bundle(prefix: Path) -> dict[str, Stored]:
     except (OSError, MemoryError) as error:
         raise InputError(f"{index} cannot be read ({error})") from error
     except UnreadableError as error:
-        words = foreign(index, "empty", "text")
+        words = foreign(index, "empty", "text", fix="download it again")
         raise InputError(f"{index} cannot be read: {words}" if words else f"{index} {error}") from error
     return {entry.name: _stored(entry, files[entry.shard], order) for entry in entries}
 
@@ -168,7 +168,7 @@ def _files(prefix: Path, shards: int, entries: Iterable[Entry]) -> dict[int, Pat
             raise UnreadableError(f"{entry.name} overlaps another tensor")
         end = entry.offset + entry.size
         if end > room:
-            why = foreign(file) or "download it again"
+            why = foreign(file, fix="download it again") or "download it again"
             raise InputError(f"{file} has {room} bytes, and {entry.name} would end at {end}: {why}")
     return files
 

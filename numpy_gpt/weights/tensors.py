@@ -68,7 +68,7 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
             checked.keys()
         header = json.loads(text)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        words = foreign(file, "safetensors")
+        words = foreign(file, "safetensors", fix="give a safetensors file, or put an undamaged copy in its place")
         why = f": {words}" if words else f" ({error}): {MEND}"
         raise InputError(f"{file} cannot be read as a safetensors file{why}") from error
     metadata: dict[str, str] = header.pop("__metadata__", None) or {}
