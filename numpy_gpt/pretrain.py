@@ -132,6 +132,11 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
         run = Run.open(resume)
         config, params = load_params(run.to_resume)
         settings = replace(run.settings, **flags)
+        if settings.encoding not in ENCODINGS and "encoding" not in flags and not is_folder(settings.encoding):
+            raise InputError(
+                f"{settings.encoding}, the vocabulary of {run.folder}, was not found: put it back, or pass its folder "
+                "with --encoding DIR"
+            )
         if settings.text not in CORPORA and "text" not in flags:
             settings = replace(
                 settings,

@@ -383,6 +383,18 @@ def test_a_run_carries_its_vocabulary(tmp_path, text):  # noqa: F811
     check_refused(invoke(main, "pretrain", "--resume", out, "--max-steps", 4), "(or the vocabulary) is not the text")
 
 
+def test_a_vocabulary_that_is_gone_is_named(tmp_path, text):  # noqa: F811
+    out = tmp_path / "run"
+    words = shutil.copytree(FIXTURE, tmp_path / "words")
+    pretrain(main, text, out, "--max-steps", 1, "--encoding", words)
+    (out / "vocabulary").rename(tmp_path / "elsewhere")
+    shutil.rmtree(words)
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 2)
+    check_refused(result, f"{words}, the vocabulary of {out}, was not found: put it back, or pass its folder")
+    result = invoke(main, "pretrain", "--resume", out, "--max-steps", 2, "--encoding", tmp_path / "elsewhere")
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("content", [None, "", "x", "step\n1\n", "step,epoch\n1,x\n"])
 def test_a_table_of_losses_that_is_gone_or_another_is_named(tmp_path, text, content):  # noqa: F811
     out = tmp_path / "run"
