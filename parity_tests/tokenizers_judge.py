@@ -337,9 +337,13 @@ def kinds() -> dict[str, Kind]:
             ("WordPiece's decoder", "decoder", {"type": "WordPiece", "prefix": "##", "cleanup": True}),
         )
     }  # fmt: skip
+    padded = {"strategy": {"Fixed": 1}, "direction": "Right", "pad_to_multiple_of": None}
+    padded |= {"pad_id": n, "pad_type_id": 0, "pad_token": "hello"}
     unsaid = base.tokenizer()
     unsaid["tokenizer.json"].pop("pre_tokenizer")
     settings = {
+        "padding, taken as written": Kind(base.tokenizer(padding=padded) | config(**written), n + 1),
+        "padding": Kind(base.tokenizer(padding=padded), n),
         "no pre-tokenizer": Kind(unsaid, n),
         "no pre-tokenizer, taken as written": refused(unsaid | config(**written), "its pre_tokenizer is missing"),
         "a sequence that is none": refused(

@@ -120,6 +120,9 @@ def read_tokenizer(folder: Path) -> dict[str, bytes]:
         raise InputError(f"{folder / CONFIG}: tokenizer_class is {config['tokenizer_class']}, which needs {TOKENIZER}")
     if not rebuilt and "pre_tokenizer" not in tokenizer:
         raise InputError(f"{folder / TOKENIZER}: its pre_tokenizer is missing, which is not supported: {ALONE}")
+    padding = tokenizer.get("padding")
+    if not rebuilt and isinstance(padding, dict) and "pad_token" in padding:
+        config.setdefault("pad_token", padding["pad_token"])  # which transformers makes an added token
     named = _named(folder, config)
     added = _added(folder, config, tokenizer, rebuilt, named)
     default = Declared(AddedToken(END_OF_TEXT, UNNUMBERED), folder / CONFIG)
