@@ -17,7 +17,7 @@ from typing import Any
 from numpy_gpt.errors import InputError
 from numpy_gpt.formats import foreign
 from numpy_gpt.network import NetworkError, ask, read, refused_by
-from numpy_gpt.paths import refusal
+from numpy_gpt.paths import check_regular, refusal
 
 PARTIAL = re.compile(r"\.(.+)\.(\d+)@([0-9a-f]{8})-\d+\.partial", re.DOTALL)
 """The name of a partial folder: that of its target, the number of its process and its host's, and one of its own."""
@@ -104,7 +104,11 @@ def _partials(folder: Path, name: str | None = None) -> list[Path]:
         found = [(each, PARTIAL.fullmatch(each.name)) for each in folder.iterdir()]
     except OSError:  # it cannot be listed: whoever writes into it will say so
         return []
-    return [each for each, match in found if match and name in (None, match[1])]
+    return [each for each, match in found if match and name in (None, match[1]) and _is_own_folder(each)]
+
+
+def _is_own_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def being_written(target: Path) -> bool:
@@ -302,6 +306,7 @@ def read_json(file: Path, times: int = 2) -> dict[str, Any]:
     Raises InputError if it is not there, holds something else, or would take more: that is judged before it is parsed.
     """
     try:
+        check_regular(file)
         with file.open("rb") as f:
             size = os.fstat(f.fileno()).st_size
             room = max(SMALL, times * size)
@@ -357,6 +362,8 @@ def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: 
             wrong.append(place)
             continue
         try:
+            with suppress(FileNotFoundError):
+                check_regular(place)
             content = place.read_bytes()
         except FileNotFoundError:
             wrong.append(f"{place} does not exist")

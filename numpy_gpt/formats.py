@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from numpy_gpt.paths import check_regular
+
 HEAD = 512
 """Bytes that are looked at."""
 
@@ -87,8 +89,10 @@ def foreign(file: Path, *own: str, fix: str = GIVE) -> str:
 
 
 def _head(file: Path) -> bytes | None:
-    with suppress(OSError), file.open("rb", buffering=0) as f:
-        return f.read(HEAD)
+    with suppress(OSError):
+        check_regular(file)
+        with file.open("rb", buffering=0) as f:
+            return f.read(HEAD)
     return None
 
 

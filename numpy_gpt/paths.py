@@ -44,6 +44,16 @@ def check_readable(file: Path) -> None:
         raise InputError(refusal(file, error)) from error
 
 
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise OSError unless a file or folder lies at path.
+
+    To open a FIFO is to wait for its other end, and a device may have no end.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+
+
 def absolute(path: str | os.PathLike[str]) -> Path:
     """The path from the root, links followed except at a pipe, whose link (/dev/stdin) is its only usable name.
 

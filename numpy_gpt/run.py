@@ -36,7 +36,7 @@ from numpy_gpt.files import (
     taken,
     unlock,
 )
-from numpy_gpt.paths import is_file, is_folder
+from numpy_gpt.paths import check_regular, is_file, is_folder
 from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_files, vocabulary_sha256
 from numpy_gpt.train import Learner, Position, Step
 from numpy_gpt.typing import Params
@@ -353,8 +353,11 @@ class Run:
         e = step.evaluation
         row = (step.step, step.epoch, step.tokens_seen, e.train_loss, e.val_loss, step.loss, step.lr, round(seconds, 3))
         try:
+            check_regular(self._losses)
             with self._losses.open("a", newline="") as f:
                 csv.writer(f).writerow(map(_digits, row))
+        except FileNotFoundError:  # removed meanwhile: a row alone would be no table
+            self._write_losses([dict(zip(COLUMNS, row, strict=True))])
         except OSError:  # a part of it may be there
             before = [each for each in self.losses() if each["step"] < step.step]
             self._write_losses([*before, dict(zip(COLUMNS, row, strict=True))])
@@ -362,6 +365,7 @@ class Run:
     def losses(self) -> list[dict[str, float]]:
         """The rows of losses.csv; step, epoch and tokens_seen are ints. A row cut short by a kill is left out."""
         try:
+            check_regular(self._losses)
             with self._losses.open(newline="") as f:
                 lines = sum(1 for _ in iter(partial(f.readline, LINE), ""))
                 if lines * ROW_BYTES > max(SMALL, 10 * f.seek(0, os.SEEK_END)):
@@ -524,8 +528,8 @@ class Run:
         upper.set_xlabel("tokens seen")
         upper.xaxis.set_major_formatter("{x:,.0f}")
         path = self.folder / "losses.png"
-        with _written(path):
-            figure.savefig(path, dpi=150)
+        with _written(path), replacing(path) as beside:
+            figure.savefig(beside, dpi=150)
         return path
 
     @contextmanager

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy_gpt.errors import InputError
 from numpy_gpt.network import NetworkError, ask, read, refused_by
+from numpy_gpt.paths import check_regular
 
 if TYPE_CHECKING:
     import requests
@@ -79,6 +80,7 @@ class _Part:
     def note(self) -> dict[str, Any]:
         """url, length and validator (or None) of the file that this is a part of; empty if that is not known."""
         try:
+            check_regular(self._note)
             note = json.loads(self._note.read_bytes())
             url, length, validator = str(note["url"]), operator.index(note["length"]), note["validator"]
         except (

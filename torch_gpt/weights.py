@@ -38,8 +38,11 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
     The number of heads shows in no shape: n_heads, else what config.json or nanoGPT's model_args say, else 64 features
     a head where the width is one of GPT-2's. Raises InputError for a file that is damaged, holds code, or is no GPT-2.
     """
-    if kind_of(file) == "folder":
+    kind = kind_of(file)
+    if kind == "folder":
         raise InputError(f"{file} is a folder, which numpy-gpt import brings in: give a file that torch.save wrote")
+    if kind in ("pipe", "other"):
+        raise InputError(f"{file} is a pipe or a device, which cannot be read twice: give a file that torch.save wrote")
     if kind_of_file(file) == "safetensors":
         return open_source(file, n_heads)
     _check_archive(file)

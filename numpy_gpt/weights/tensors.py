@@ -20,6 +20,7 @@ import numpy as np
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import json_memory, parse_json, replacing
 from numpy_gpt.formats import foreign
+from numpy_gpt.paths import check_regular
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.stored import Stored, Weights
 
@@ -139,6 +140,7 @@ def _sha256(metadata: Mapping[str, str], header: Mapping[str, Any]) -> str:
 
 def _header(file: Path) -> tuple[os.stat_result, bytes, int]:
     """The file's state, its header, and the bytes of memory allowed for that. Raises ValueError if it may take more."""
+    check_regular(file)
     with file.open("rb") as f:
         stat = os.fstat(f.fileno())
         length = int.from_bytes(f.read(8), "little")

@@ -1,0 +1,137 @@
+"""FIFOs, devices and folders where a file is expected: a sentence, and never a wait for the other end."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from numpy_gpt import GPT, GPTConfig, load, save
+from numpy_gpt.cli import main
+from numpy_gpt.run import Run
+from parity_tests.test_pretrain import invoke, pretrain, rows, text  # noqa: F401 (text: a fixture)
+
+pytestmark = [
+    pytest.mark.skipif(os.name == "nt", reason="FIFOs are POSIX's"),
+    pytest.mark.usefixtures("brief_runs"),
+]
+
+PLOT = Run.plot
+
+HANG = 120
+"""Seconds after which a process is taken for hung: a hundred times what it takes."""
+
+READERS = {
+    "run.json": "Run.open(path.parent)",
+    "losses.csv": "Run(path.parent, Settings()).losses()",
+    "model.safetensors": "read_tensors(path)",
+    "index.json": "read_json(path)",
+    "story.txt": "find('the story', '0' * 64, [path], 'http://127.0.0.1:9/', None, 'give another')",
+    "weights.pth": "read_pth(path)",
+}
+"""A file's name -> what reads it, each of which raises InputError for anything else in its place."""
+
+READ_ALL = f"""
+import os, sys
+from pathlib import Path
+from numpy_gpt.errors import InputError
+from numpy_gpt.files import find, read_json
+from numpy_gpt.formats import kind_of_file
+from numpy_gpt.run import Run, Settings
+from numpy_gpt.transfer import _Part
+from numpy_gpt.weights.tensors import read_tensors
+from torch_gpt.weights import read_pth
+folder = Path(sys.argv[1])
+for name, call in {READERS!r}.items():
+    path = folder / name
+    try:
+        eval(call)
+    except InputError as error:
+        print(name, error)
+    else:
+        raise AssertionError(name)
+assert kind_of_file(folder / "model.safetensors") == ""
+os.mkfifo(folder / ".data.part.from")
+try:
+    _Part(folder / "data").note
+except OSError as error:
+    print("note", error)
+"""
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zeros"])
+def test_no_reader_waits_for_a_fifo_or_a_device(tmp_path, kind):
+    for name in READERS:
+        os.mkfifo(tmp_path / name) if kind == "fifo" else (tmp_path / name).symlink_to("/dev/zero")
+    done = subprocess.run([sys.executable, "-c", READ_ALL, tmp_path], capture_output=True, text=True, timeout=HANG)
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert lines.keys() == {*READERS, "note"}
+    assert all("regular file" in words for name, words in lines.items() if name != "weights.pth"), lines
+    assert "is a pipe or a device" in lines["weights.pth"]
+
+
+def test_a_fifo_named_as_a_partial_folder_is_left_alone(tmp_path):
+    """Whoever saves sweeps what killed processes left, and looks at nothing but folders."""
+    os.mkfifo(tmp_path / ".model.safetensors.1-0.partial")
+    (tmp_path / ".model.safetensors.1-1.partial").symlink_to(tmp_path)
+    code = "from parity_tests.test_pipes import saved; import sys; saved(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=HANG)
+    assert len(list(tmp_path.glob(".*partial"))) == 2
+    assert load(tmp_path).config.emb_dim == 8
+
+
+def saved(folder):
+    save(GPT(GPTConfig(7, 4, emb_dim=8, n_heads=2, n_layers=1)), folder)
+
+
+def test_the_plot_replaces_what_lies_in_its_place(tmp_path, text, monkeypatch):  # noqa: F811
+    """Drawn aside and renamed: a FIFO would be waited for, and a file that a link names would be overwritten."""
+    monkeypatch.setattr(Run, "plot", PLOT)  # which brief_runs leave out
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"mine")
+    out = tmp_path / "run"
+    pretrain(main, text, out, "--max-steps", 2)
+    (out / "losses.png").unlink()
+    (out / "losses.png").symlink_to(mine)
+    invoke(main, "pretrain", "--resume", out, "--max-steps", 3)
+    os.link(out / "losses.png", tmp_path / "snapshot.png")
+    before = (tmp_path / "snapshot.png").read_bytes()
+    invoke(main, "pretrain", "--resume", out, "--max-steps", 5)
+    assert mine.read_bytes() == b"mine"
+    assert (tmp_path / "snapshot.png").read_bytes() == before != (out / "losses.png").read_bytes()
+
+
+def test_losses_that_were_removed_begin_a_table_again(tmp_path, text, monkeypatch):  # noqa: F811
+    out, append = tmp_path / "run", Run.append
+
+    def removed_first(run, step, seconds):
+        if step.step == 2:
+            (out / "losses.csv").unlink()
+        append(run, step, seconds)
+
+    monkeypatch.setattr(Run, "append", removed_first)
+    pretrain(main, text, out, "--max-steps", 5)
+    assert [row["step"] for row in rows(out)] == ["2", "4"]
+    assert invoke(main, "pretrain", "--resume", out, "--max-steps", 6).exit_code == 0
+
+
+def test_a_run_whose_losses_became_a_device_is_saved(tmp_path, text, monkeypatch):  # noqa: F811
+    out, append = tmp_path / "run", Run.append
+
+    def replaced_first(run, step, seconds):
+        if step.step == 2:
+            (out / "losses.csv").unlink()
+            (out / "losses.csv").symlink_to("/dev/zero")
+        append(run, step, seconds)
+
+    monkeypatch.setattr(Run, "append", replaced_first)
+    flags = ["--context-length", 16, "--batch-size", 4, "--eval-freq", 2, "--eval-iter", 2, "--max-steps", 5]
+    result = invoke(main, "pretrain", "--text", text, "--out", out, *flags)
+    assert (result.exit_code, "losses.csv cannot be read as a table of losses" in result.output) == (2, True)
+    assert load(out)
+    monkeypatch.undo()
+    (out / "losses.csv").unlink()
+    shutil.copy(text, out / "losses.csv")
+    assert "put in its place a file with the one line" in invoke(main, "pretrain", "--resume", out).output
