@@ -28,8 +28,9 @@ class AdamW:
     A row of a matrix whose gradient has been 0 ever since the first step (a token that never occurred) has m = v = 0:
     it only decays, and only that is done to it.
 
-    Raises InputError (a ValueError) if a β is not in [0, 1), or naming a parameter that cannot be updated in place:
-    one that is read-only, or that shares memory with another.
+    Raises InputError (a ValueError), here and in `step`, if a β is not in [0, 1) or another setting is negative or NaN;
+    and naming a parameter that cannot be updated in place: one that is no array of floats, is read-only, or shares
+    memory with another.
     """
 
     def __init__(
@@ -40,26 +41,31 @@ class AdamW:
         eps: float = 1e-8,
         weight_decay: float = 0.01,
     ):
-        if not all(0 <= beta < 1 for beta in betas):
-            raise InputError(f"AdamW: betas are {betas}, and must be at least 0 and below 1")
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        self._check_settings()
+        for name, p in params.items():
+            if not isinstance(p, np.ndarray | np.generic) or p.dtype.kind != "f":
+                found = getattr(p, "dtype", type(p).__name__)
+                raise InputError(f"AdamW: {name} is {found}: give an array of floating-point numbers")
         check_updatable("AdamW", params)
         self.params = params
-        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
         self.t = 0
         self.m: Params = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}  # no memory until written to
         self.v: Params = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}
         # row by row, whether m and v may hold anything but 0; a matrix all of whose rows may is left out
         self._moved: Params = {
-            n: np.zeros(len(p), bool) for n, p in params.items() if p.ndim == 2 and p.size and eps > 0
+            n: np.zeros(len(p), bool) for n, p in params.items() if p.ndim == 2 and p.size and self.eps > 0
         }
         self._checked, self._memory = list(params.values()), memory(params.values())  # what check_updatable saw
 
     def step(self, grads: Params) -> None:
         """Update every parameter in place. grads has params' keys and shapes and is not written to.
 
-        Raises InputError, before anything is updated, naming a parameter whose gradient is missing, is of another shape
-        or dtype, or shares memory with a parameter; or one put in another's place since, if it does not fit.
+        Raises InputError, before anything is updated, for unusable settings, and naming a parameter whose gradient is
+        missing, is of another shape or dtype, or shares memory with a parameter; or one put in another's place since,
+        if it does not fit.
         """
+        self._check_settings()
         for name, p in self.params.items():
             m, g = self.m.get(name), grads.get(name)
             if m is None or m.shape != p.shape or m.dtype != p.dtype:
@@ -85,6 +91,19 @@ class AdamW:
                 tasks.append(partial(self._update, *arrays))
         share_all(tasks)
         self._moved = {name: moved for name, moved in self._moved.items() if not moved.all()}
+
+    def _check_settings(self) -> None:
+        """Make Python floats of the settings, as torch does: a NumPy scalar would take its dtype along."""
+        try:
+            beta1, beta2 = map(_float, self.betas)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"AdamW: betas are {self.betas!r:.80}, and must be two numbers") from error
+        if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+            raise InputError(f"AdamW: betas are {self.betas}, and must be at least 0 and below 1")
+        self.betas = beta1, beta2
+        self.lr = _number("AdamW: lr", self.lr)
+        self.eps = _number("AdamW: eps", self.eps)
+        self.weight_decay = _number("AdamW: weight_decay", self.weight_decay)
 
     def _check_memory(self, grads: Params) -> None:
         """check_updatable, unless these are the parameters that it saw, and the gradients lie in other memory."""
@@ -152,8 +171,10 @@ def clip_grad_norm(grads: Params, max_norm: float) -> float:
     """Scale all gradients, in place, so that their common norm is at most max_norm; returns the norm before.
 
     torch.nn.utils.clip_grad_norm_'s formula: one factor min(1, max_norm / (norm + 1e-6)) for all tensors.
-    Raises InputError, before anything is scaled, naming a gradient that is read-only or shares memory with another.
+    Raises InputError, before anything is scaled, for a max_norm that is negative or NaN, and naming a gradient that is
+    read-only or shares memory with another.
     """
+    max_norm = _number("clip_grad_norm: max_norm", max_norm)
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
     factor = max_norm / (norm + 1e-6)
     if not factor >= 1:  # a NaN norm must not pass for a small one
@@ -161,6 +182,22 @@ def clip_grad_norm(grads: Params, max_norm: float) -> float:
         for g in grads.values():
             g *= factor
     return norm
+
+
+def _number(what: str, value: float) -> float:
+    """The value as a Python float. Raises InputError, naming what it is, unless it is a number of at least 0."""
+    number = _float(value)
+    if not number >= 0:
+        raise InputError(f"{what} is {value!r:.80}, and must be a number of at least 0")
+    return number
+
+
+def _float(value: float) -> float:
+    """The value as a Python float; NaN for what is no number."""
+    try:
+        return math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def warmup_cosine(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:

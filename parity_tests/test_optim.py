@@ -694,3 +694,75 @@ def test_training_runs_match_torch(tied, bias):
 @given(tied=st.booleans(), bias=st.booleans(), seed=SEEDS)
 def test_training_runs_match_torch_over_many_seeds(tied, bias, seed):
     check_trajectory(tied, bias, seed)
+
+
+SCALARS = {
+    "float64": np.float64,
+    "0-d array": np.array,
+    "float32": lambda x: np.float32(x) if float(np.float32(x)) == x else np.float64(x),
+}
+
+
+@pytest.mark.parametrize("scalar", SCALARS.values(), ids=list(SCALARS))
+@pytest.mark.parametrize("name", ["lr", "betas", "eps", "weight_decay"])
+def test_a_numpy_scalar_is_the_same_setting(name, scalar):
+    """As in torch: float32 parameters stay float32's, where a strong float64 scalar would compute in its own dtype."""
+    usual = {"lr": 4e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+    value = tuple(map(scalar, usual[name])) if name == "betas" else scalar(usual[name])
+    results = []
+    for settings_ in (usual, usual | {name: value}):
+        rng = np.random.default_rng(1)
+        params = {"table": np.asarray(rng.standard_normal((50, 40)), np.float32), "bias": np.ones(99, np.float32)}
+        ours = optim.AdamW(params, **settings_)
+        for step in range(3):
+            if name == "lr" and step:
+                ours.lr = settings_["lr"]  # as a schedule of one's own sets it
+            ours.step(draw_grads(rng, params))
+        results.append(params)
+    for key, want in results[0].items():
+        check_exact(key, results[1][key], want)
+    grads = [{"a": np.linspace(-3, 5, 1000, dtype=np.float32)} for _ in range(2)]
+    norms = [optim.clip_grad_norm(g, max_norm) for g, max_norm in zip(grads, (0.7, scalar(0.7)), strict=True)]
+    assert norms[0] == norms[1]
+    check_exact("clipped", grads[1]["a"], grads[0]["a"])
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, "1", None, [0.1, 0.2], -math.inf], ids=repr)
+@pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
+def test_unusable_settings_are_refused_before_a_step(name, value):
+    """torch refuses them at first, too; here also where lr is changed later."""
+    params = {"a": np.ones(3, np.float32)}
+    with pytest.raises(InputError, match=rf"AdamW: {name} is .*, and must be a number of at least 0"):
+        optim.AdamW(params, **{name: value})
+    ours = optim.AdamW(params)
+    setattr(ours, name, value)
+    with pytest.raises(InputError, match=f"AdamW: {name} is"):
+        ours.step({"a": np.ones(3, np.float32)})
+    assert ours.t == 0
+    assert (params["a"] == 1).all()
+    if isinstance(value, float):
+        with pytest.raises(ValueError, match="Invalid"):
+            torch.optim.AdamW([torch.zeros(1, requires_grad=True)], **{name: value})
+
+
+@pytest.mark.parametrize(
+    "betas", [(0.9,), (0.9, 0.9, 0.9), 0.9, None, ("a", 0.9), (0.9, math.nan), (0.9, 1), (-0.1, 0.9)]
+)
+def test_unusable_betas_are_refused(betas):
+    with pytest.raises(InputError, match=r"AdamW: .*betas"):
+        optim.AdamW({"a": np.ones(3)}, betas=betas)
+
+
+@pytest.mark.parametrize("kind", [int, bool, complex, object, list])
+def test_parameters_that_are_no_floats_are_refused(kind):
+    with pytest.raises(InputError, match=r"AdamW: a is .*: give an array of floating-point numbers"):
+        optim.AdamW({"a": [1.0] if kind is list else np.zeros(3, kind)})
+
+
+@pytest.mark.parametrize("max_norm", [-1.0, math.nan, "1", None])
+def test_unusable_norms_are_refused(max_norm):
+    """A negative one would turn the gradients around."""
+    grads = {"a": np.ones(3)}
+    with pytest.raises(InputError, match="clip_grad_norm: max_norm is"):
+        optim.clip_grad_norm(grads, max_norm)
+    assert (grads["a"] == 1).all()
