@@ -2,13 +2,15 @@
 
 import io
 import os
+import signal
 import sys
 import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from types import FrameType
+from typing import Any, TextIO
 
 from numpy_gpt.errors import OutputError
 
@@ -93,7 +95,8 @@ def outermost() -> Iterator[None]:
 
     Exit codes: 130 after a Ctrl-C; 70 after an exception that was not foreseen, whose traceback goes to a file that the
     sentence names, or with --debug on the command line to stderr; for an output that cannot be written 2, or 1 and no
-    word where its reader has closed the pipe. SystemExit passes.
+    word where its reader has closed the pipe. SystemExit passes. SIGTERM and SIGHUP end the process as they always do,
+    once the command has cleaned up as after an exception.
     """
     if isinstance(sys.stdout, Output):  # there is one around this already
         yield
@@ -103,10 +106,11 @@ def outermost() -> Iterator[None]:
     sys.stdout, sys.stderr = Output(before[0], required=True), Output(before[1], required=False)
     out = sys.stdout
     try:
-        try:
-            yield
-        finally:
-            out.flush()
+        with _ending_signals():
+            try:
+                yield
+            finally:
+                out.flush()
     except OutputError as error:
         if not error.reader_gone:
             say(f"Error: {error}")
@@ -119,6 +123,39 @@ def outermost() -> Iterator[None]:
         raise SystemExit(UNFORESEEN) from error
     finally:
         sys.stdout, sys.stderr = before
+
+
+class _Ended(BaseException):
+    """A signal that ends the process."""
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+@contextmanager
+def _ending_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise in the block, which so removes what it has not finished; then they end the process."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        raise _Ended(number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # others may not handle signals
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # ignored by nohup
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    except _Ended as error:
+        signal.signal(error.number, signal.SIG_DFL)
+        os.kill(os.getpid(), error.number)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def report_unforeseen(error: Exception) -> None:

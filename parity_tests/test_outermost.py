@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -334,3 +335,38 @@ def test_chapter5_advises_only_what_it_can_use(monkeypatch, tmp_path):
         assert code == 2
         assert "python-manual" not in errors
         assert "file" in errors
+
+
+ENDED = """
+import signal, sys
+from pathlib import Path
+from numpy_gpt.files import new_folder
+from numpy_gpt.outermost import outermost
+with outermost():
+    with new_folder(Path(sys.argv[1], "new")) as folder:
+        (folder / "half").write_bytes(b"half")
+        print("begun", flush=True)
+        signal.pause()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_a_command_leaves_nothing_behind(tmp_path, number):
+    """kill, timeout, a closed terminal: what an import or an export had written by then goes, as after a Ctrl-C."""
+    process = subprocess.Popen([sys.executable, "-c", ENDED, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=120) == (b"", b"")
+    assert process.returncode == -number, "whoever waits for it learns what ended it"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_command_begun_by_nohup_ignores_the_signal(tmp_path):
+    def ignored():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    command = [sys.executable, "-c", ENDED.replace("signal.pause()", "signal.raise_signal(signal.SIGHUP)"), tmp_path]
+    assert subprocess.run(command, stdout=subprocess.PIPE, preexec_fn=ignored).returncode == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["half"]
