@@ -255,7 +255,7 @@ def _perplexity(loss: float) -> float:
 
 def _encoding(header: Header, asked: str | None) -> Any:
     """The encoding asked for, else the checkpoint's; InputError if the model does not know all of its tokens."""
-    encoding = get_encoding(asked or encoding_of(header))
+    encoding = get_encoding(encoding_of(header) if asked is None else asked)
     if least_vocab_size(encoding) > header.config.vocab_size:
         raise InputError(
             f"{header.file} knows {header.config.vocab_size} tokens, its encoding {encoding.name} {encoding.n_vocab}"

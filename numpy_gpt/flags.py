@@ -1,6 +1,7 @@
 """The types of the commands' flags and arguments: what each refuses, it refuses before any work."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Place(click.Path):
     """A path, existing or not, that the system can look at."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):  # which pathlib takes for the working directory
+            self.fail("an empty path names nothing; . is the working directory.", param, ctx)
         kind_of(value)  # raises InputError
         return super().convert(value, param, ctx)
 

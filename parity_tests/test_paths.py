@@ -319,3 +319,22 @@ def test_a_run_of_more_steps_than_a_list_holds_begins(tmp_path, monkeypatch, com
     assert result.exit_code == 130, result.output
     assert "Ep 1 (Step 000002)" in result.output
     assert "left" in result.output
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch, checkpoint, place):
+    """As where a shell's variable is not set: --out "$OUT"."""
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*(part.format("", checkpoint=checkpoint, tmp=tmp_path / "new") for part in PLACES[place]))
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_paths_that_cannot_be_saved_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = GPT(GPTConfig(7, 4, emb_dim=4, n_heads=2, n_layers=1))
+    for path, message in {"": "path to save to is empty", "a\0.safetensors": "NUL character", LONG: "too long"}.items():
+        with pytest.raises(InputError, match=message):
+            save(model, path)
+    assert list(tmp_path.iterdir()) == []

@@ -74,6 +74,9 @@ def save_params(
 ) -> None:
     """`save` for a configuration and its parameters without a model."""
     target = Path(path)
+    kind_of(target)  # raises InputError for what no path can be
+    if not os.fspath(path):
+        raise InputError("the path to save to is empty: give a folder, or a file that ends in .safetensors")
     single = target.suffix == ".safetensors"
     if single and training is not None:
         raise InputError(f"{target} is one file: give a folder to save the training state beside the model")
