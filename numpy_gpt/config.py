@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from numpy_gpt.errors import InputError
 
 GPT2_SIZES: dict[str, dict[str, int]] = {
@@ -36,7 +38,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers"):
-            value = getattr(self, key)
+            value = self._plain(key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{key} must be a whole number of at least 1, not {value!r}")
         if self.emb_dim % self.n_heads:
@@ -44,12 +46,20 @@ class GPTConfig:
                 f"emb_dim {self.emb_dim} does not divide into {self.n_heads} heads: "
                 "choose n_heads among the divisors of emb_dim"
             )
-        rate = self.drop_rate
+        rate = self._plain("drop_rate")
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
             raise InputError(f"drop_rate is a probability, from 0 to 1, not {rate!r}")
         for key in ("qkv_bias", "tie_weights"):
-            if not isinstance(getattr(self, key), bool):
+            if not isinstance(self._plain(key), bool):
                 raise InputError(f"{key} must be True or False, not {getattr(self, key)!r}")
+
+    def _plain(self, key: str) -> Any:
+        """The value of a key, which becomes Python's own where it is a NumPy scalar: JSON has no others."""
+        value = getattr(self, key)
+        if isinstance(value, np.generic):
+            value = value.item()
+            object.__setattr__(self, key, value)
+        return value
 
     @property
     def head_size(self) -> int:

@@ -1,6 +1,8 @@
 """Text, token by token: greedy, or drawn with temperature, top-k and top-p, over a key-value cache."""
 
 import math
+import numbers
+import operator
 from collections.abc import Iterator
 
 import numpy as np
@@ -91,6 +93,7 @@ def stream(
     """generate's new ids as they are made: at most max_new_tokens arrays (B,)."""
     context = model.config.context_length
     ids = checked_ids("tokens", tokens, model.config.vocab_size)
+    _check_numbers(max_new_tokens=max_new_tokens, top_k=top_k, eos_id=eos_id, n_vocab=n_vocab)
     _check_sampling(max_new_tokens, temperature, top_k, top_p, rng, n_vocab)
     ended = np.zeros(len(ids), bool)
     past = KVCache(model.config, len(ids), model.dtype)
@@ -138,6 +141,17 @@ def generate(
     return np.concatenate([np.asarray(tokens, dtype=np.int64), *columns], axis=1)
 
 
+def _check_numbers(**settings: int | None) -> None:
+    """Raise InputError, naming it, for a setting that is neither None nor a whole number."""
+    for name, value in settings.items():
+        try:
+            if value is not None or name == "max_new_tokens":
+                operator.index(value)  # type: ignore[arg-type]
+        except TypeError as error:
+            if not (name == "eos_id" and isinstance(value, float) and value.is_integer()):
+                raise InputError(f"{name} must be a whole number, not {value!r:.80}") from error
+
+
 def _check_sampling(
     max_new_tokens: int,
     temperature: float,
@@ -146,6 +160,9 @@ def _check_sampling(
     rng: Generator | None,
     n_vocab: int | None,
 ) -> None:
+    for name, number in (("temperature", temperature), ("top_p", 1.0 if top_p is None else top_p)):
+        if not isinstance(number, numbers.Real | np.ndarray) or np.ndim(number):
+            raise InputError(f"{name} must be a number, not {number!r:.80}")
     if max_new_tokens < 0:
         raise InputError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
     if not 0 <= temperature < math.inf:

@@ -22,6 +22,10 @@ HEAD_ROWS = 256
 """Tokens whose logits exist at a time while the loss is taken: (HEAD_ROWS, V) numbers, whatever B · T is."""
 
 
+ADDRESSES, MOST_LAYERS = 1 << 47, 1 << 20
+"""Bytes that a process can address, and layers whose names alone take some gigabytes."""
+
+
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter, in the order of torch's state_dict; linear weights are (out, in)."""
     V, C = config.vocab_size, config.emb_dim
@@ -127,8 +131,9 @@ class GPT:
         """The model of `torch.manual_seed(seed); GPTModel(config)`; a Generator goes on from where it stands."""
         rng = seed if isinstance(seed, Generator) else Generator(seed)
         self.config, self.dtype = config, _float_dtype(dtype)
+        _check_possible(config)
         self.params: Params
-        self._lay_out(initial_parameters(config, rng, dtype))
+        self._lay_out(initial_parameters(config, rng, self.dtype))
 
     @classmethod
     def from_params(cls, config: GPTConfig, params: Weights) -> "GPT":
@@ -295,10 +300,25 @@ class GPT:
         return ids, want
 
 
+def _check_possible(config: GPTConfig) -> None:
+    """Raise InputError for a model that no process can hold, before its layers are spelled out one by one."""
+    C = config.emb_dim
+    numbers = (config.vocab_size + config.context_length + 12 * C * config.n_layers) * C
+    if 4 * numbers >= ADDRESSES or config.n_layers > MOST_LAYERS:
+        raise InputError(
+            "a model of this configuration takes more memory than a process can have: choose a smaller vocab_size, "
+            "context_length, emb_dim or n_layers"
+        )
+
+
 def _float_dtype(dtype: Float) -> Any:
-    if np.dtype(dtype) not in (np.float32, np.float64):
-        raise InputError(f"a model is float32 or float64, not {np.dtype(dtype)}")
-    return np.dtype(dtype)
+    try:
+        found = None if dtype is None else np.dtype(dtype)  # NumPy takes None for float64
+    except TypeError:
+        found = None
+    if found not in (np.float32, np.float64):
+        raise InputError(f"a model is float32 or float64, not {dtype if found is None else found}")
+    return found
 
 
 def _cleared(a: Array) -> Array:

@@ -911,3 +911,30 @@ def test_the_default_configuration_is_the_books():
         GPTConfig.gpt2("125M")
     with pytest.raises(InputError, match="n_layer"):
         GPTConfig.from_dict({"n_layer": 12})
+
+
+def test_numpy_scalars_are_the_same_configuration(tmp_path):
+    plain = {"vocab_size": 7, "context_length": 4, "emb_dim": 4, "n_heads": 2, "n_layers": 1, "drop_rate": 0.25}
+    plain |= {"qkv_bias": True, "tie_weights": False}
+    config = GPTConfig(**{key: np.asarray(value)[()] for key, value in plain.items()})
+    assert config == GPTConfig(**plain)
+    assert [type(value) for value in config.to_dict().values()] == [type(value) for value in plain.values()]
+    with pytest.raises(InputError, match="drop_rate is a probability"):
+        GPTConfig(drop_rate=np.float64("nan"))
+    with pytest.raises(InputError, match="n_heads must be"):
+        GPTConfig(n_heads=np.True_)
+
+
+@pytest.mark.parametrize("dtype", [None, "nonsense", np.float16, np.int32, ">f4"])
+def test_dtypes_that_no_model_has_are_refused(dtype):
+    """None among them, which NumPy takes for float64."""
+    with pytest.raises(InputError, match="a model is float32 or float64, not "):
+        GPT(SMALL, dtype=dtype)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "context_length", "emb_dim", "n_layers"])
+@pytest.mark.parametrize("value", [10**15, 10**400])
+def test_models_that_no_process_holds_are_refused_at_once(key, value):
+    """A billion layers would be spelled out by their names until the memory is full."""
+    with pytest.raises(InputError, match="more memory than a process can have: choose a smaller vocab_size"):
+        GPT(GPTConfig(**{key: value, "n_heads": 1}))
