@@ -323,7 +323,10 @@ class _Session:
             self.report.line(f"after epoch {step.epochs:.3g}: {self._sample()}")
 
     def _save(self) -> None:
-        """Save, if there is something new to save. Raises DivergedError if the weights are not finite."""
+        """Save, if there is something new to save. Raises DivergedError if the weights are not finite.
+
+        An InputError, as where the disk is full, says what the run can be resumed from.
+        """
         if self._saved == self.position.step:
             return
         number = min(self.run.best_batches(self.job.settings.eval_iter), len(self._loaders[1]))
@@ -334,6 +337,8 @@ class _Session:
             )
         except NonFiniteError as error:
             raise DivergedError(f"training has diverged: after {self.position.step} steps {error}") from error
+        except InputError as error:
+            raise InputError(f"{error}; {self._last_save()}") from error
         self._saved = self.position.step
         self.tell(notes)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from numpy_gpt import GPT, GPTConfig, load, save
+from numpy_gpt import GPT, GPTConfig, load, run, save
 from numpy_gpt.cli import main as numpy_main
 from numpy_gpt.console import Report
 from numpy_gpt.errors import DivergedError, InputError
@@ -421,3 +421,31 @@ def test_signals_in_a_real_process(tmp_path, text):  # noqa: F811
         assert "all of it is saved" in output
         assert read_header(out).about["step"] == str(step_of(out))
         args = ["--resume", str(out)]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_save_without_room_says_what_can_be_resumed(tmp_path, text, monkeypatch):  # noqa: F811
+    """The safetensors library has words of its own for a disk that is full."""
+    import resource
+
+    out, save_params = tmp_path / "run", run.save_params
+
+    def short_of_room(*args, **kwargs):
+        if len(kwargs["training"]) and int(kwargs["training"]["loop.counters"][0]) == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+        save_params(*args, **kwargs)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(run, "save_params", short_of_room)
+    try:
+        result = invoke(numpy_main, "pretrain", "--text", text, "--out", out, *SMALL, "--save-freq", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.exit_code == 2
+    assert (
+        f"cannot save to {out / 'checkpoint'}: File too large; choose another place; "
+        f"the state after 2 steps is saved: --resume {out} --save-freq 1" in result.output
+    )
+    monkeypatch.undo()
+    assert step_of(out) == 2
+    assert invoke(numpy_main, "pretrain", "--resume", out, "--max-steps", 4).exit_code == 0

@@ -9,6 +9,7 @@ each tensor's CRC-32, SHA256 the hash of everything else that the header says.
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from functools import partial
@@ -105,7 +106,8 @@ def write_tensors(file: Path, tensors: Weights, metadata: Mapping[str, str]) -> 
         try:
             save_file(arrays, beside, seal(arrays, metadata))
         except SafetensorError as error:  # as a full disk is to the library
-            raise OSError(str(error)) from error
+            code = re.search(r"\(os error (\d+)\)", str(error))
+            raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))) from error
         beside.chmod(mode)
         try:
             _header(beside)
