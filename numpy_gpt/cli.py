@@ -258,7 +258,8 @@ def _encoding(header: Header, asked: str | None) -> Any:
     encoding = get_encoding(encoding_of(header) if asked is None else asked)
     if least_vocab_size(encoding) > header.config.vocab_size:
         raise InputError(
-            f"{header.file} knows {header.config.vocab_size} tokens, its encoding {encoding.name} {encoding.n_vocab}"
+            f"{header.file} knows {header.config.vocab_size:,} tokens, and the encoding {encoding.name} has "
+            f"{least_vocab_size(encoding):,}: give the one it was trained with by --encoding"
         )
     return encoding
 

@@ -86,7 +86,7 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
         f"context {c.context_length}"
     )
     if unfit := _unfit(words, c.vocab_size, out):
-        report.line(f"text cannot be made of its {c.vocab_size} tokens yet: {unfit}")
+        report.line(f"note: its {c.vocab_size:,} tokens have no text yet: {unfit}")
         report.line(f"Saved {out}")
     else:
         report.line(f"Saved {out}. Try: numpy-gpt generate {shlex.quote(str(out))} 'Every effort moves you'")
@@ -97,11 +97,11 @@ def _unfit(words: "tiktoken.Encoding | None", vocab_size: int, out: Path) -> str
     if words is None:
         files = f"{out} has no {' and no '.join(GPT2_FILES)}"
         likely = "bytes" if vocab_size == 257 else "gpt2" if 50257 <= vocab_size <= 50304 else ""  # padded to 50304
-        choose = (
-            f"put them there, or name the one it was trained with by --encoding{likely and f': {likely}, by its size'}"
-        )
-        return f"{files}: {choose}"
-    return f"its vocabulary has {words.n_vocab} tokens" if least_vocab_size(words) > vocab_size else ""
+        named = f"--encoding {likely}, likely by its size," if likely else "--encoding"
+        return f"{files}: put them there, or give each command {named} if it was trained with that"
+    if least_vocab_size(words) <= vocab_size:
+        return ""
+    return f"the vocabulary beside it has {words.n_vocab:,}, so it is another model's: import it with its own"
 
 
 @click.command("download", short_help="Fetch OpenAI's GPT-2 and make a checkpoint of it.")

@@ -90,6 +90,11 @@ def text_of(header: Header) -> tuple[str, str]:
     return name, content
 
 
+LARGEST_UPDATE = 1e37
+"""Of the learning rate, and of it times the weight decay: up to it no step makes float32 weights infinite, whose loss
+would be the first to show it."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A run that can begin or go on: its settings, text and model; weights unless they are to be drawn."""
@@ -158,6 +163,11 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
         settings = replace(defaults_for(flags.get("model", "tiny")), **flags)
         config = settings.config(get_encoding(settings.encoding).n_vocab)
     Generator(settings.seed)  # raises for a number that is no seed
+    if settings.lr * max(1.0, settings.weight_decay) > LARGEST_UPDATE:
+        raise InputError(
+            f"--lr {settings.lr:g} with --weight-decay {settings.weight_decay:g} would take the weights beyond the "
+            "largest float32 in one step: choose smaller ones"
+        )
     if not settings.prompt:
         raise InputError("the --prompt is empty: give at least one character to continue from")
     batches = Batches(settings)
@@ -280,7 +290,8 @@ class _Session:
             report.line(f"drawn at temperature {TEMPERATURE}: {self._sample(TEMPERATURE)}")
         report.line()
         if position.step < job.total_steps:
-            report.line(f"Stopped after {position.step} steps; all of it is saved. Go on with: {self._resume_flags()}")
+            steps = f"{position.step} step{'s' if position.step > 1 else ''}"
+            report.line(f"Stopped after {steps}; everything is saved. Resume with: {self._resume_flags()}")
         if (batches := len(self._loaders[1])) > job.settings.eval_iter:
             report.line(
                 f"The losses are over {job.settings.eval_iter} batches, of {batches} for validation; "
@@ -365,7 +376,7 @@ class _Session:
     def _after_divergence(self) -> str:
         best = f", or from {self.run.folder / BEST} with --init" if os.path.exists(self.run.folder / BEST) else ""
         return (
-            f"{self._last_save()} (which comes to the same again): begin another run with a lower --lr, more "
+            f"{self._last_save()} (which would diverge at the same step): begin another run with a lower --lr, more "
             f"--warmup-steps or a lower --clip, from the start{best}"
         )
 

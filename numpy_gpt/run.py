@@ -36,7 +36,7 @@ from numpy_gpt.files import (
     taken,
     unlock,
 )
-from numpy_gpt.paths import check_regular, is_file, is_folder
+from numpy_gpt.paths import check_regular, is_file, is_folder, kind_of
 from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_files, vocabulary_sha256
 from numpy_gpt.train import Learner, Position, Step
 from numpy_gpt.typing import Params
@@ -243,17 +243,26 @@ class Run:
         """The run in folder, or the one that folder is a save of. Raises InputError if it is neither."""
         if not is_file(folder / RUN_FILE) and is_file(folder.absolute().parent / RUN_FILE):
             run = cls.open(folder.absolute().parent)
+            if kind_of(folder) == "missing":
+                found = [CHECKPOINT, *(each.name for _, each in sorted(kept_saves(run.folder).items()))]
+                raise InputError(f"{folder} does not exist: the saves of this run are {', '.join(found)}")
             return cls(run.folder, run.settings, folder)
+        if kind_of(folder) == "missing":
+            raise InputError(f"{folder} does not exist: give the folder of a run, or of a save in one")
         try:
             whole = read_json(folder / RUN_FILE)
             settings = Settings(**{field.name: whole["settings"][field.name] for field in fields(Settings)})
-            if whole["sha256"] != _sha256(whole["settings"], whole["text_sha256"]):
-                raise ValueError("not as it was written: its SHA-256 differs")
+            unchanged = whole["sha256"] == _sha256(whole["settings"], whole["text_sha256"])
             _check_settings(settings)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{folder} is not the folder of a run (no usable run.json: {error}): give one made by pretrain"
             ) from error
+        if not unchanged:
+            raise InputError(
+                f"{folder / RUN_FILE} was changed since it was written (its SHA-256 differs): restore it, and give "
+                "other settings as flags"
+            )
         if settings.encoding not in ENCODINGS and is_folder(folder / VOCABULARY):
             settings = replace(settings, encoding=str((folder / VOCABULARY).resolve()))  # wherever the run is by now
         return cls(folder, settings)

@@ -172,7 +172,7 @@ def test_signals_are_answered_by_a_save(tmp_path, text, monkeypatch, numbers, co
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     result = invoke(numpy_main, "pretrain", "--text", text, "--out", out, *SMALL)
     assert result.exit_code == code, result.output
-    assert f"Stopped after 4 steps; all of it is saved. Go on with: --resume {out}" in result.output
+    assert f"Stopped after 4 steps; everything is saved. Resume with: --resume {out}" in result.output
     assert step_of(out) == 4
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 

@@ -149,7 +149,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, text, command, stop):
         patch.setattr(Run, "append", stopping)
         result = invoke(command, "pretrain", "--text", text, "--out", out, *SMALL, *flags)
     assert result.exit_code == 130, result.output
-    assert f"Go on with: --resume {out}" in result.output
+    assert f"Resume with: --resume {out}" in result.output
     more = ["--attention", "plain"] if command is torch_main else []
     result = invoke(command, "pretrain", "--resume", out, *more)
     assert result.exit_code == 0, result.output
@@ -205,7 +205,7 @@ def test_ctrl_c_in_a_real_process(tmp_path, text):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "Go on with: --resume" in output
+    assert "Resume with: --resume" in output
     assert (out / "losses.png").exists()
     assert load(out).config.context_length == 16
 
@@ -279,6 +279,10 @@ BAD = {
     "context longer than the text": (["--context-length", "5000"], "choose a shorter --context-length"),
     "batch larger than the text": (["--batch-size", "5000"], "choose a smaller --batch-size"),
     "empty prompt": (["--prompt", ""], "prompt is empty"),
+    "lr beyond float32": (["--lr", "1e308"], "choose smaller ones"),
+    "decay beyond float32": (["--weight-decay", "1e308"], "choose smaller ones"),
+    "resume of nothing": (["--resume", "{tmp}/nowhere"], "nowhere does not exist: give the folder of a run"),
+    "resume of a save that is not there": (["--resume", "{tmp}/run/checkpoint-10"], "saves of this run are checkpoint"),
     "probability": (["--drop-rate", "1.5"], "is not in the range"),
     "out is a file": (["--out", "{tmp}/short"], "exists and is not empty"),
     "out is another folder": (["--out", "{tmp}/other"], "exists and is not empty"),

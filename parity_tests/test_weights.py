@@ -399,7 +399,7 @@ def test_a_model_without_a_vocabulary_is_told_the_likely_encoding(tmp_path, size
     out = " ".join(run("import", folder, "--out", tmp_path / "out").split())
     assert "has no vocab.bpe and no encoder.json" in out
     assert ("by its size" in out) == bool(likely)
-    assert f"--encoding{likely and f': {likely}, by its size'}" in out
+    assert f"--encoding{likely and f' {likely}, likely by its size,'}" in out
 
 
 def text_of_words(place):
