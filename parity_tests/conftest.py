@@ -1,6 +1,7 @@
 """Settings of the whole suite: profiles, faults put in on purpose, threads, and skips that are failures in CI."""
 
 import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # nohup, and a shell that runs in the background without job control, have signals ignored by all that they start
+    for name, handler in {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}.items():
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
     profiles.load(expect_failure=config.getoption("--fault") is not None)
 
 
