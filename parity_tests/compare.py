@@ -18,6 +18,7 @@ A scale of None means that numbers are moved or multiplied once, so the bits are
 
 import math
 import re
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ OPERATION = Budget("one operation", 64)
 MODEL = Budget("whole model", 2**16)
 
 _largest: dict[str, dict[str, float]] = {}
+_whose = ""
 
 
 def kind(name):
@@ -46,9 +48,20 @@ def kind(name):
     return re.sub(r"trf_blocks\.\d+\.", "trf_blocks.*.", name).partition(":")[0]
 
 
+@contextmanager
+def recorded_for(whose):
+    """In the block, what is recorded is kept under headings of its own, which begin with whose."""
+    global _whose
+    before, _whose = _whose, f"{whose}: "
+    try:
+        yield
+    finally:
+        _whose = before
+
+
 def record(title, name, value):
     """Keep the largest value seen of this tensor kind, for the summary."""
-    table = _largest.setdefault(title, {})
+    table = _largest.setdefault(_whose + title, {})
     table[kind(name)] = float(np.maximum(value, table.get(kind(name), 0.0)))  # a NaN stays one
 
 

@@ -5,10 +5,12 @@ to; report.py measures through the same table. numpy_gpt's functions are looked 
 whatever stands there in their place is what is judged.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -270,6 +272,25 @@ OPERATIONS = {
         output="loss",
     ),
 }
+
+
+def names():
+    """Function name -> (its module in numpy_gpt.ops, its operation)."""
+    found = {}
+    for operation, one in OPERATIONS.items():
+        for function in one.modules:
+            module, name = function.split(".")
+            found[name] = (importlib.import_module(f"numpy_gpt.ops.{module}"), operation)
+    return found
+
+
+@contextmanager
+def in_place(functions):
+    """In the block these functions, by name, stand in the place of numpy_gpt.ops' own."""
+    with ExitStack() as stack:
+        for name, function in functions.items():
+            stack.enter_context(mock.patch.object(names()[name][0], name, function))
+        yield
 
 
 def our_answer(operation, inputs):

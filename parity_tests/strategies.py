@@ -109,6 +109,24 @@ def repeated_ids(rng, high, shape):
     return rng.choice(few, size=shape).astype(np.int64)
 
 
+LARGE = [  # an operation and a case: what is worked off in blocks has a first, a middle and a last one here
+    ("linear", OperationCase({"B": 2, "T": 130, "I": 96, "O": 384})),
+    ("layernorm", OperationCase({"B": 2, "T": 300, "C": 96})),
+    ("layernorm", OperationCase({"B": 1, "T": 130, "C": 768}, fill="constant rows")),
+    ("gelu", OperationCase({"B": 2, "T": 130, "C": 1031})),
+    ("embedding", OperationCase({"B": 4, "T": 150, "V": 2000, "C": 24})),
+    ("position_embedding", OperationCase({"B": 3, "T": 200, "C": 24, "start": 3, "rest": 50})),
+    ("attention", OperationCase({"B": 2, "NH": 3, "T": 63, "past": 0, "HS": 16})),
+    ("attention", OperationCase({"B": 1, "NH": 2, "T": 64, "past": 0, "HS": 16}, fill="huge")),
+    ("attention", OperationCase({"B": 2, "NH": 1, "T": 65, "past": 0, "HS": 16}, options={"rate": 0.1})),
+    ("attention", OperationCase({"B": 1, "NH": 2, "T": 200, "past": 0, "HS": 64}, scale=3.0)),
+    ("attention", OperationCase({"B": 2, "NH": 2, "T": 129, "past": 70, "HS": 8}, options={"rate": 0.5})),
+    ("attention", OperationCase({"B": 2, "NH": 2, "T": 1, "past": 255, "HS": 64})),
+    ("cross_entropy", OperationCase({"B": 2, "T": 70, "V": 1031}, scale=3.0)),
+    ("cross_entropy", OperationCase({"B": 1, "T": 3, "V": 50257})),
+]
+
+
 @st.composite
 def _cases(draw, dtype, shape, fills=("normal",), **options):
     return OperationCase(
@@ -210,7 +228,11 @@ class ModelCase:
 
     def model(self):
         """The model under test, over fresh arrays."""
-        return GPT.from_params(self.config, self.params())
+        return self.over(self.params())
+
+    def over(self, params):
+        """The model under test, over these arrays."""
+        return GPT.from_params(self.config, params)
 
     def batch(self):
         """tokens and targets (B, T)."""

@@ -7,7 +7,6 @@ diagnosis.
 """
 
 import difflib
-import importlib
 import importlib.util
 import inspect
 import math
@@ -15,7 +14,6 @@ import re
 import sys
 import traceback
 import warnings
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from hypothesis.errors import Flaky, NoSuchExample
 
 from parity_tests import compare
 from parity_tests.museum import FAULTS
-from parity_tests.operations import OPERATIONS, check_tensor, torch_answers, unchanged
+from parity_tests.operations import OPERATIONS, check_tensor, in_place, names, torch_answers, unchanged
 from parity_tests.progress import unseen
 from parity_tests.snippet import snippet
 
@@ -80,16 +78,6 @@ class Wrong:
     message: str
     got: Any = None
     want: Any = None
-
-
-def names():
-    """Function name -> (its module in numpy_gpt.ops, its operation)."""
-    found = {}
-    for operation, one in OPERATIONS.items():
-        for function in one.modules:
-            module, name = function.split(".")
-            found[name] = (importlib.import_module(f"numpy_gpt.ops.{module}"), operation)
-    return found
 
 
 def signatures():
@@ -177,15 +165,6 @@ def _described(answer):
             f"a {type(answer).__name__} of {len(answer)}: {', '.join(map(_described, answer))}" if answer else "nothing"
         )
     return f"an array {answer.shape}" if isinstance(answer, np.ndarray) else type(answer).__name__
-
-
-@contextmanager
-def in_place(functions):
-    """These functions in the place of numpy_gpt's."""
-    with ExitStack() as stack:
-        for name, function in functions.items():
-            stack.enter_context(mock.patch.object(names()[name][0], name, function))
-        yield
 
 
 def first_wrong(operation, inputs, backward=True):

@@ -139,7 +139,7 @@ def check_model(case, attention="plain"):
     __tracebackhide__ = True
     config, params, (tokens, targets) = case.config, case.params(), case.batch()
     before = {name: a.copy() for name, a in params.items()}
-    model, reference = GPT.from_params(config, params), from_params(config, params, attention=attention)
+    model, reference = case.over(params), from_params(config, params, attention=attention)
 
     layout = "C" if case.layout == "gaps" else case.layout  # the gaps are filled with NaN
     ids, want_ids = (strategies.arrange(each, layout) for each in (tokens, targets))

@@ -66,7 +66,16 @@ class AdamWScales:
             self.S[name] = self.S[name] * (1 + lr * weight_decay) + lr / (1 - b1**t) * self.M[name] / root
 
 
-def check_adamw(seed=0, dtype="float64", layout="C", weight_decay=0.1, betas=(0.9, 0.999), eps=1e-8, steps=STEPS):
+def check_adamw(
+    seed=0,
+    dtype="float64",
+    layout="C",
+    weight_decay=0.1,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    steps=STEPS,
+    optimizer=optim.AdamW,
+):
     """Parameters after every step against torch.optim.AdamW in the same dtype, with lr changing between the steps."""
     __tracebackhide__ = True
     rng = np.random.default_rng([seed, 1])
@@ -75,7 +84,7 @@ def check_adamw(seed=0, dtype="float64", layout="C", weight_decay=0.1, betas=(0.
     leaves = {name: torch.from_numpy(np.array(p)).requires_grad_() for name, p in params.items()}
     arrays = dict(params)
     settings_ = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
-    ours, torchs = optim.AdamW(params, lr=0.1, **settings_), torch.optim.AdamW(leaves.values(), lr=0.1, **settings_)
+    ours, torchs = optimizer(params, lr=0.1, **settings_), torch.optim.AdamW(leaves.values(), lr=0.1, **settings_)
     for _ in range(steps):
         lr = 10 ** rng.uniform(-4, -0.5)
         ours.lr = torchs.param_groups[0]["lr"] = lr
@@ -653,13 +662,13 @@ class TrajectoryBudget:
         return other
 
 
-def check_trajectory(tied=False, bias=True, seed=0):
+def check_trajectory(tied=False, bias=True, seed=0, make_case=ModelCase, optimizer=optim.AdamW):
     """A whole run in float64: dropout, clipping and the schedule on, parameters compared after every step."""
     config = GPTConfig(13, 7, 12, 3, 2, drop_rate=0.2, qkv_bias=bias, tie_weights=tied)
-    case = ModelCase(config, B=3, T=7, scale=0.3, seed=seed)
+    case = make_case(config, B=3, T=7, scale=0.3, seed=seed)
     peak, warmup_steps, weight_decay, clipped = 0.005, 3, 0.1, 0
     model, reference = case.model(), from_params(config, case.params(), attention="plain")
-    ours = optim.AdamW(model.params, lr=peak, weight_decay=weight_decay)
+    ours = optimizer(model.params, lr=peak, weight_decay=weight_decay)
     torchs = torch.optim.AdamW(reference.parameters(), lr=peak, weight_decay=weight_decay)
     scheduler = torch_schedule(torchs, warmup_steps, RUN)
     budget = TrajectoryBudget(model.params)

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from parity_tests import student
 from parity_tests.__main__ import main
 from parity_tests.compare import check_exact
-from parity_tests.operations import OPERATIONS
+from parity_tests.operations import OPERATIONS, names
 from parity_tests.snippet import snippet
 from parity_tests.strategies import LAYOUTS, OperationCase
-from parity_tests.student import judge_file, names
+from parity_tests.student import judge_file
 
 ROOT = Path(__file__).parent.parent
 
