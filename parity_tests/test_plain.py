@@ -1,0 +1,264 @@
+"""The textbook: plain.py under the fast path's strategies and budgets, against torch and against the fast path itself.
+
+The checks are those of the fast path, with plain.py's functions in the place of numpy_gpt.ops' and with cases whose
+model under test is made of them. What is used of the budgets is printed under headings of its own.
+"""
+
+import ast
+import inspect
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from numpy_gpt import GPT, Generator, generate, plain
+from numpy_gpt.block import Dropout
+from parity_tests import compare, strategies
+from parity_tests.compare import check_exact, recorded_for
+from parity_tests.operations import OPERATIONS, check_operation, check_tensor, in_place, names, our_answer
+from parity_tests.strategies import SEEDS, ModelCase, OperationCase
+from parity_tests.test_model import (
+    DROP_RATES,
+    SMALL,
+    VARIANTS,
+    check_float32,
+    check_gradients,
+    check_loss,
+    check_model,
+    check_own_masks,
+    float32_case,
+    reject_cancelled,
+)
+from parity_tests.test_optim import check_adamw, check_trajectory
+from torch_gpt.model import from_params
+
+
+class PlainModel:
+    """plain.py's functions with the methods of GPT, so that one check asks both."""
+
+    def __init__(self, config, params):
+        self.config, self.params = config, params
+
+    def __call__(self, tokens):
+        return plain.forward(self.params, tokens, self.config)
+
+    def loss(self, tokens, targets):
+        return plain.cross_entropy_forward(self(tokens), targets)[0]
+
+    def loss_and_grads(self, tokens, targets, rng=None):
+        masks = None if rng is None else self._masks(*tokens.shape, rng)
+        return plain.loss_and_grads(self.params, tokens, targets, self.config, masks)
+
+    def _masks(self, B, T, rng):
+        """The fast path's own draws: of these shapes, in this order."""
+        x, p = (B, T, self.config.emb_dim), (B, self.config.n_heads, T, T)
+        drop = Dropout(self.config.drop_rate, rng, self.params["tok_emb.weight"].dtype)
+        return [drop.mask(shape) for shape in [x] + self.config.n_layers * [p, x, x]]
+
+
+@dataclass(frozen=True)
+class PlainCase(ModelCase):
+    """A case whose model under test is the textbook's."""
+
+    def over(self, params):
+        return PlainModel(self.config, params)
+
+
+class PlainAdamW:
+    """adamw_step with the state and the methods of AdamW."""
+
+    def __init__(self, params, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8):
+        assert (betas, eps) == ((0.9, 0.999), 1e-8), "the textbook has these only"
+        self.params, self.lr, self.weight_decay, self.t = params, lr, weight_decay, 0
+        self.m, self.v = ({name: np.zeros_like(p) for name, p in params.items()} for _ in range(2))
+
+    def step(self, grads):
+        self.t += 1
+        plain.adamw_step(self.params, grads, self.m, self.v, self.t, self.lr, self.weight_decay)
+
+
+@pytest.fixture(autouse=True)
+def _headings_of_its_own():
+    with recorded_for("plain.py"):
+        yield
+
+
+def plain_cases(**keys):
+    """Model cases for the textbook."""
+    return strategies.model_cases(**keys).map(lambda case: PlainCase(**vars(case)))
+
+
+def plain_functions():
+    """Those that have a fast twin."""
+    return {name: getattr(plain, name) for name in names()}
+
+
+def check_plain(operation, case):
+    """Against torch as the fast operation is; then the fast one against its twin, in the same budget."""
+    __tracebackhide__ = True
+    with in_place(plain_functions()):
+        check_operation(operation, case)
+        inputs = OPERATIONS[operation].inputs(case)
+        twin = our_answer(operation, inputs)
+    fast, scales = our_answer(operation, inputs), OPERATIONS[operation].scales(**inputs)
+    assert fast.keys() == twin.keys()
+    for tensor, answer in fast.items():
+        check_tensor(f"{operation}.{tensor}, fast and plain", answer, np.asarray(twin[tensor]), scales[tensor])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operation_matches_torch_and_its_fast_twin(operation, dtype):
+    @settings(max_examples=50)
+    @given(case=OPERATIONS[operation].cases(dtype))
+    def holds(case):
+        check_plain(operation, case)
+
+    holds()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+@settings(max_examples=500)
+@given(data=st.data())
+def test_operation_matches_torch_and_its_fast_twin_over_many_cases(operation, dtype, data):
+    check_plain(operation, data.draw(OPERATIONS[operation].cases(dtype)))
+
+
+@pytest.mark.parametrize(("operation", "case"), strategies.LARGE)
+def test_larger_shapes_match_torch_and_the_fast_twin(operation, case):
+    check_plain(operation, case)
+
+
+@pytest.mark.parametrize("layout", strategies.LAYOUTS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_memory_layout_matches_torch_and_the_fast_twin(operation, layout):
+    axes = ("B", "T", "C", "I", "O", "V", "NH", "HS", "past", "start", "rest")
+    check_plain(operation, OperationCase(dict.fromkeys(axes, 3), layout=layout, options={"rate": 0.5}))
+
+
+@pytest.mark.parametrize("name", sorted(names()))
+def test_twins_take_the_same_arguments(name):
+    """The fast ones may take more, with defaults: arrays to write into."""
+    fast = inspect.signature(getattr(names()[name][0], name)).parameters
+    own = inspect.signature(getattr(plain, name)).parameters
+    assert list(own) == list(fast)[: len(own)]
+    assert all(fast[each].default is not inspect.Parameter.empty for each in list(fast)[len(own) :])
+
+
+@pytest.mark.parametrize(("tied", "bias"), VARIANTS)
+def test_model_matches_torch(tied, bias):
+    @settings(max_examples=25)
+    @given(case=plain_cases(tie_weights=tied, qkv_bias=bias, drop_rates=(0.0, *DROP_RATES)))
+    def holds(case):
+        check_model(case)
+
+    holds()
+
+
+@settings(max_examples=25)
+@given(case=plain_cases(drop_rates=(0.0, 0.5), fills=strategies.MODEL_FILLS[1:]))
+def test_model_matches_torch_at_its_ends(case):
+    check_model(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=500)
+@given(case=plain_cases(drop_rates=(0.0, *DROP_RATES), fills=strategies.MODEL_FILLS))
+def test_model_matches_torch_over_many_cases(case):
+    check_model(case)
+
+
+@settings(max_examples=15)
+@given(case=plain_cases(drop_rates=(0.1,)))
+def test_dropout_with_the_masks_of_a_seed_is_torchs(case):
+    check_own_masks(case, "plain")
+
+
+@pytest.mark.parametrize("drop_rate", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
+def test_float32_is_no_worse_than_torchs(drop_rate):
+    """On the fast path's cases: 64 at least of each tensor kind."""
+    cases = [PlainCase(**vars(float32_case(i, drop_rate=drop_rate))) for i in range(128)]
+    check_float32(cases, f"dropout {drop_rate:g}, weights <= 1")
+
+
+@pytest.mark.parametrize(("tied", "bias"), VARIANTS)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_model_is_the_fast_ones_twin(tied, bias, dtype):
+    """Loss and gradients of one batch, with dropout. No gradient lies in another's memory or in a parameter's."""
+    config = replace(SMALL, tie_weights=tied, qkv_bias=bias, drop_rate=0.3)
+    case = PlainCase(config, B=3, T=6, dtype=dtype)
+    model, fast = case.model(), GPT.from_params(config, case.params())
+    want, want_grads = fast.loss_and_grads(*case.batch(), Generator(1))
+    loss, grads = model.loss_and_grads(*case.batch(), Generator(1))
+    check_loss("loss, fast and plain", loss, want, model(case.batch()[0]))
+    reject_cancelled(case, model(case.batch()[0]), case.batch()[1], want_grads)
+    check_gradients(grads, want_grads)
+    assert np.asarray(loss).dtype == model(case.batch()[0]).dtype == dtype
+    arrays = [*model.params.values(), *grads.values()]
+    assert not any(np.shares_memory(a, b) for i, a in enumerate(arrays) for b in arrays[:i])
+
+
+@settings(max_examples=25)
+@given(case=plain_cases(), max_new_tokens=st.integers(0, 9))
+def test_generate_takes_the_token_that_torch_and_the_fast_path_take(case, max_new_tokens):
+    """Beyond the context too, and from a prompt longer than it."""
+    (tokens, _), params = case.batch(), case.params()
+    prompt = np.concatenate([tokens, tokens], axis=1) if case.seed % 2 else tokens
+    reference, ids = from_params(case.config, params).eval(), torch.from_numpy(prompt)
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            likeliest = reference(ids[:, -case.config.context_length :])[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, likeliest], dim=1)
+    kept = prompt.copy()
+    got = plain.generate(params, prompt, max_new_tokens, case.config)
+    check_exact("ids", got, ids.numpy())
+    check_exact("ids", got, generate(GPT.from_params(case.config, params), prompt, max_new_tokens))
+    check_exact("tokens, after generate", prompt, kept)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_adamw_matches_torch(dtype):
+    @settings(max_examples=15)
+    @given(
+        seed=SEEDS,
+        layout=st.sampled_from(strategies.LAYOUTS),
+        weight_decay=st.sampled_from((0.0, 0.01, 0.1, 1.0)),
+    )
+    def holds(**case):
+        check_adamw(dtype=dtype, optimizer=PlainAdamW, **case)
+
+    holds()
+
+
+def test_adamw_has_torchs_defaults():
+    defaults = torch.optim.AdamW([torch.zeros(1)]).defaults
+    own = inspect.signature(plain.adamw_step).parameters
+    assert (own["lr"].default, own["weight_decay"].default) == (defaults["lr"], defaults["weight_decay"])
+    assert (defaults["betas"], defaults["eps"]) == ((0.9, 0.999), 1e-8), "and check_adamw compares with these"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_training_runs_match_torch(tied):
+    check_trajectory(tied, make_case=PlainCase, optimizer=PlainAdamW)
+
+
+def test_it_needs_numpy_and_math_only():
+    """And the names of types: nothing that would have to be read first."""
+    tree = ast.parse(Path(plain.__file__).read_text(encoding="utf-8"))
+    found = {
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert found == {"math", "typing", "numpy", "numpy_gpt.config", "numpy_gpt.typing"}
+
+
+def test_its_shares_of_the_budgets_stand_under_headings_of_their_own():
+    check_plain("gelu", OperationCase({"B": 1, "T": 2, "C": 3}))
+    assert any(line.startswith("plain.py: one operation, float64") for line in compare.summary())
