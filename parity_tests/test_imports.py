@@ -99,6 +99,17 @@ def test_operations_know_neither_each_other_nor_names_nor_configurations():
     assert len(list(modules("numpy_gpt/ops"))) > 7, "the operations have moved"
 
 
+def test_the_textbook_stands_alone():
+    """numpy and math, and names for annotations: nothing else has to be read first."""
+    found = {what for what, _ in imports("numpy_gpt.plain", ROOT / "numpy_gpt/plain.py")}
+    types = {
+        "typing.Any",
+        "numpy_gpt.config.GPTConfig",
+        *(f"numpy_gpt.typing.{n}" for n in ("Array", "Float", "Params")),
+    }
+    assert found == {"math", "numpy"} | types
+
+
 def test_the_optimiser_knows_no_model():
     wrong = ("numpy_gpt.model", "numpy_gpt.block", "numpy_gpt.ops", "numpy_gpt.config")
     found = [

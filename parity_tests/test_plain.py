@@ -4,10 +4,8 @@ The checks are those of the fast path, with plain.py's functions in the place of
 model under test is made of them. What is used of the budgets is printed under headings of its own.
 """
 
-import ast
 import inspect
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,17 +244,6 @@ def test_adamw_has_torchs_defaults():
 @pytest.mark.parametrize("tied", [True, False])
 def test_training_runs_match_torch(tied):
     check_trajectory(tied, make_case=PlainCase, optimizer=PlainAdamW)
-
-
-def test_it_needs_numpy_and_math_only():
-    """And the names of types: nothing that would have to be read first."""
-    tree = ast.parse(Path(plain.__file__).read_text(encoding="utf-8"))
-    found = {
-        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    }
-    assert found == {"math", "typing", "numpy", "numpy_gpt.config", "numpy_gpt.typing"}
 
 
 def test_its_shares_of_the_budgets_stand_under_headings_of_their_own():
