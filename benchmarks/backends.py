@@ -4,7 +4,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from numpy_gpt import GPT, AdamW, Generator, GPTConfig, generate
+from numpy_gpt import GPT, AdamW, Generator, GPTConfig, generate, plain
+from numpy_gpt.block import Dropout
 from numpy_gpt.typing import Array, Params
 
 SEED = 123
@@ -69,9 +70,57 @@ class NumPyBackend:
         return generate(self.model, tokens, max_new_tokens)
 
     def touch_every_row(self) -> None:
-        grads = {name: np.zeros_like(p) for name, p in self.model.params.items()}
-        grads["tok_emb.weight"][...] = 1e-6
-        self._optimizer.step(grads)
+        self._optimizer.step(_of_every_row(self.model.params))
 
     def synchronise(self) -> None:
         """NumPy is done when it returns."""
+
+
+class PlainBackend:
+    """numpy_gpt/plain.py, the textbook: what NumPy costs without threads, buffers and blocks."""
+
+    name, precision = "plain NumPy", "float32"
+
+    def __init__(self, config: GPTConfig):
+        self.config, self.params = config, GPT(config, SEED).params
+        self._m, self._v = ({name: np.zeros_like(p) for name, p in self.params.items()} for _ in range(2))
+        self._t, self._rng = 0, Generator(SEED)
+
+    def loss_and_grads(self, tokens: Array, targets: Array) -> tuple[float, Params]:
+        loss, grads = plain.loss_and_grads(self.params, tokens, targets, self.config)
+        return float(loss), grads
+
+    def step(self, tokens: Array, targets: Array, dropout: bool) -> Any:
+        masks = self._masks(*tokens.shape) if dropout else None
+        loss, grads = plain.loss_and_grads(self.params, tokens, targets, self.config, masks)
+        self._update(grads)
+        return loss
+
+    def forward(self, tokens: Array) -> Array:
+        return plain.forward(self.params, tokens, self.config)
+
+    def generate(self, tokens: Array, max_new_tokens: int) -> Array:
+        return plain.generate(self.params, tokens, max_new_tokens, self.config)
+
+    def touch_every_row(self) -> None:
+        self._update(_of_every_row(self.params))
+
+    def synchronise(self) -> None:
+        """NumPy is done when it returns."""
+
+    def _update(self, grads: Params) -> None:
+        self._t += 1
+        plain.adamw_step(self.params, grads, self._m, self._v, self._t, LR, WEIGHT_DECAY)
+
+    def _masks(self, B: int, T: int) -> list[Array | None]:
+        """One pass's, drawn as numpy_gpt's model draws them."""
+        config, drop = self.config, Dropout(self.config.drop_rate, self._rng, np.float32)
+        x, p = (B, T, config.emb_dim), (B, config.n_heads, T, T)
+        return [drop.mask(shape) for shape in [x] + config.n_layers * [p, x, x]]
+
+
+def _of_every_row(params: Params) -> Params:
+    """Gradients that are 0 but in the token embedding."""
+    grads = {name: np.zeros_like(p) for name, p in params.items()}
+    grads["tok_emb.weight"][...] = 1e-6
+    return grads

@@ -1,7 +1,7 @@
 """The forward pass alone: logits of a fresh batch, nothing kept for a backward pass, no dropout."""
 
 from benchmarks import agreement
-from benchmarks.backends import Backend, NumPyBackend
+from benchmarks.backends import Backend, NumPyBackend, PlainBackend
 from benchmarks.ceilings import MatrixProducts
 from benchmarks.jobs import BOOK, QUICK_BOOK, Job, batches, text_for
 from benchmarks.results import NOT_MEASURED, Limits, Ratio, Report, Row
@@ -25,7 +25,8 @@ def measure(job: Job, settings: Settings, report: Report) -> None:
     x, _ = next(stream)
     numpy = NumPyBackend(job.config)
     ways = [Way("tuned"), Way("book"), *settings.gpus]
-    backends: list[Backend] = [numpy, *(TorchBackend(way, job.config, numpy.model.params) for way in ways)]
+    backends: list[Backend] = [numpy, PlainBackend(job.config)]
+    backends += [TorchBackend(way, job.config, numpy.model.params) for way in ways]
     errors = agreement.check_logits(backends, job.config, numpy.model.params, x)
     fresh = [next(stream)[0] for _ in range(WARM_UPS + settings.runs)]
 

@@ -1,5 +1,7 @@
 """A training step: loss, every gradient, AdamW, on a fresh batch of real text.
 
+Beside PyTorch stands numpy_gpt/plain.py: the same formulas without what makes them fast.
+
 Up to three measurements on the same contenders: dropout off, on, and (off again) with every row of the token embedding
 touched once before, so that nothing is saved on rows whose moments are still zero.
 """
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks import agreement
-from benchmarks.backends import Backend, NumPyBackend
+from benchmarks.backends import Backend, NumPyBackend, PlainBackend
 from benchmarks.ceilings import MatrixProducts
 from benchmarks.jobs import BOOK, LONG, QUICK_BOOK, QUICK_LONG, QUICK_SMALL, SMALL, Job, batches, text_for
 from benchmarks.results import NOT_MEASURED, Limits, Ratio, Report, Row
@@ -65,7 +67,7 @@ def agreeing(
     ways = [Way("tuned"), *([Way("tuned", compiled=True)] if settings.compiled else []), Way("book"), *settings.gpus]
     with report.progress(f"{job}: agreement", 2 + len(ways)) as tick:
         numpy = NumPyBackend(job.config)
-        backends: list[Backend] = [numpy]
+        backends: list[Backend] = [numpy, PlainBackend(job.config)]
         tick("float64")
         want = agreement.truth(job.config, numpy.model.params, x, y)
         for way in ways:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from benchmarks import agreement, ceilings, cli, compare, decode, environment, forward, jobs, memory, operations, step
 from benchmarks.agreement import DisagreementError
-from benchmarks.backends import NumPyBackend
+from benchmarks.backends import NumPyBackend, PlainBackend
 from benchmarks.jobs import Job, Text, batches, text_for
 from benchmarks.peak_memory import in_own_process
 from benchmarks.results import Limits, Ratio, Report, Row, as_document, write_json
@@ -58,25 +58,29 @@ def test_both_torch_models_are_the_reference(style, batch):
 @pytest.mark.parametrize("style", ["book", "tuned"])
 @pytest.mark.parametrize("dropout", [False, True])
 def test_all_learn_alike(style, dropout):
-    """Ten steps on one batch: the same losses without dropout, and a falling one with it, on both sides."""
+    """Ten steps on one batch: the same losses without dropout, and a falling one with it, on all sides.
+
+    With it too the two in NumPy are alike: they draw the same masks.
+    """
     x, y = next(batches(JOB, text_for(60)))
-    numpy, torchs = NumPyBackend(SMALL), TorchBackend(Way(style), SMALL, GPT(SMALL, 123).params)
-    for backend in (numpy, torchs):
+    backends = [NumPyBackend(SMALL), PlainBackend(SMALL), TorchBackend(Way(style), SMALL, GPT(SMALL, 123).params)]
+    for backend in backends:
         backend.touch_every_row()
-    losses = {b.name: [float(b.step(x, y, dropout)) for _ in range(10)] for b in (numpy, torchs)}
-    if not dropout:
-        agreement.check_training(losses)
+    losses = {b.name: [float(b.step(x, y, dropout)) for _ in range(10)] for b in backends}
+    agreement.check_training(losses if not dropout else {b.name: losses[b.name] for b in backends[:2]})
     assert all(each[-1] < each[0] for each in losses.values())
 
 
 def test_touching_moves_every_row_alike():
     numpy, torchs = NumPyBackend(SMALL), TorchBackend(Way("tuned"), SMALL, GPT(SMALL, 123).params)
+    textbook = PlainBackend(SMALL)
     before = numpy.model.params["tok_emb.weight"].copy()
-    for backend in (numpy, torchs):
+    for backend in (numpy, textbook, torchs):
         backend.touch_every_row()
     after = numpy.model.params["tok_emb.weight"]
     decayed = before * (1 - 4e-4 * 0.1)
     assert np.all(np.abs(after - decayed) > 1e-4), "a row without gradient only decays"
+    np.testing.assert_allclose(textbook.params["tok_emb.weight"], after, atol=1e-6)
     np.testing.assert_allclose(torchs.model.tok_emb.weight.detach().numpy(), after, atol=1e-6)
 
 
@@ -111,6 +115,7 @@ def test_the_jobs_of_the_issue():
 def test_agreement_holds(batch):
     for backend in (
         NumPyBackend(SMALL),
+        PlainBackend(SMALL),
         *(TorchBackend(Way(s), SMALL, GPT(SMALL, 123).params) for s in ("book", "tuned")),
     ):
         errors = agreeing(backend, *batch)
@@ -172,6 +177,7 @@ def test_decoders_agree_token_for_token():
     prompt = text_for(60).ids[None, :4]
     torchs = TorchBackend(Way("book"), SMALL, GPT(SMALL, 123).params)
     found = {"NumPy": NumPyBackend(SMALL).generate(prompt, 12), "book's": torchs.generate(prompt, 12)}  # 16 > context
+    found["plain NumPy"] = PlainBackend(SMALL).generate(prompt, 12)
     decode.check_tokens(found)
     assert found["NumPy"].shape == (1, 16)
     found["book's"][0, 9] += 1
@@ -436,6 +442,11 @@ def test_commands(command, tiny, tmp_path):
         assert notes["PyTorch, book's, cuda bf16"] == "not measured here"
         assert "not measured here: PyTorch" in done.stdout
         assert {"NumPy", "PyTorch, book's"} <= notes.keys()
+    if command in ("step", "forward"):
+        for case in {row["name"] for row in last["rows"]}:
+            rows = {row["backend"]: row for row in last["rows"] if row["name"] == case}
+            assert rows["plain NumPy"]["figures"]["tokens/s"] > 0
+            assert rows["NumPy"]["ratios"]["NumPy / plain NumPy"]["ratio"] > 0
     if command == "step":
         assert {row["name"].partition("T=8, ")[2] for row in last["rows"]} == set(step.FORMS)
         for row in last["rows"]:
