@@ -1,4 +1,8 @@
-"""Causal scaled dot-product attention (Vaswani et al. 2017), heads as a batch axis, in O(T) memory."""
+"""Causal scaled dot-product attention (Vaswani et al. 2017), heads as a batch axis, in O(T) memory.
+
+The same as the textbook's attention_forward and attention_backward (numpy_gpt/plain.py), but 64 queries at a time, and
+backward computes p again instead of keeping it: no (T, T) array goes to memory, and most of the future is skipped.
+"""
 
 import math
 from collections.abc import Iterator

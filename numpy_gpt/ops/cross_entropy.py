@@ -1,4 +1,8 @@
-"""Mean cross-entropy of softmax(logits) with target ids."""
+"""Mean cross-entropy of softmax(logits) with target ids.
+
+The same as the textbook's cross_entropy_forward and cross_entropy_backward (numpy_gpt/plain.py), but in blocks of rows,
+and each step may overwrite the logits: with 50,257 of them a token, another array of their size is 100 MB of traffic.
+"""
 
 from typing import Any
 

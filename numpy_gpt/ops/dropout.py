@@ -1,4 +1,8 @@
-"""Inverted dropout (Srivastava et al. 2014): zero at random, and rescale the rest so that the mean stays."""
+"""Inverted dropout (Srivastava et al. 2014): zero at random, and rescale the rest so that the mean stays.
+
+The same as the textbook's dropout_mask, dropout_forward and dropout_backward (numpy_gpt/plain.py): one product is fast
+as it is. Only the mask is divided in place, because an array that large need not exist twice.
+"""
 
 from numpy_gpt.typing import Array, Float
 

@@ -1,4 +1,8 @@
-"""GELU in GPT-2's tanh form (Hendrycks, Gimpel 2016)."""
+"""GELU in GPT-2's tanh form (Hendrycks, Gimpel 2016).
+
+The same as the textbook's gelu_forward and gelu_backward (numpy_gpt/plain.py), but block by block, and forward
+computes the slope too, while x and tanh u (by an exp) are in the cache: backward is one product and reads two arrays.
+"""
 
 import math
 

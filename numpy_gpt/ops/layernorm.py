@@ -1,4 +1,8 @@
-"""Layer normalisation over the last axis (Ba, Kiros, Hinton 2016)."""
+"""Layer normalisation over the last axis (Ba, Kiros, Hinton 2016).
+
+The same as the textbook's layernorm_forward and layernorm_backward (numpy_gpt/plain.py), but in blocks of rows that
+stay in a core's cache from one step to the next: reading and writing memory takes longer than the arithmetic.
+"""
 
 import numpy as np
 

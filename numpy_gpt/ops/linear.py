@@ -1,4 +1,8 @@
-"""Affine map of the last axis."""
+"""Affine map of the last axis.
+
+The same as the textbook's linear_forward and linear_backward (numpy_gpt/plain.py), but backward's two products share
+the cores, and results can go into arrays that exist already: the system has to clear fresh memory before it is used.
+"""
 
 from functools import partial
 
