@@ -139,7 +139,7 @@ def attention_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
 
 def cross_entropy_forward(logits: Array, targets: Array) -> tuple[Any, Any]:
     """loss = mean over the N targets of −log p[target],  p = softmax(logits). logits (..., V), targets (...) -> ()."""
-    z, N, ids = rows(logits), targets.size, targets.reshape(-1)  # (N, V), (N,)
+    z, N, ids = rows(logits), targets.size, targets.ravel()  # (N, V), (N,)
     z = z - z.max(axis=1, keepdims=True)  # (N, V): exp cannot overflow
     log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))  # (N, V): log of softmax, without a log of 0
     return -log_p[np.arange(N), ids].mean(), (log_p, ids, logits.shape)
@@ -165,22 +165,22 @@ def merge_heads(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(len(x), x.shape[2], -1)
 
 
-def block_forward(x: Array, p: Params, n_heads: int, masks: list[Any]) -> tuple[Array, Any]:
+def block_forward(x: Array, p: Params, n_heads: int, masks: Any) -> tuple[Array, Any]:
     """mid = x + dropout(attention(norm1(x))),  y = mid + dropout(feed_forward(norm2(mid))): x, mid, y (B, T, C)."""
     h, c_norm1 = layernorm_forward(x, p["norm1.scale"], p["norm1.shift"])  # (B, T, C)
     q, c_q = linear_forward(h, p["att.W_query.weight"], p.get("att.W_query.bias"))  # (B, T, C)
     k, c_k = linear_forward(h, p["att.W_key.weight"], p.get("att.W_key.bias"))  # (B, T, C)
     v, c_v = linear_forward(h, p["att.W_value.weight"], p.get("att.W_value.bias"))  # (B, T, C)
     q, k, v = (split_heads(each, n_heads) for each in (q, k, v))  # (B, NH, T, HS)
-    h, c_att = attention_forward(q, k, v, masks[0])  # (B, NH, T, HS)
+    h, c_att = attention_forward(q, k, v, next(masks))  # (B, NH, T, HS)
     h, c_out = linear_forward(merge_heads(h), p["att.out_proj.weight"], p["att.out_proj.bias"])  # (B, T, C)
-    h, c_drop1 = dropout_forward(h, masks[1])  # (B, T, C)
+    h, c_drop1 = dropout_forward(h, next(masks))  # (B, T, C)
     mid = x + h  # (B, T, C)
     h, c_norm2 = layernorm_forward(mid, p["norm2.scale"], p["norm2.shift"])  # (B, T, C)
     h, c_ff0 = linear_forward(h, p["ff.layers.0.weight"], p["ff.layers.0.bias"])  # (B, T, 4C)
     h, c_gelu = gelu_forward(h)  # (B, T, 4C)
     h, c_ff2 = linear_forward(h, p["ff.layers.2.weight"], p["ff.layers.2.bias"])  # (B, T, C)
-    h, c_drop2 = dropout_forward(h, masks[2])  # (B, T, C)
+    h, c_drop2 = dropout_forward(h, next(masks))  # (B, T, C)
     return mid + h, (c_norm1, c_q, c_k, c_v, c_att, c_out, c_drop1, c_norm2, c_ff0, c_gelu, c_ff2, c_drop2, n_heads)
 
 
@@ -207,17 +207,17 @@ def block_backward(dy: Array, cache: Any) -> tuple[Array, Params]:
     return dmid + dh, g  # mid = x + h: so does dmid
 
 
-def model_forward(params: Params, tokens: Array, config: GPTConfig, masks: list[Any] | None) -> tuple[Array, Any]:
+def model_forward(params: Params, tokens: Array, config: GPTConfig, masks: Any) -> tuple[Array, Any]:
     """tokens (B, T) -> logits (B, T, V). masks: dropout's, in the order of their use, or None for no dropout."""
-    masks = [None] * (1 + 3 * config.n_layers) if masks is None else masks
+    masks = iter([None] * (1 + 3 * config.n_layers) if masks is None else masks)
     x, c_tokens = embedding_forward(tokens, params["tok_emb.weight"])  # (B, T, C)
     x, c_positions = position_embedding_forward(x, params["pos_emb.weight"])  # (B, T, C)
-    x, c_drop = dropout_forward(x, masks[0])  # (B, T, C)
+    x, c_drop = dropout_forward(x, next(masks))  # (B, T, C)
     c_blocks = []
     for i in range(config.n_layers):
         prefix = f"trf_blocks.{i}."
         p = {name.removeprefix(prefix): each for name, each in params.items() if name.startswith(prefix)}
-        x, c_block = block_forward(x, p, config.n_heads, masks[1 + 3 * i : 4 + 3 * i])  # (B, T, C)
+        x, c_block = block_forward(x, p, config.n_heads, masks)  # (B, T, C)
         c_blocks.append(c_block)
     x, c_norm = layernorm_forward(x, params["final_norm.scale"], params["final_norm.shift"])  # (B, T, C)
     head = params["tok_emb.weight" if config.tie_weights else "out_head.weight"]  # (V, C)

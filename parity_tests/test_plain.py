@@ -16,20 +16,23 @@ from hypothesis import strategies as st
 from numpy_gpt import GPT, Generator, generate, plain
 from numpy_gpt.block import Dropout
 from parity_tests import compare, strategies
-from parity_tests.compare import check_exact, recorded_for
+from parity_tests.compare import check, check_exact, recorded_for
 from parity_tests.operations import OPERATIONS, check_operation, check_tensor, in_place, names, our_answer
 from parity_tests.strategies import SEEDS, ModelCase, OperationCase
 from parity_tests.test_model import (
     DROP_RATES,
     SMALL,
     VARIANTS,
+    RecordedMasks,
     check_float32,
     check_gradients,
     check_loss,
     check_model,
     check_own_masks,
+    dropout_factors,
     float32_case,
     reject_cancelled,
+    torch_logits,
 )
 from parity_tests.test_optim import check_adamw, check_trajectory
 from torch_gpt.model import from_params
@@ -173,6 +176,18 @@ def test_model_matches_torch_over_many_cases(case):
 
 
 @settings(max_examples=15)
+@given(case=plain_cases(drop_rates=(0.1, 0.5)))
+def test_logits_with_masks_are_torchs(case):
+    """In the order of their use."""
+    rng, config = RecordedMasks(case.seed), case.config
+    case.model().loss_and_grads(*case.batch(), rng)
+    factors = dropout_factors(case, rng.drawn)
+    want = torch_logits(from_params(config, case.params(), attention="plain"), case.batch()[0], factors)
+    got = plain.forward(case.params(), case.batch()[0], config, factors)
+    check("logits with dropout", got, want, float(np.abs(want).max()), compare.MODEL)
+
+
+@settings(max_examples=15)
 @given(case=plain_cases(drop_rates=(0.1,)))
 def test_dropout_with_the_masks_of_a_seed_is_torchs(case):
     check_own_masks(case, "plain")
@@ -205,10 +220,10 @@ def test_the_model_is_the_fast_ones_twin(tied, bias, dtype):
 @settings(max_examples=25)
 @given(case=plain_cases(), max_new_tokens=st.integers(0, 9))
 def test_generate_takes_the_token_that_torch_and_the_fast_path_take(case, max_new_tokens):
-    """Beyond the context too, and from a prompt longer than it."""
+    """Beyond the context too, from a prompt longer than it, and from ids of another integer type."""
     (tokens, _), params = case.batch(), case.params()
-    prompt = np.concatenate([tokens, tokens], axis=1) if case.seed % 2 else tokens
-    reference, ids = from_params(case.config, params).eval(), torch.from_numpy(prompt)
+    prompt = np.concatenate([tokens, tokens], axis=1).astype(np.int32) if case.seed % 2 else tokens
+    reference, ids = from_params(case.config, params).eval(), torch.from_numpy(prompt.astype(np.int64))
     for _ in range(max_new_tokens):
         with torch.no_grad():
             likeliest = reference(ids[:, -case.config.context_length :])[:, -1].argmax(-1, keepdim=True)
@@ -235,10 +250,12 @@ def test_adamw_matches_torch(dtype):
 
 
 def test_adamw_has_torchs_defaults():
-    defaults = torch.optim.AdamW([torch.zeros(1)]).defaults
-    own = inspect.signature(plain.adamw_step).parameters
-    assert (own["lr"].default, own["weight_decay"].default) == (defaults["lr"], defaults["weight_decay"])
-    assert (defaults["betas"], defaults["eps"]) == ((0.9, 0.999), 1e-8), "and check_adamw compares with these"
+    p, g = np.array([1.0, -2.0]), np.array([3.0, 0.5])
+    leaf, params = torch.from_numpy(p.copy()).requires_grad_(), {"p": p}
+    leaf.grad = torch.from_numpy(g)
+    torch.optim.AdamW([leaf]).step()
+    plain.adamw_step(params, {"p": g}, {"p": np.zeros(2)}, {"p": np.zeros(2)}, 1)
+    check("AdamW, its defaults", params["p"], leaf.detach().numpy(), 2.0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
