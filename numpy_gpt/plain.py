@@ -1,10 +1,10 @@
 """GPT-2 as a textbook would write it, forward and backward: read this first.
 
-Of each operation X_forward is the formula, and X_backward under it the derivative. The first returns its output and a
-cache, what the second needs again. The second takes the gradient of that output and returns those of the inputs, in
-their order and shapes; dx is the gradient of the loss in x. Arguments are not checked, and only AdamW writes into them.
+Each operation is a pair: X_forward, its formula, and under it X_backward, its derivative. X_forward returns the output
+and a cache, what X_backward needs again. X_backward takes the output's gradient and returns those of the inputs, in
+their order and shapes; dx means ∂loss/∂x. Arguments are not checked, and only AdamW writes into them.
 
-B texts of T tokens, C features in NH heads of HS = C / NH features, a vocabulary of V tokens; "..." is any axes.
+Shapes: B texts of T tokens, C features, NH heads of HS = C / NH features, a vocabulary of V; "..." is any leading axes.
 numpy_gpt/ops has the same operations with the same arguments, made fast, and numpy_gpt/model.py the same model.
 """
 
@@ -23,10 +23,10 @@ def embedding_forward(ids: Array, w: Array) -> tuple[Array, Any]:
 
 
 def embedding_backward(dy: Array, cache: Any) -> Array:
-    """dy (B, T, C) -> dw (V, C), 0 in the rows of tokens that did not occur."""
+    """dy (B, T, C) -> dw (V, C), which is 0 in the rows of tokens that did not occur."""
     ids, w = cache
     dw: Array = np.zeros_like(w)  # (V, C)
-    np.add.at(dw, ids, dy)  # y = w[ids]; a token that occurs twice adds up here: dw[ids] += dy would keep one of them
+    np.add.at(dw, ids, dy)  # y = w[ids]; a repeated token's gradients add up here: dw[ids] += dy would keep only one
     return dw
 
 
@@ -44,7 +44,7 @@ def position_embedding_backward(dy: Array, cache: Any) -> tuple[Array, Array]:
 
 
 def rows(x: Array) -> Array:
-    """x (..., C) -> (N, C): one row a token, whatever the axes in front are."""
+    """x (..., C) -> (N, C): one row a token."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -58,7 +58,7 @@ def linear_backward(dy: Array, cache: Any) -> tuple[Array, Array, Any]:
     """dy (..., O) -> dx (..., I), dw (O, I), db (O,) or None."""
     x, w, b = cache
     dx = dy @ w  # (..., I); y = x @ w.T + b
-    dw = rows(dy).T @ rows(x)  # (O, I): each row of x was multiplied by the same w, so their gradients add up
+    dw = rows(dy).T @ rows(x)  # (O, I): every row of x met the same w, so their gradients add up
     db = None if b is None else rows(dy).sum(axis=0)  # (O,)
     return dx, dw, db
 
@@ -99,7 +99,7 @@ def gelu_backward(dy: Array, cache: Any) -> Array:
 
 
 def dropout_mask(keep: Array, drop_rate: float, dtype: Float) -> Array:
-    """Dropout's factors, of keep's shape: 0 where keep is False, else 1 / (1 − drop_rate), so that the mean stays."""
+    """Dropout's factors, of keep's shape: 0 where keep is False, else 1 / (1 − drop_rate), which keeps the mean."""
     return keep.astype(dtype) / (1 - drop_rate if drop_rate < 1 else 1)
 
 
@@ -116,10 +116,10 @@ def dropout_backward(dy: Array, mask: Array | None) -> Array:
 def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, Any]:
     """y = dropout(p) @ v,  p = softmax(s),  s = q @ kᵀ / √HS: for each query a mean of the values up to its own.
 
-    q (B, NH, T, HS), k, v (B, NH, S, HS) -> y (B, NH, T, HS). The queries are the last T of S positions; here S = T.
+    q (B, NH, T, HS), k, v (B, NH, S, HS) -> y (B, NH, T, HS). The queries are the last T of S positions: S = T below.
     """
-    (T, HS), S = q.shape[-2:], k.shape[-2]
-    future = np.triu(np.ones((T, S), bool), k=1 + S - T)  # (T, S)
+    T, HS, S = q.shape[2], q.shape[3], k.shape[2]
+    future = np.arange(S) > np.arange(S - T, S)[:, None]  # (T, S): the key's position is after the query's
     s = np.where(future, -np.inf, q @ k.mT / math.sqrt(HS))  # (B, NH, T, S)
     e = np.exp(s - s.max(axis=-1, keepdims=True))  # (B, NH, T, S): p is the same without the max, and exp stays finite
     p = e / e.sum(axis=-1, keepdims=True)  # (B, NH, T, S): positive, 0 in the future, and each row adds up to 1
@@ -131,8 +131,8 @@ def attention_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
     """dy (B, NH, T, HS) -> dq (B, NH, T, HS), dk, dv (B, NH, S, HS)."""
     q, k, v, p, a, mask = cache
     dv = a.mT @ dy  # (B, NH, S, HS); y = a @ v
-    dp = dropout_backward(dy @ v.mT, mask)  # (B, NH, T, S); a = dropout(p)
-    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))  # (B, NH, T, S); p = softmax(s), of which only p was kept
+    dp = dropout_backward(dy @ v.mT, mask)  # (B, NH, T, S); y = a @ v, a = dropout(p)
+    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))  # (B, NH, T, S); p = softmax(s): all it needs is p itself
     ds = ds / math.sqrt(q.shape[-1])  # (B, NH, T, S); s = q @ k.T / sqrt(HS); each row of ds adds up to 0
     return ds @ k, ds.mT @ q, dv
 
@@ -149,8 +149,8 @@ def cross_entropy_backward(dloss: float, cache: Any) -> Array:
     """dloss () -> dlogits (..., V); dloss is 1 where the loss is the end."""
     log_p, ids, shape = cache
     N = len(ids)
-    dz = np.exp(log_p)  # (N, V): p,
-    dz[np.arange(N), ids] -= 1  # less 1 at the target: loss_n = log Σ exp(z) − z[target]
+    dz = np.exp(log_p)  # (N, V): p
+    dz[np.arange(N), ids] -= 1  # p − 1 at the target; loss_n = log Σ exp(z) − z[target]
     dlogits: Array = dz.reshape(shape) * (dloss / N)  # (..., V); loss = mean of the loss_n
     return dlogits
 
@@ -208,7 +208,7 @@ def block_backward(dy: Array, cache: Any) -> tuple[Array, Params]:
 
 
 def model_forward(params: Params, tokens: Array, config: GPTConfig, masks: Any) -> tuple[Array, Any]:
-    """tokens (B, T) -> logits (B, T, V). masks: dropout's, in the order of their use, or None for no dropout."""
+    """tokens (B, T) -> logits (B, T, V). masks: dropout's, in order of use (one, and three a block), or None."""
     masks = iter([None] * (1 + 3 * config.n_layers) if masks is None else masks)
     x, c_tokens = embedding_forward(tokens, params["tok_emb.weight"])  # (B, T, C)
     x, c_positions = position_embedding_forward(x, params["pos_emb.weight"])  # (B, T, C)
@@ -243,14 +243,14 @@ def model_backward(dlogits: Array, cache: Any, config: GPTConfig) -> Params:
 
 
 def forward(params: Params, tokens: Array, config: GPTConfig, masks: list[Any] | None = None) -> Array:
-    """tokens (B, T) -> logits (B, T, V). masks as above: that of the embeddings, then three a block."""
+    """tokens (B, T) -> logits (B, T, V). masks as above."""
     return model_forward(params, tokens, config, masks)[0]
 
 
 def loss_and_grads(
     params: Params, tokens: Array, targets: Array, config: GPTConfig, masks: list[Any] | None = None
 ) -> tuple[Any, Params]:
-    """tokens, targets (B, T) -> the mean loss in nats a token, and the gradient in every parameter, by name."""
+    """tokens, targets (B, T) -> the loss in nats a token, and every parameter's gradient by name. masks as above."""
     logits, c_model = model_forward(params, tokens, config, masks)  # (B, T, V)
     loss, c_loss = cross_entropy_forward(logits, targets)  # ()
     dlogits = cross_entropy_backward(1.0, c_loss)  # (B, T, V)
@@ -259,7 +259,7 @@ def loss_and_grads(
 
 
 def generate(params: Params, tokens: Array, max_new_tokens: int, config: GPTConfig) -> Array:
-    """tokens (B, T), each time with the likeliest next one after them -> (B, T + max_new_tokens)."""
+    """tokens (B, T) -> (B, T + max_new_tokens): the likeliest next token is appended, again and again."""
     ids = np.array(tokens, np.int64)  # (B, T)
     for _ in range(max_new_tokens):
         logits = forward(params, ids[:, -config.context_length :], config)  # (B, T, V), T ≤ context_length
@@ -270,11 +270,11 @@ def generate(params: Params, tokens: Array, max_new_tokens: int, config: GPTConf
 def adamw_step(
     params: Params, grads: Params, m: Params, v: Params, t: int, lr: float = 1e-3, weight_decay: float = 0.01
 ) -> None:
-    """Step t = 1, 2, … of AdamW: writes into params, and into m and v, which are zeros of params' shapes at first."""
+    """Step t = 1, 2, … of AdamW. Writes into params, and into m and v, which are zeros of the same shapes at first."""
     beta1, beta2, eps = 0.9, 0.999, 1e-8
     for name, g in grads.items():
         m[name][...] = beta1 * m[name] + (1 - beta1) * g  # running mean of the gradient
         v[name][...] = beta2 * v[name] + (1 - beta2) * g * g  # and of its square
-        m_hat, v_hat = m[name] / (1 - beta1**t), v[name] / (1 - beta2**t)  # less the zeros they began with
+        m_hat, v_hat = m[name] / (1 - beta1**t), v[name] / (1 - beta2**t)  # without the zeros that they began with
         params[name] *= 1 - lr * weight_decay
         params[name] -= lr * m_hat / (np.sqrt(v_hat) + eps)
