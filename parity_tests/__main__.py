@@ -147,7 +147,7 @@ class WithSignatures(click.Command):
     def format_epilog(self, ctx, formatter):
         from parity_tests.student import signatures
 
-        with formatter.section("The functions of FILE (help(numpy_gpt.ops.linear) and so on tell shapes and returns)"):
+        with formatter.section("The functions of FILE (numpy_gpt/plain.py tells shapes and returns)"):
             for each in signatures():
                 formatter.write_text(each)
 
@@ -157,11 +157,13 @@ class WithSignatures(click.Command):
 def check(file):
     """Judge your own operations: FILE.py has functions under numpy_gpt.ops' names, as many as you like.
 
-    Each takes the place of ours; every output and gradient is compared with torch's on hundreds of cases in float64 and
-    float32, within the budget that ours are held to. For what is wrong you see the first wrong tensor, the index, both
-    values, the smallest case that shows it, what it may be, and at the end a few lines of Python that show it again. A
-    backward without its forward gets our forward's cache; a forward without its backward is judged by its output alone.
-    What is being judged is said on stderr. Exit code 1 if anything is wrong.
+    numpy_gpt/plain.py is such a file: the textbook, which you may copy and change.
+
+    Each function takes the place of ours; every output and gradient is compared with torch's on hundreds of cases in
+    float64 and float32, within the budget that ours are held to. For what is wrong you see the first wrong tensor, the
+    index, both values, the smallest case that shows it, what it may be, and at the end a few lines of Python that show
+    it again. A backward without its forward gets our forward's cache; a forward without its backward is judged by its
+    output alone. What is being judged is said on stderr. Exit code 1 if anything is wrong.
 
     The file is run, so run only one that you trust.
     """

@@ -282,6 +282,13 @@ def test_a_snippet_has_the_cases_numbers_in_its_memory_layout(operation, layout,
             assert scope[name] == want, name
 
 
+def test_the_help_has_the_textbooks_signatures():
+    """Without the arrays to write into that ours can be given besides: nobody else's function is."""
+    lines = [line.strip() for line in CliRunner().invoke(main, ["check", "--help"]).stdout.splitlines()]
+    assert {"linear_forward(x, w, b)", "embedding_backward(dy, cache)"} <= set(lines)
+    assert len([line for line in lines if line.partition("(")[0] in names()]) == len(names())
+
+
 def test_what_is_judged_is_said_as_it_begins(tmp_path):
     """On stderr, so that what is piped from stdout is the verdicts alone."""
     path = tmp_path / "my_ops.py"
