@@ -193,7 +193,7 @@ def block_backward(dy: Array, cache: Any) -> tuple[Array, Params]:
     dh = gelu_backward(dh, c_gelu)  # (B, T, 4C)
     dh, g["ff.layers.0.weight"], g["ff.layers.0.bias"] = linear_backward(dh, c_ff0)  # (B, T, C)
     dh, g["norm2.scale"], g["norm2.shift"] = layernorm_backward(dh, c_norm2)  # (B, T, C)
-    dmid = dy + dh  # (B, T, C); y = mid + h: dy takes both paths, straight down and through the branch
+    dmid = dy + dh  # (B, T, C); y = mid + h: dy takes both paths, past the branch and through it
     dh = dropout_backward(dmid, c_drop1)  # (B, T, C)
     dh, g["att.out_proj.weight"], g["att.out_proj.bias"] = linear_backward(dh, c_out)  # (B, T, C)
     dq, dk, dv = attention_backward(split_heads(dh, n_heads), c_att)  # (B, NH, T, HS)
