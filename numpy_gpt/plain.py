@@ -66,6 +66,7 @@ def linear_backward(dy: Array, cache: Any) -> tuple[Array, Array, Any]:
 def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Any]:
     """y = x̂ · scale + shift,  x̂ = (x − mean(x)) / √(var(x) + 1e-5). x (..., C), scale, shift (C,) -> y (..., C)."""
     centred = x - x.mean(axis=-1, keepdims=True)  # (..., C)
+    centred = centred - centred.mean(axis=-1, keepdims=True)  # again, for the mean was rounded, and rstd can be 316
     rstd = 1 / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)  # (..., 1)
     x_hat = centred * rstd  # (..., C)
     return x_hat * scale + shift, (x_hat, rstd, scale)
@@ -148,10 +149,9 @@ def cross_entropy_forward(logits: Array, targets: Array) -> tuple[Any, Any]:
 def cross_entropy_backward(dloss: float, cache: Any) -> Array:
     """dloss () -> dlogits (..., V); dloss is 1 where the loss is the end."""
     log_p, ids, shape = cache
-    N = len(ids)
     dz = np.exp(log_p)  # (N, V): p
-    dz[np.arange(N), ids] -= 1  # p − 1 at the target; loss_n = log Σ exp(z) − z[target]
-    dlogits: Array = dz.reshape(shape) * (dloss / N)  # (..., V); loss = mean of the loss_n
+    dz[np.arange(len(ids)), ids] -= 1  # p − 1 at the target; loss_n = log Σ exp(z) − z[target]
+    dlogits: Array = dz.reshape(shape) * (dloss / len(ids))  # (..., V); loss = mean of the loss_n
     return dlogits
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numpy_gpt import GPT, Generator, generate, plain
+from numpy_gpt import GPT, Generator, GPTConfig, generate, plain
 from numpy_gpt.block import Dropout
 from parity_tests import compare, strategies
 from parity_tests.compare import check, check_exact, recorded_for
@@ -164,6 +164,7 @@ def test_model_matches_torch(tied, bias):
 
 @settings(max_examples=25)
 @given(case=plain_cases(drop_rates=(0.0, 0.5), fills=strategies.MODEL_FILLS[1:]))
+@example(PlainCase(GPTConfig(2, 7, 12, 2, 1, 0.0), B=1, T=3, scale=1.5130967698889795, fill="constant rows"))
 def test_model_matches_torch_at_its_ends(case):
     check_model(case)
 
