@@ -143,6 +143,13 @@ def test_every_memory_layout_matches_torch_and_the_fast_twin(operation, layout):
     check_plain(operation, OperationCase(dict.fromkeys(axes, 3), layout=layout, options={"rate": 0.5}))
 
 
+def test_rows_of_equal_numbers_normalise_to_the_shift():
+    """However large, and however different from row to row: no mean's rounding is left for rstd to enlarge."""
+    x = np.array([[1e6 / 3], [0.1], [-7e5 / 11], [1e5 / 7]]) * np.ones(13)
+    y, _ = plain.layernorm_forward(x, np.ones(13), np.full(13, 2.5))
+    check("layernorm.y of equal numbers", y, np.full(x.shape, 2.5), 2.5)
+
+
 @pytest.mark.parametrize("name", sorted(names()))
 def test_twins_take_the_same_arguments(name):
     """The fast ones may take more, with defaults: arrays to write into."""
