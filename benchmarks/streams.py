@@ -20,7 +20,7 @@ from benchmarks.machine import machine
 from numpy_gpt import Generator, GPTConfig
 from numpy_gpt.block import Dropout
 from numpy_gpt.flags import AT_LEAST_1
-from numpy_gpt.model import initial_parameters
+from numpy_gpt.parameters import initial_parameters
 from torch_gpt.model import GPTModel
 
 

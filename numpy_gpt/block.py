@@ -1,7 +1,5 @@
 """A transformer block out of the operations: attention and feed-forward, each normed before and added after."""
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +10,6 @@ from numpy_gpt.random import Generator
 from numpy_gpt.typing import Array, Float, Params
 
 Cache = tuple[Any, ...]
-
-QKV = ("W_query", "W_key", "W_value")
 
 
 class KVCache:
@@ -58,94 +54,61 @@ def _merge_heads(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(B, T, NH * HS)  # (B, T, C)
 
 
-def side_by_side(shapes: Mapping[str, tuple[int, ...]], dtype: Float) -> Params:
-    """Uninitialised arrays of these names and shapes, one after the other in one piece of memory."""
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    parts = np.split(np.empty(sum(sizes), dtype), np.cumsum(sizes)[:-1])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def joined(parts: Sequence[Array], axis: int = 0) -> Array:
-    """The array that these arrays of one shape are the consecutive parts of along axis, or a copy of them joined."""
-    first = parts[0]
-    base, shape = first.base, list(first.shape)
-    shape[axis] *= len(parts)
-    if isinstance(base, np.ndarray) and base.dtype == first.dtype and base.flags.c_contiguous:
-        offset = (_address(first) - _address(base)) // base.itemsize
-        flat = base.ravel()[offset : offset + math.prod(shape)]
-        if flat.size == math.prod(shape):
-            whole = flat.reshape(shape)
-            step = whole.strides[axis] * first.shape[axis]
-            begins = [_address(whole) + i * step for i in range(len(parts))]
-            if [_address(a) for a in parts] == begins and all(a.strides == whole.strides for a in parts):
-                return whole
-    return np.concatenate(parts, axis)
-
-
-def _address(a: Array) -> int:
-    address: int = a.__array_interface__["data"][0]
-    return address
-
-
 def attention_branch_forward(
     x: Array, p: Params, n_heads: int, drop: Dropout, past: KVCache | None, layer: int
 ) -> tuple[Array, Cache]:
     """Multi-head causal self-attention: x (B, T, C) -> (B, T, C)."""
-    w = joined([p[f"att.{name}.weight"] for name in QKV])  # (3C, C)
-    b = joined([p[f"att.{name}.bias"] for name in QKV]) if "att.W_query.bias" in p else None
-    qkv, c_qkv = linear.linear_forward(x, w, b)  # (B, T, 3C)
-    B, T, C = x.shape
-    qh, kh, vh = qkv.reshape(B, T, 3, n_heads, C // n_heads).transpose(2, 0, 3, 1, 4)  # each (B, NH, T, HS)
+    qkv, c_qkv = linear.linear_forward(x, p["att.W_qkv.weight"], p.get("att.W_qkv.bias"))  # (B, T, 3C)
+    q, k, v = (_split_heads(third, n_heads) for third in np.split(qkv, 3, axis=-1))  # each (B, NH, T, HS)
     if past is not None:
-        kh, vh = past.extend(layer, kh, vh)
-    mask = drop.mask((*qh.shape[:3], kh.shape[2]))  # (B, NH, T, S): dropout on the probabilities
-    heads, c_att = attention.attention_forward(qh, kh, vh, mask)
-    y, c_out = linear.linear_forward(_merge_heads(heads), p["att.out_proj.weight"], p["att.out_proj.bias"])
+        k, v = past.extend(layer, k, v)  # (B, NH, S, HS)
+    mask = drop.mask((*q.shape[:3], k.shape[2]))  # (B, NH, T, S): dropout on the probabilities
+    heads, c_att = attention.attention_forward(q, k, v, mask)  # (B, NH, T, HS)
+    merged = _merge_heads(heads)  # (B, T, C)
+    y, c_out = linear.linear_forward(merged, p["att.out_proj.weight"], p["att.out_proj.bias"])
     return y, (c_qkv, c_att, c_out, n_heads)
 
 
 def attention_branch_backward(dy: Array, cache: Cache, grads: Params) -> Array:
     """dy (B, T, C) -> dx (B, T, C); the branch's parameter gradients go into grads, see block_backward."""
     c_qkv, c_att, c_out, n_heads = cache
-    dmerged = _linear_backward(dy, c_out, "att.out_proj", grads)
-    dqkv = joined(
-        [_merge_heads(each) for each in attention.attention_backward(_split_heads(dmerged, n_heads), c_att)], -1
-    )
-    buffers = [grads[f"att.{name}.weight"] for name in QKV if f"att.{name}.weight" in grads]
-    dx, dw, db = linear.linear_backward(dqkv, c_qkv, joined(buffers) if buffers else None)
-    for kind, d in (("weight", dw), ("bias", db)):
-        if d is not None:
-            grads |= {f"att.{name}.{kind}": part for name, part in zip(QKV, np.split(d, 3), strict=True)}
-    return dx
+    dmerged = _linear_backward(dy, c_out, "att.out_proj", grads)  # (B, T, C)
+    dheads = _split_heads(dmerged, n_heads)  # (B, NH, T, HS)
+    dq, dk, dv = attention.attention_backward(dheads, c_att)  # each (B, NH, T, HS)
+    dqkv = np.concatenate([_merge_heads(d) for d in (dq, dk, dv)], axis=-1)  # (B, T, 3C)
+    return _linear_backward(dqkv, c_qkv, "att.W_qkv", grads)
 
 
-def _linear_backward(dy: Array, cache: Cache, name: str, grads: Params) -> Array:
+def _linear_backward(dy: Array, cache: linear.Cache, name: str, grads: Params) -> Array:
     dx, grads[f"{name}.weight"], db = linear.linear_backward(dy, cache, grads.get(f"{name}.weight"))
-    assert db is not None  # these all have a bias
-    grads[f"{name}.bias"] = db
+    if db is not None:
+        grads[f"{name}.bias"] = db
     return dx
 
 
 def mlp_forward(x: Array, p: Params) -> tuple[Array, Cache]:
     """Linear (C -> 4C), GELU, linear (4C -> C): x (B, T, C) -> (B, T, C)."""
-    h, c_0 = linear.linear_forward(x, p["ff.layers.0.weight"], p["ff.layers.0.bias"])
-    a, c_gelu = gelu.gelu_forward(h)
-    y, c_2 = linear.linear_forward(a, p["ff.layers.2.weight"], p["ff.layers.2.bias"])
+    h, c_0 = linear.linear_forward(x, p["ff.layers.0.weight"], p["ff.layers.0.bias"])  # (B, T, 4C)
+    a, c_gelu = gelu.gelu_forward(h)  # (B, T, 4C)
+    y, c_2 = linear.linear_forward(a, p["ff.layers.2.weight"], p["ff.layers.2.bias"])  # (B, T, C)
     return y, (c_0, c_gelu, c_2)
 
 
 def mlp_backward(dy: Array, cache: Cache, grads: Params) -> Array:
     """dy (B, T, C) -> dx (B, T, C); the branch's parameter gradients go into grads, see block_backward."""
     c_0, c_gelu, c_2 = cache
-    da = _linear_backward(dy, c_2, "ff.layers.2", grads)
-    dh = gelu.gelu_backward(da, c_gelu)
+    da = _linear_backward(dy, c_2, "ff.layers.2", grads)  # (B, T, 4C)
+    dh = gelu.gelu_backward(da, c_gelu)  # (B, T, 4C)
     return _linear_backward(dh, c_0, "ff.layers.0", grads)
 
 
 def block_forward(
     x: Array, p: Params, n_heads: int, drop: Dropout, past: KVCache | None, layer: int
 ) -> tuple[Array, Cache]:
-    """x + attention(norm1(x)), then + mlp(norm2(·)): x (B, T, C) -> (B, T, C). p: the block's own parameters."""
+    """x + attention(norm1(x)), then + mlp(norm2(·)): x (B, T, C) -> (B, T, C).
+
+    p: the block's parameters under its own names, with att.W_qkv for the three of the query, the key and the value.
+    """
     h, c_norm1 = layernorm.layernorm_forward(x, p["norm1.scale"], p["norm1.shift"])
     a, c_branch = attention_branch_forward(h, p, n_heads, drop, past, layer)
     a, c_drop1 = dropout.dropout_forward(a, drop.mask(a.shape))
@@ -157,7 +120,7 @@ def block_forward(
 
 
 def block_backward(dy: Array, cache: Cache, grads: Params) -> Array:
-    """dy (B, T, C) -> dx (B, T, C); the block's parameter gradients go into grads.
+    """dy (B, T, C) -> dx (B, T, C); the block's parameter gradients go into grads, under the names of block_forward.
 
     What grads holds on entry under a weight's name is the array for its gradient; without one there is a new one.
     """

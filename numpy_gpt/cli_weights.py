@@ -14,7 +14,7 @@ from numpy_gpt.files import check_free, new_folder, replacing
 from numpy_gpt.flags import AT_LEAST_1
 from numpy_gpt.flags import PATH as FOLDER
 from numpy_gpt.info import enough_memory
-from numpy_gpt.model import check_shapes
+from numpy_gpt.parameters import check_shapes
 from numpy_gpt.pretrain import encoding_of
 from numpy_gpt.tokenizer import (
     ENCODINGS,

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import parameter_shapes
+from numpy_gpt.parameters import parameter_shapes
 
 
 def forward_flops(config: GPTConfig, T: int) -> int:

@@ -1,18 +1,26 @@
 """GPT-2: the model, its loss, and its backward pass as the forward pass read from bottom to top."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from numpy_gpt.block import QKV, Cache, Dropout, KVCache, block_backward, block_forward, side_by_side
+from numpy_gpt.block import Cache, Dropout, KVCache, block_backward, block_forward
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.memory import keep_freed_memory
 from numpy_gpt.ops import cross_entropy, dropout, embedding, layernorm, linear
+from numpy_gpt.parameters import (
+    QKV,
+    block_matrices,
+    block_names,
+    check_shapes,
+    initial_parameters,
+    join,
+    known_shapes,
+    parameter_shapes,
+    separate,
+)
 from numpy_gpt.random import Generator
 from numpy_gpt.threads import all_cores, in_blocks
 from numpy_gpt.typing import Array, Float, Params
@@ -24,82 +32,6 @@ HEAD_ROWS = 256
 
 ADDRESSES, MOST_LAYERS = 1 << 47, 1 << 20
 """Bytes that a process can address, and layers whose names alone take some gigabytes."""
-
-
-def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter, in the order of torch's state_dict; linear weights are (out, in)."""
-    V, C = config.vocab_size, config.emb_dim
-    shapes: dict[str, tuple[int, ...]] = {"tok_emb.weight": (V, C), "pos_emb.weight": (config.context_length, C)}
-    for i in range(config.n_layers):
-        block: dict[str, tuple[int, ...]] = {}
-        for name in QKV:
-            block[f"att.{name}.weight"] = (C, C)
-            if config.qkv_bias:
-                block[f"att.{name}.bias"] = (C,)
-        block |= {"att.out_proj.weight": (C, C), "att.out_proj.bias": (C,)}
-        block |= {"ff.layers.0.weight": (4 * C, C), "ff.layers.0.bias": (4 * C,)}
-        block |= {"ff.layers.2.weight": (C, 4 * C), "ff.layers.2.bias": (C,)}
-        block |= {"norm1.scale": (C,), "norm1.shift": (C,), "norm2.scale": (C,), "norm2.shift": (C,)}
-        shapes |= {f"trf_blocks.{i}.{name}": shape for name, shape in block.items()}
-    shapes |= {"final_norm.scale": (C,), "final_norm.shift": (C,)}
-    return shapes if config.tie_weights else shapes | {"out_head.weight": (V, C)}
-
-
-def check_shapes(config: GPTConfig, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise InputError naming the first parameter that is missing, unknown or of another shape than in the model."""
-    # an absurd number of layers must not be spelled out
-    shapes = parameter_shapes(replace(config, n_layers=min(config.n_layers, len(found) + 1)))
-    for name in [*shapes, *found]:
-        if name not in found or name not in shapes:
-            raise InputError(f"parameter {name} is {'missing' if name in shapes else 'not one of this configuration'}")
-        if found[name] != shapes[name]:
-            raise InputError(f"parameter {name} has shape {found[name]}, the configuration asks {shapes[name]}")
-
-
-@cache
-def _known_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    return parameter_shapes(config)
-
-
-@cache
-def _block_names(config: GPTConfig) -> list[dict[str, str]]:
-    """Of each block: its own names for its parameters -> the model's names."""
-    names = list(parameter_shapes(config))
-    prefixes = [f"trf_blocks.{i}." for i in range(config.n_layers)]
-    return [{n.removeprefix(prefix): n for n in names if n.startswith(prefix)} for prefix in prefixes]
-
-
-def _blocks_memory(config: GPTConfig, dtype: Float) -> Params:
-    """Uninitialised arrays for the blocks' matrices, each block's in one piece.
-
-    The query, key and value weights are next to each other, so that one product makes all three; and memory in one
-    piece is read faster, being mapped in larger pages.
-    """
-    shapes = parameter_shapes(config)
-    arrays: Params = {}
-    for names in _block_names(config):
-        weights = [full for name, full in names.items() if name.endswith("weight")]
-        arrays |= side_by_side({full: shapes[full] for full in weights}, dtype)
-    return arrays
-
-
-def initial_parameters(config: GPTConfig, rng: Generator, dtype: Float = np.float32) -> Params:
-    """torch's defaults for the book's layers, drawn in torch's order (float32, then cast to dtype).
-
-    Embeddings N(0, 1); linear weights and biases uniform in ±1/√in_features; LayerNorm 1 and 0, which draw nothing.
-    """
-    params: Params = {}
-    shapes = parameter_shapes(config)
-    for name, shape in shapes.items():
-        if "norm" in name:
-            params[name] = np.full(shape, 1 if name.endswith("scale") else 0, dtype)
-        elif "emb" in name:
-            params[name] = np.asarray(rng.normal(shape), dtype)
-        else:
-            _, in_features = shapes[name.replace("bias", "weight")]  # a bias shares its weight's bound
-            bound = in_features**-0.5
-            params[name] = np.asarray(rng.uniform(shape, -bound, bound), dtype)
-    return params
 
 
 def checked_ids(what: str, tokens: npt.ArrayLike, vocab_size: int) -> Array:
@@ -157,13 +89,21 @@ class GPT:
 
     def _lay_out(self, params: Weights) -> None:
         """Move the blocks' matrices to memory that suits the products; the gradients' memory comes with the first."""
-        self.params, blocks = {}, _blocks_memory(self.config, self.dtype)
+        self._blocks = [block_matrices(self.config, self.dtype) for _ in range(self.config.n_layers)]
+        own = {
+            names[short]: array
+            for block, names in zip(self._blocks, block_names(self.config), strict=True)
+            for short, array in separate(block).items()
+        }
+        self.params = {}
         for name in parameter_shapes(self.config):
             array = np.asarray(params[name])
-            if name in blocks:
-                blocks[name][...] = array
-            self.params[name] = blocks.get(name, array)
+            if name in own:
+                own[name][...] = array
+            self.params[name] = own.get(name, array)
+        self._thirds = [[own[names[f"att.{each}.weight"]] for each in QKV] for names in block_names(self.config)]
         self._buffers: Params = {}
+        self._block_buffers: list[Params] = []
 
     @all_cores()
     def __call__(self, tokens: npt.ArrayLike) -> Array:
@@ -191,9 +131,9 @@ class GPT:
         ids, want = self._checked_pair(tokens, targets)
         if not self._buffers:
             keep_freed_memory()
-            outside, shapes = {"tok_emb.weight", self._head_name()}, _known_shapes(self.config)
+            outside, shapes = {"tok_emb.weight", self._head_name()}, known_shapes(self.config)
             self._buffers = {name: np.empty(shapes[name], self.dtype) for name in outside}
-            self._buffers |= _blocks_memory(self.config, self.dtype)
+            self._block_buffers = [block_matrices(self.config, self.dtype) for _ in range(self.config.n_layers)]
         h, c_hidden = self._hidden_forward(ids, rng, keep=True)
         loss, dh, dw_head = self._head_loss(h, want, backward=True)
         grads = self._hidden_backward(dh, c_hidden, dw_head)
@@ -221,12 +161,17 @@ class GPT:
             if array.dtype != self.dtype:
                 raise InputError(f"parameter {name} is {array.dtype}, the model {self.dtype}: use one dtype")
         shapes = {name: array.shape for name, array in self.params.items()}
-        if shapes != _known_shapes(self.config):
+        if shapes != known_shapes(self.config):
             check_shapes(self.config, shapes)
 
-    def _block(self, i: int, arrays: Params) -> Params:
-        """Those of block i that are there, under the block's own names for them."""
-        return {name: arrays[full] for name, full in _block_names(self.config)[i].items() if full in arrays}
+    def _block(self, i: int) -> Params:
+        """Block i's parameters under its own names, with att.W_qkv for the query's, the key's and the value's."""
+        p = {name: self.params[full] for name, full in block_names(self.config)[i].items()}
+        joined = self._blocks[i]["att.W_qkv.weight"]  # (3C, C)
+        for name, third in zip(QKV, self._thirds[i], strict=True):
+            if p[f"att.{name}.weight"] is not third or not np.may_share_memory(third, joined):
+                return join(p)  # another array was put in its place, or the model is a copy
+        return join(p, joined)
 
     def _hidden_forward(
         self, ids: Array, rng: Generator | None, keep: bool, past: KVCache | None = None
@@ -241,7 +186,7 @@ class GPT:
         x, c_drop = dropout.dropout_forward(x, drop.mask(x.shape))
         c_blocks = []
         for i in range(config.n_layers):
-            x, c_block = block_forward(x, self._block(i, p), config.n_heads, drop, past, i)
+            x, c_block = block_forward(x, self._block(i), config.n_heads, drop, past, i)
             if keep:
                 c_blocks.append(c_block)
             del c_block  # or it would be there until the next block is done
@@ -272,10 +217,11 @@ class GPT:
         c_tok, c_pos, c_drop, c_blocks, c_norm = cache
         grads: Params = {self._head_name(): dw_head}
         dx, grads["final_norm.scale"], grads["final_norm.shift"] = layernorm.layernorm_backward(dx, c_norm)
+        names = block_names(self.config)
         for i in reversed(range(self.config.n_layers)):
-            block = self._block(i, self._buffers)
+            block = dict(self._block_buffers[i])
             dx = block_backward(dx, c_blocks.pop(), block)  # popped: the activations are freed as we go
-            grads |= {full: block[name] for name, full in _block_names(self.config)[i].items()}
+            grads |= {names[i][short]: grad for short, grad in separate(block).items()}
         dx = dropout.dropout_backward(dx, c_drop)
         dx, grads["pos_emb.weight"] = embedding.position_embedding_backward(dx, c_pos)
         dw = dw_head if self.config.tie_weights else _cleared(self._buffers["tok_emb.weight"])  # tied: used twice
@@ -322,8 +268,8 @@ def _float_dtype(dtype: Float) -> Any:
 
 
 def _cleared(a: Array) -> Array:
-    def clear(rows: slice) -> None:
-        a[rows] = 0
+    def clear(rows: Array) -> None:
+        rows[...] = 0
 
-    in_blocks(clear, len(a), row=a.shape[1])
+    in_blocks(clear, a)
     return a

@@ -19,8 +19,8 @@ from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.console import Report, one_line
 from numpy_gpt.data import CORPORA, load_text, sha256
 from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
-from numpy_gpt.model import parameter_shapes
 from numpy_gpt.outermost import say
+from numpy_gpt.parameters import parameter_shapes
 from numpy_gpt.paths import absolute, is_folder, kind_of
 from numpy_gpt.random import Generator
 from numpy_gpt.run import BEST, CHECKPOINT, TINY, Batches, MakeLearner, Run, Settings, Validation, for_tiny

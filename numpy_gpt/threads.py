@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -123,10 +123,10 @@ def _elsewhere(work: Callable[[int, int], None], start: int, stop: int) -> None:
 
 
 def share_all(tasks: Iterable[Callable[[], object]]) -> None:
-    """Every one of these; each thread takes the next one when it is done with its last."""
+    """Run every task; each thread takes the next one when it has finished its last."""
     left = deque(tasks)
 
-    def some(start: int, stop: int) -> None:
+    def take(start: int, stop: int) -> None:
         while True:
             try:
                 task = left.popleft()
@@ -134,7 +134,7 @@ def share_all(tasks: Iterable[Callable[[], object]]) -> None:
                 return
             task()
 
-    share(some, len(left))
+    share(take, len(left))
 
 
 def blocks(n: int, row: int = 1, start: int = 0) -> list[slice]:
@@ -144,17 +144,27 @@ def blocks(n: int, row: int = 1, start: int = 0) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
 
-def in_blocks(work: Callable[[slice], None], n: int, row: int = 1) -> None:
-    """work(rows) for the blocks of range(n), shared out."""
+def in_blocks(work: Callable[..., None], *arrays: Array) -> None:
+    """Call work(*rows), rows being the same few rows of each array (N, ...), until all N are done; shared out.
+
+    A call gets about BLOCK numbers of the widest array, as views: work writes its results into them.
+    """
+    n = len(arrays[0])
+    row = max(a.size for a in arrays) // max(1, n)
     if n * row <= BLOCK:
-        work(slice(0, n))
+        work(*arrays)
         return
 
-    def part(start: int, stop: int) -> None:
+    def work_on(start: int, stop: int) -> None:
         for rows in blocks(stop, row, start):
-            work(rows)
+            work(*(a[rows] for a in arrays))
 
-    share(part, n, least=max(1, LEAST // row))
+    share(work_on, n, least=max(1, LEAST // row))
+
+
+def as_rows(*arrays: Array) -> list[Array]:
+    """Each (..., F) as a view (N, F): every leading axis is batch."""
+    return [a.reshape(-1, a.shape[-1]) for a in arrays]
 
 
 _ignoring_flags = np.errstate(divide="ignore", over="ignore", invalid="ignore")
@@ -179,6 +189,15 @@ def dots(a: Array, b: Array, out: Array | None = None) -> Array:
     return result
 
 
+class Product(NamedTuple):
+    """out = a @ b, or out += a @ b with add: a (M, K), b (K, N), out (M, N)."""
+
+    a: Array
+    b: Array
+    out: Array
+    add: bool = False
+
+
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """a (M, K) @ b (K, N) -> (M, N), into out if given, shared out.
 
@@ -188,48 +207,48 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     if out is None:
         out = np.empty((len(a), b.shape[1]), np.result_type(a, b))
     if len(a) == 1 and b.strides[0] == b.itemsize:
-        share(partial(_dot_products, a, b, out), b.shape[1], least=max(1, LEAST_PRODUCT // max(1, len(b))))
+        share(partial(_dot_products, Product(a, b, out)), b.shape[1], least=max(1, LEAST_PRODUCT // max(1, len(b))))
     else:
-        matmuls([(a, b, out, False)])
+        matmuls([Product(a, b, out)])
     return out
 
 
 @all_cores()
-def matmuls(products: Sequence[tuple[Array, Array, Array, bool]], others: Sequence[Callable[[], object]] = ()) -> None:
-    """out = a @ b, or += if add, for each (a, b, out, add), side by side; and the others, which are small, with them.
+def matmuls(products: Sequence[Product], also: Sequence[Callable[[], object]] = ()) -> None:
+    """Compute the products side by side, and the small tasks in `also` with them.
 
     Products are cut only where there are more threads: two halves take longer than the whole, as both read one operand.
     """
-    multiplications = sum(out.size * len(b) for _, b, out, _ in products)
+    multiplications = sum(each.out.size * len(each.b) for each in products)
     size = min(_team.size, multiplications // LEAST_PRODUCT)
-    tasks = [piece for product in products for piece in _pieces(*product, max(1, size // len(products)))]
+    tasks = [piece for each in products for piece in _pieces(each, max(1, size // len(products)))]
     if size > 1:
-        share_all([*tasks, *others])
+        share_all([*tasks, *also])
     else:
-        for task in [*tasks, *others]:
+        for task in [*tasks, *also]:
             task()
 
 
-def _pieces(a: Array, b: Array, out: Array, add: bool, pieces: int) -> Iterator[Callable[[], None]]:
+def _pieces(of: Product, pieces: int) -> Iterator[Callable[[], None]]:
     """The product in pieces along the longer axis of out."""
-    longer = int(out.shape[1] > len(out) and not add)
-    edges = [out.shape[longer] * i // pieces for i in range(pieces + 1)]
-    work = _add_product if add else _columns if longer else _rows
-    return (partial(work, a, b, out, start, stop) for start, stop in pairwise(edges))
+    longer = int(of.out.shape[1] > len(of.out) and not of.add)
+    edges = [of.out.shape[longer] * i // pieces for i in range(pieces + 1)]
+    work = _add_product if of.add else _columns if longer else _rows
+    return (partial(work, of, start, stop) for start, stop in pairwise(edges))
 
 
-def _columns(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
-    product(a, b[:, start:stop], out=out[:, start:stop])
+def _columns(of: Product, start: int, stop: int) -> None:
+    product(of.a, of.b[:, start:stop], out=of.out[:, start:stop])
 
 
-def _rows(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
-    product(a[start:stop], b, out=out[start:stop])
+def _rows(of: Product, start: int, stop: int) -> None:
+    product(of.a[start:stop], of.b, out=of.out[start:stop])
 
 
-def _dot_products(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
-    dots(b.T[start:stop], a[0], out=out[0, start:stop])
+def _dot_products(of: Product, start: int, stop: int) -> None:
+    dots(of.b.T[start:stop], of.a[0], out=of.out[0, start:stop])
 
 
-def _add_product(a: Array, b: Array, out: Array, start: int, stop: int) -> None:
-    for rows in blocks(stop, max(1, b.shape[1] // 4), start):  # four blocks at a time: BLAS is faster at more rows
-        out[rows] += product(a[rows], b)
+def _add_product(of: Product, start: int, stop: int) -> None:
+    for rows in blocks(stop, max(1, of.b.shape[1] // 4), start):  # four blocks at a time: BLAS is faster at more rows
+        of.out[rows] += product(of.a[rows], of.b)

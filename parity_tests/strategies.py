@@ -14,7 +14,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from numpy_gpt.config import GPTConfig
-from numpy_gpt.model import GPT, parameter_shapes
+from numpy_gpt.model import GPT
+from numpy_gpt.parameters import parameter_shapes
 
 LAYOUTS = ("C", "transposed", "gaps", "reversed", "read-only")
 FILLS = ("normal", "constant rows", "huge", "tiny", "zeros")

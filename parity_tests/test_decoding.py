@@ -14,7 +14,7 @@ from numpy_gpt import GPT, Generator, GPTConfig, generate
 from numpy_gpt.block import KVCache
 from numpy_gpt.decoding import keep_top_p, softmax, stream
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import parameter_shapes
+from numpy_gpt.parameters import parameter_shapes
 from parity_tests import compare, strategies
 from parity_tests.compare import check, check_exact
 from parity_tests.strategies import ModelCase

@@ -11,7 +11,7 @@ from safetensors.torch import save_model
 
 from numpy_gpt import GPT, GPTConfig, load, save
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import parameter_shapes
+from numpy_gpt.parameters import parameter_shapes
 from numpy_gpt.weights.source import open_source
 from parity_tests.gpt2_files import SIZES, gpt2_logits, gpt2_tensors, huggingface_folder
 from parity_tests.test_weights import TOKENS, check_logits, model_of, run

@@ -3,7 +3,9 @@
 check_model is what is tested here and what the faults of museum.py turn red.
 """
 
+import copy
 import math
+import pickle
 import re
 import tracemalloc
 from dataclasses import replace
@@ -20,7 +22,8 @@ import torch_gpt.model
 from numpy_gpt import GPT, AdamW, Generator, GPTConfig, block
 from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import HEAD_ROWS, checked_ids, parameter_shapes
+from numpy_gpt.model import HEAD_ROWS, checked_ids
+from numpy_gpt.parameters import QKV, join, parameter_shapes
 from numpy_gpt.threads import in_blocks, thread_count
 from parity_tests import compare, profiles, strategies
 from parity_tests.compare import check, check_exact
@@ -255,7 +258,7 @@ def test_blocks_that_do_not_divide_match_torch(case, head_rows):
 def test_queries_keys_and_values_put_in_place_from_any_memory_match_torch(how):
     """They are one product only where they are the parts of one array; whatever else is put there counts as it is."""
     case = ModelCase(SMALL, scale=0.5)
-    model, names = case.model(), [f"trf_blocks.1.att.{name}.weight" for name in block.QKV]
+    model, names = case.model(), [f"trf_blocks.1.att.{name}.weight" for name in QKV]
     C = SMALL.emb_dim
     memory = np.concatenate([model.params[name] * 2 for name in names])
     if how == "another dtype's memory":
@@ -579,29 +582,54 @@ def test_matrices_gradients_have_the_same_memory_at_every_step(tied):
 def test_a_tables_gradient_is_cleared_in_blocks_of_numbers(monkeypatch):
     """Not of rows, of which a block's worth would be a table of 100 million numbers."""
     seen = []
-    monkeypatch.setattr(
-        "numpy_gpt.model.in_blocks", lambda work, n, row=1: seen.append(n * row) or in_blocks(work, n, row)
-    )
+
+    def watched(work, *arrays):
+        seen.extend(a.size for a in arrays)
+        in_blocks(work, *arrays)
+
+    monkeypatch.setattr("numpy_gpt.model.in_blocks", watched)
     case = ModelCase(SMALL)
     case.model().loss_and_grads(*case.batch())
     assert seen == [SMALL.vocab_size * SMALL.emb_dim]
 
 
-def test_queries_keys_and_values_are_one_product():
-    """Their weights are parts of one array, and so are their gradients: what had to be joined first would be copied."""
+def test_queries_keys_and_values_are_one_product(monkeypatch):
+    """Their weights are parts of one array, and so are their gradients: none is joined in a pass."""
     case = ModelCase(SMALL)
     model = case.model()
-    for arrays in (model.params, model.loss_and_grads(*case.batch())[1]):
-        parts = [arrays[f"trf_blocks.1.att.{name}.weight"] for name in block.QKV]
-        whole = block.joined(parts)
-        assert np.shares_memory(whole, parts[0])
-        check_exact("joined", whole, np.concatenate(parts))
+    model.loss_and_grads(*case.batch())  # makes the buffers
+    joined, concatenate = [], np.concatenate
+
+    def watched(arrays, *args, **kwargs):
+        joined.append(arrays[0].shape)
+        return concatenate(arrays, *args, **kwargs)
+
+    monkeypatch.setattr(np, "concatenate", watched)
+    _, grads = model.loss_and_grads(*case.batch())
+    C = SMALL.emb_dim
+    assert (C, C) not in joined
+    for arrays in (model.params, grads):
+        q, k, v = (arrays[f"trf_blocks.1.att.{name}.weight"] for name in QKV)
+        assert [third.ctypes.data - q.ctypes.data for third in (k, v)] == [q.nbytes, 2 * q.nbytes]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), copy.copy])
+def test_a_copied_model_follows_its_own_parameters(copied):
+    """A copy's arrays lie elsewhere, and no longer side by side."""
+    case = ModelCase(SMALL)
+    model = copied(case.model())
+    name = "trf_blocks.1.att.W_key.weight"
+    model.params[name] *= 2
+    params = case.params()
+    params[name] *= 2
+    want = GPT.from_params(SMALL, params)(case.batch()[0])
+    check_exact("logits", model(case.batch()[0]), want)
 
 
 def test_a_block_makes_the_arrays_that_it_is_not_given():
     """Given arrays for its weights' gradients it writes into them, and the numbers are the same."""
     case, first = ModelCase(SMALL), "trf_blocks.0."
-    p = {name.removeprefix(first): a for name, a in case.params().items() if name.startswith(first)}
+    p = join({name.removeprefix(first): a for name, a in case.params().items() if name.startswith(first)})
     x, dy = np.random.default_rng(0).standard_normal((2, 2, 5, SMALL.emb_dim))
     given_ = {name: np.full_like(a, np.nan) for name, a in p.items() if name.endswith("weight")}
     new, own = {}, dict(given_)
@@ -611,7 +639,7 @@ def test_a_block_makes_the_arrays_that_it_is_not_given():
         assert set(grads) == set(p)
     for name, grad in new.items():
         check_exact(f"d {name}", own[name], grad)
-    assert all(own[name] is a for name, a in given_.items() if not name.startswith("att.W_"))
+    assert all(own[name] is a for name, a in given_.items())
 
 
 @pytest.mark.parametrize("T", [256, 600])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numpy_gpt import block, threads
+from numpy_gpt import threads
 from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
 from parity_tests import strategies
 from parity_tests.compare import check_exact
@@ -219,9 +219,12 @@ def test_work_is_cut_by_the_numbers_in_it(operation, monkeypatch):
         {"layernorm": layernorm, "gelu": gelu, "cross_entropy": cross_entropy, "linear": linear}[operation],
         [],
     )
-    monkeypatch.setattr(
-        module, "in_blocks", lambda work, n, row=1: seen.append(n * row) or threads.in_blocks(work, n, row)
-    )
+
+    def watched(work, *arrays):
+        seen.append(max(a.size for a in arrays))
+        threads.in_blocks(work, *arrays)
+
+    monkeypatch.setattr(module, "in_blocks", watched)
     case = OperationCase({"B": 2, "T": 3, "C": 8, "V": 8, "I": 5, "O": 8})
     our_answer(operation, OPERATIONS[operation].inputs(case))
     assert seen
@@ -260,17 +263,6 @@ def test_without_a_bias_nothing_is_summed_for_one(monkeypatch):
     monkeypatch.delattr(linear, "sum_rows")
     _, _, db = linear.linear_backward(X @ DY.T, linear.linear_forward(X, DY, None)[1])
     assert db is None
-
-
-def test_the_gradients_of_queries_keys_and_values_are_parts_of_one_array():
-    """One product reads the three; what had to be joined first would be copied."""
-    q, k, v = attention.attention_backward(DHEADS, attention.attention_forward(*HEADS)[1])
-    B, NH, T, HS = q.shape
-    parts = [each.swapaxes(1, 2).reshape(B, T, NH * HS) for each in (q, k, v)]
-    whole = block.joined(parts, -1)
-    assert np.shares_memory(whole, q)
-    for joined in (whole, block.joined([part.copy() for part in parts], -1)):
-        check_exact("joined", joined, np.concatenate(parts, -1))
 
 
 def test_a_rows_gradient_has_the_same_bits_whatever_its_id():

@@ -15,8 +15,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from numpy_gpt import block
 from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
+from numpy_gpt.parameters import QKV
 from parity_tests import compare
 from parity_tests.compare import check
 from torch_gpt.model import Dropout, LayerNorm
@@ -33,7 +33,7 @@ OPERATIONS = {  # of numpy_gpt.ops, as the model calls them
 }
 BLOCK = (  # an activation of a block, the operation that makes it, those whose backward makes its gradient
     ("norm1", "layernorm", "att.W_query, att.W_key, att.W_value"),
-    (", ".join(f"att.{name}" for name in block.QKV), "linear", "att.heads"),  # one product
+    (", ".join(f"att.{name}" for name in QKV), "linear", "att.heads"),  # one product
     ("att.heads", "attention", "att.out_proj"),
     ("att.out_proj", "linear", "drop_shortcut.1"),
     ("drop_shortcut.1", "dropout", "norm2 and of the shortcut"),

@@ -38,60 +38,55 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     y = np.empty((B, T, NH, HS), q.dtype).swapaxes(1, 2)  # in memory the heads lie side by side, as out_proj reads them
     lse = np.empty((B, NH, T, 1), q.dtype)
 
-    def heads(start: int, stop: int) -> None:
-        h = slice(start, stop)
-        scores = np.empty((B, stop - start, min(T, ROWS), S), q.dtype)
+    def attend(start: int, stop: int) -> None:
+        heads = slice(start, stop)
+        buffer = np.empty((B, stop - start, min(T, ROWS), S), q.dtype)
         for rows, seen in _blocks(T, S):
-            s = _scores(q[:, h, rows], k[:, h, seen], scores)
+            s = _scores(q[:, heads, rows], k[:, heads, seen], buffer)
             largest = s.max(axis=-1, keepdims=True)
             s -= largest  # softmax does not change, and exp cannot overflow
-            p = np.exp(s, out=s)
-            total = p.sum(axis=-1, keepdims=True)
-            lse[:, h, rows] = np.log(total) + largest
+            e = np.exp(s, out=s)
+            total = e.sum(axis=-1, keepdims=True)
+            lse[:, heads, rows] = np.log(total) + largest
             if mask is not None:
-                p *= mask[:, h, rows, seen]
-            y[:, h, rows] = product(p, v[:, h, seen]) / total
+                e *= mask[:, heads, rows, seen]
+            y[:, heads, rows] = product(e, v[:, heads, seen]) / total  # (p · mask) @ v, p = e / total
 
-    share(heads, NH, least=_heads_for_a_thread(B, T, S))
+    share(attend, NH, least=_heads_for_a_thread(B, T, S))
     return y, (q, k, v, y, lse, mask)
 
 
 def attention_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
-    """dy (B, NH, T, HS) -> dq (B, NH, T, HS), dk (B, NH, S, HS), dv (B, NH, S, HS).
-
-    In memory the three lie side by side, as (B, S, 3, NH, HS), for the one product that reads them.
-    """
+    """dy (B, NH, T, HS) -> dq (B, NH, T, HS), dk (B, NH, S, HS), dv (B, NH, S, HS)."""
     q, k, v, y, lse, mask = cache
     (B, NH, T, HS), S = q.shape, k.shape[2]
-    d = np.zeros((B, S, 3, NH, HS), q.dtype)
-    dq, dk, dv = (d[:, :, i].swapaxes(1, 2) for i in range(3))
-    dq = dq[:, :, S - T :]
+    dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
     scale = 1 / math.sqrt(HS)
 
-    def heads(start: int, stop: int) -> None:
-        h = slice(start, stop)
+    def attend_backward(start: int, stop: int) -> None:
+        heads = slice(start, stop)
         scores, dscores = np.empty((2, B, stop - start, min(T, ROWS), S), q.dtype)
         for rows, seen in _blocks(T, S):
-            s = _scores(q[:, h, rows], k[:, h, seen], scores)
-            s -= lse[:, h, rows]
-            p = np.exp(s, out=s)  # p = softmax(s); 0 where masked
-            dyr = dy[:, h, rows]
-            dp = product(dyr, v[:, h, seen].mT, out=dscores[..., : s.shape[2], : s.shape[-1]])
+            s = _scores(q[:, heads, rows], k[:, heads, seen], scores)
+            s -= lse[:, heads, rows]
+            p = np.exp(s, out=s)  # softmax(s); 0 where masked
+            dyr = dy[:, heads, rows]
+            dp = product(dyr, v[:, heads, seen].mT, out=dscores[..., : s.shape[2], : s.shape[-1]])
             if mask is None:
-                dv[:, h, seen] += product(p.mT, dyr)  # y = (p · mask) @ v
+                dv[:, heads, seen] += product(p.mT, dyr)  # y = (p · mask) @ v
             else:
-                factors = mask[:, h, rows, seen]
-                dv[:, h, seen] += product((p * factors).mT, dyr)
+                factors = mask[:, heads, rows, seen]
+                dv[:, heads, seen] += product((p * factors).mT, dyr)
                 dp *= factors
-            ds = np.subtract(dp, (dyr * y[:, h, rows]).sum(axis=-1, keepdims=True), out=dp)
+            ds = np.subtract(dp, (dyr * y[:, heads, rows]).sum(axis=-1, keepdims=True), out=dp)
             ds *= p
-            ds *= scale  # s = q @ k.T * scale
+            ds *= scale  # s = q @ kᵀ · scale
             if rows.start == T - S:  # the first query sees one key: p = 1, whatever the score
                 ds[:, :, 0] = 0
-            dq[:, h, rows] = product(ds, k[:, h, seen])
-            dk[:, h, seen] += product(ds.mT, q[:, h, rows])
+            dq[:, heads, rows] = product(ds, k[:, heads, seen])
+            dk[:, heads, seen] += product(ds.mT, q[:, heads, rows])
 
-    share(heads, NH, least=_heads_for_a_thread(B, T, S))
+    share(attend_backward, NH, least=_heads_for_a_thread(B, T, S))
     return dq, dk, dv
 
 
@@ -106,10 +101,13 @@ def _blocks(T: int, S: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(stop + S - T)
 
 
-def _scores(q: Array, k: Array, memory: Array) -> Array:
-    """q @ kᵀ / √HS for some queries and the keys up to the last one's own; −inf for keys in a query's future."""
+def _scores(q: Array, k: Array, buffer: Array) -> Array:
+    """q @ kᵀ / √HS for a block of queries and the keys up to the last one's own; −inf for keys in a query's future.
+
+    buffer: where to put them, at least as large.
+    """
     R, N = q.shape[2], k.shape[2]
-    s: Array = product(q / math.sqrt(q.shape[-1]), k.mT, out=memory[..., :R, :N])
+    s: Array = product(q / math.sqrt(q.shape[-1]), k.mT, out=buffer[..., :R, :N])
     if R > 1:  # the last query sees every key
         np.copyto(s[..., -R:], -np.inf, where=np.triu(np.ones((R, R), bool), k=1))
     return s

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numpy_gpt.threads import in_blocks
+from numpy_gpt.threads import as_rows, in_blocks
 from numpy_gpt.typing import Array
 
 Cache = tuple[Array, Array, Array]
@@ -24,20 +24,16 @@ def cross_entropy_forward(logits: Array, targets: Array, out: Array | None = Non
     """
     if logits.shape[:-1] != targets.shape or not targets.size:
         raise ValueError(f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, not {targets.shape}")
-    V = logits.shape[-1]
     e = np.empty(logits.shape, logits.dtype) if out is None else out
     total, loss = np.empty((2, targets.size), logits.dtype)
-    z, flat, ids = logits.reshape(-1, V), e.reshape(-1, V), targets.ravel()
 
-    def some(rows: slice) -> None:
-        zb = flat[rows]
-        # the loss does not change, and exp cannot overflow
-        np.subtract(z[rows], z[rows].max(axis=1, keepdims=True), out=zb)
-        at_target = zb[np.arange(len(zb)), ids[rows]]
-        total[rows] = np.exp(zb, out=zb).sum(axis=1)
-        loss[rows] = np.log(total[rows]) - at_target
+    def exponentiate(z: Array, e: Array, targets: Array, total: Array, loss: Array) -> None:
+        np.subtract(z, z.max(axis=1, keepdims=True), out=e)  # the loss does not change, and exp cannot overflow
+        at_target = e[np.arange(len(targets)), targets]
+        total[...] = np.exp(e, out=e).sum(axis=1)
+        loss[...] = np.log(total) - at_target
 
-    in_blocks(some, targets.size, row=V)
+    in_blocks(exponentiate, *as_rows(logits, e), targets.ravel(), total, loss)
     return loss.mean(), (e, total, targets)
 
 
@@ -47,14 +43,12 @@ def cross_entropy_backward(dloss: float, cache: Cache, out: Array | None = None)
     out: where to put it, if given; it may be the cached exp(z − max z), which is then gone.
     """
     e, total, targets = cache
-    N, V = targets.size, e.shape[-1]
     dlogits = np.empty_like(e) if out is None else out
-    flat, result, ids = e.reshape(-1, V), dlogits.reshape(-1, V), targets.ravel()
-    share = dloss / N
+    share = dloss / targets.size  # of each position in the mean
 
-    def some(rows: slice) -> None:
-        np.multiply(flat[rows], (share / total[rows])[:, None], out=result[rows])
-        result[rows][np.arange(len(ids[rows])), ids[rows]] -= share
+    def subtract_target(e: Array, dlogits: Array, targets: Array, total: Array) -> None:
+        np.multiply(e, (share / total)[:, None], out=dlogits)  # softmax(z) / N
+        dlogits[np.arange(len(targets)), targets] -= share
 
-    in_blocks(some, N, row=V)
+    in_blocks(subtract_target, *as_rows(e, dlogits), targets.ravel(), total)
     return dlogits

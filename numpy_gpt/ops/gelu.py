@@ -26,27 +26,25 @@ def gelu_forward(x: Array) -> tuple[Array, Cache]:
     It is made while x and σ are at hand, in blocks that stay in a core's cache: backward is then one product.
     """
     y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
-    flat = [each.ravel() for each in (x, y, slope)]
 
     @np.errstate(over="ignore")  # exp(−2u) = ∞ far to the left, where σ is 0
-    def block(part: slice) -> None:
-        xb, yb, sb = (each[part] for each in flat)
-        square = xb * xb
-        s = square * (-2 * SQRT_2_OVER_PI * CUBIC)
-        s -= 2 * SQRT_2_OVER_PI
-        s *= xb
-        np.exp(s, out=s)  # exp(−2u)
-        s += 1
-        np.divide(1, s, out=s)  # σ
-        np.multiply(xb, s, out=yb)
-        np.multiply(square, 6 * SQRT_2_OVER_PI * CUBIC, out=sb)
-        sb += 2 * SQRT_2_OVER_PI  # 2u′
-        np.subtract(1, s, out=square)
-        square *= yb  # far out one of the two is 0: with 2u′ first it would be ∞ · 0
-        sb *= square
-        sb += s
+    def activate(x: Array, y: Array, slope: Array) -> None:
+        square = x * x
+        sigma = square * (-2 * SQRT_2_OVER_PI * CUBIC)
+        sigma -= 2 * SQRT_2_OVER_PI
+        sigma *= x
+        np.exp(sigma, out=sigma)  # exp(−2u)
+        sigma += 1
+        np.divide(1, sigma, out=sigma)
+        np.multiply(x, sigma, out=y)
+        np.multiply(square, 6 * SQRT_2_OVER_PI * CUBIC, out=slope)
+        slope += 2 * SQRT_2_OVER_PI  # 2u′
+        np.subtract(1, sigma, out=square)
+        square *= y  # y (1 − σ): far out one of the two is 0, and with 2u′ first it would be ∞ · 0
+        slope *= square
+        slope += sigma
 
-    in_blocks(block, x.size)
+    in_blocks(activate, x.ravel(), y.ravel(), slope.ravel())
     return y, slope
 
 

@@ -7,7 +7,7 @@ stay in a core's cache from one step to the next: reading and writing memory tak
 import numpy as np
 
 from numpy_gpt.sums import sum_rows
-from numpy_gpt.threads import dots, in_blocks
+from numpy_gpt.threads import as_rows, dots, in_blocks
 from numpy_gpt.typing import Array
 
 EPS = 1e-5
@@ -29,46 +29,45 @@ def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Cach
     The mean is taken off twice, the second time that of what is left: in a row of equal numbers the first leaves the
     mean's rounding behind, and rstd = 1 / sqrt(eps) = 316 would enlarge it.
     """
-    C = x.shape[-1]
     y, x_hat, rstd = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype), np.empty((*x.shape[:-1], 1), x.dtype)
-    flat = [each.reshape(-1, each.shape[-1]) for each in (x, y, x_hat, rstd)]
-    ones = np.ones(C, x.dtype)
 
-    def some(rows: slice) -> None:
-        xb, yb, centred, rb = (each[rows] for each in flat)
-        np.subtract(xb, _row_mean(xb, ones), out=centred)
-        centred -= _row_mean(centred, ones)
-        rb[...] = 1 / np.sqrt(_row_mean(centred, centred) + EPS)
-        centred *= rb  # x_hat
-        np.multiply(centred, scale, out=yb)
-        yb += shift
+    def normalise(x: Array, y: Array, x_hat: Array, rstd: Array) -> None:
+        np.subtract(x, _mean(x), out=x_hat)
+        x_hat -= _mean(x_hat)
+        rstd[...] = 1 / np.sqrt(_mean_product(x_hat, x_hat) + EPS)
+        x_hat *= rstd
+        np.multiply(x_hat, scale, out=y)
+        y += shift
 
-    in_blocks(some, x.size // C, row=C)
+    in_blocks(normalise, *as_rows(x, y, x_hat, rstd))
     return y, (x_hat, rstd, scale)
 
 
 def layernorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
     """dy (..., C) -> dx (..., C), dscale (C,), dshift (C,)."""
     x_hat, rstd, scale = cache
-    C = dy.shape[-1]
     dx, dy_x_hat = np.empty_like(x_hat), np.empty_like(x_hat)
-    flat = [each.reshape(-1, each.shape[-1]) for each in (dy, x_hat, rstd, dx, dy_x_hat)]
-    ones = np.ones(C, x_hat.dtype)
 
-    def some(rows: slice) -> None:
-        db, xb, rb, g, along = (each[rows] for each in flat)
-        np.multiply(db, scale, out=g)  # dL/dx_hat
-        np.multiply(xb, _row_mean(g, xb), out=along)
-        g -= _row_mean(g, ones)
+    def project(dy: Array, x_hat: Array, rstd: Array, dx: Array, dy_x_hat: Array) -> None:
+        g = np.multiply(dy, scale, out=dx)  # dL/dx̂
+        along = np.multiply(x_hat, _mean_product(g, x_hat), out=dy_x_hat)
+        g -= _mean(g)  # x̂ keeps mean 0 and (up to eps) length: drop g's parts along 1 and along x̂
         g -= along
-        g *= rb
-        np.multiply(db, xb, out=along)
+        g *= rstd  # dx
+        np.multiply(dy, x_hat, out=dy_x_hat)
 
-    in_blocks(some, x_hat.size // C, row=C)
-    return dx, sum_rows(flat[4]), sum_rows(flat[0])
+    in_blocks(project, *as_rows(dy, x_hat, rstd, dx, dy_x_hat))
+    dscale, dshift = (sum_rows(d) for d in as_rows(dy_x_hat, dy))  # y = x̂ · scale + shift
+    return dx, dscale, dshift
 
 
-def _row_mean(a: Array, b: Array) -> Array:
-    """The mean of each row of a · b, (N, 1): as dot products, which BLAS reads twice as fast as NumPy's sum does."""
+def _mean(x: Array) -> Array:
+    """The mean of each row: x (N, C) -> (N, 1)."""
+    return _mean_product(x, np.ones(x.shape[1], x.dtype))
+
+
+def _mean_product(a: Array, b: Array) -> Array:
+    """The mean of each row of a · b: (N, C), (N, C) -> (N, 1), as dot products, which BLAS reads twice as fast as
+    NumPy's sum does."""
     mean: Array = dots(a, b)[:, None] / a.shape[1]
     return mean

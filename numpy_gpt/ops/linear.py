@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from numpy_gpt.sums import sum_rows
-from numpy_gpt.threads import in_blocks, matmul, matmuls
+from numpy_gpt.threads import Product, as_rows, in_blocks, matmul, matmuls
 from numpy_gpt.typing import Array
 
 Cache = tuple[Array, Array, bool]
@@ -29,10 +29,10 @@ def linear_forward(x: Array, w: Array, b: Array | None, out: Array | None = None
     y = matmul(x.reshape(-1, w.shape[1]), w.T, out)  # (N, O): every leading axis is batch
     if b is not None:
 
-        def add_bias(rows: slice) -> None:
-            y[rows] += b
+        def add_bias(y: Array) -> None:
+            y += b
 
-        in_blocks(add_bias, len(y), row=len(w))
+        in_blocks(add_bias, y)
     return y.reshape(*x.shape[:-1], len(w)), (x, w, b is not None)
 
 
@@ -44,9 +44,15 @@ def linear_backward(
     dw given: the array to write into, or with add to add to.
     """
     x, w, has_bias = cache
-    dy2, x2 = dy.reshape(-1, w.shape[0]), x.reshape(-1, w.shape[1])  # (N, O), (N, I)
-    dx, db = np.empty(x2.shape, x2.dtype), np.empty(len(w), dy.dtype) if has_bias else None
+    dy2, x2 = as_rows(dy, x)  # (N, O), (N, I)
+    dx = np.empty(x2.shape, x2.dtype)
     dw = np.empty(w.shape, dy.dtype) if dw is None else dw
-    sums = [partial(sum_rows, dy2, db)] if has_bias else []
-    matmuls([(dy2, w, dx, False), (dy2.T, x2, dw, add)], sums)
+    db = np.empty(len(w), dy.dtype) if has_bias else None
+    matmuls(
+        [
+            Product(dy2, w, out=dx),  # dx = dy @ w
+            Product(dy2.T, x2, out=dw, add=add),  # dw = dyᵀ @ x
+        ],
+        also=[partial(sum_rows, dy2, db)] if has_bias else [],  # db = Σ_n dy_n
+    )
     return dx.reshape(x.shape), dw, db

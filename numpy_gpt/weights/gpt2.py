@@ -11,10 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from numpy_gpt.block import QKV
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import parameter_shapes
+from numpy_gpt.parameters import QKV, parameter_shapes
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.stored import Stored, Weights
 
