@@ -8,17 +8,17 @@ from typing import Any
 
 import click
 
-from benchmarks import decode, forward, load, memory, operations, scaling, step, streams
-from benchmarks.agreement import DisagreementError
 from benchmarks.compare import BASELINE, compare, other_machine, read
+from benchmarks.contenders.agreement import DisagreementError
 from benchmarks.environment import removed
 from benchmarks.machine import details
+from benchmarks.measure import decode, forward, load, memory, operations, scaling, step, streams
 from benchmarks.results import Report, as_document, draw, write_json
 from benchmarks.settings import Settings, gpus_here
-from numpy_gpt.cli import Commands
+from numpy_gpt.cli.flags import AT_LEAST_1, NOT_NEGATIVE, PATH, Place
+from numpy_gpt.cli.main import Commands
 from numpy_gpt.errors import InputError
-from numpy_gpt.flags import AT_LEAST_1, NOT_NEGATIVE, PATH, Place
-from numpy_gpt.outermost import optional_output
+from numpy_gpt.io.outermost import optional_output
 
 OUT = Path("benchmark-results")
 

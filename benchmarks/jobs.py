@@ -10,7 +10,7 @@ import numpy as np
 from numpy_gpt import GPTConfig
 from numpy_gpt.data import load_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import data_folder_file
+from numpy_gpt.io.finding import data_folder_file
 from numpy_gpt.tokenizer import encode, get_encoding
 from numpy_gpt.typing import Array
 

@@ -46,7 +46,7 @@ def in_own_process(*arguments: str) -> dict[str, float]:
 
 def step(backend: str, config: GPTConfig, B: int, T: int) -> dict[str, int]:
     """Peak of a few training steps with dropout off. backend: "NumPy", or PyTorch's style and device, "tuned cpu"."""
-    from benchmarks.backends import SEED, NumPyBackend
+    from benchmarks.contenders.backends import SEED, NumPyBackend
     from benchmarks.jobs import Job, batches, text_for
     from numpy_gpt import GPT
 
@@ -57,7 +57,7 @@ def step(backend: str, config: GPTConfig, B: int, T: int) -> dict[str, int]:
     else:  # only now: NumPy's process does not load torch
         import torch
 
-        from benchmarks.torch_backends import TorchBackend, Way
+        from benchmarks.contenders.torch_backends import TorchBackend, Way
 
         before = resident("VmRSS")
         style, device = backend.split()
@@ -89,8 +89,8 @@ def attention(heads: int, T: int, head_size: int) -> dict[str, int]:
 
 
 def load(way: str, file: str) -> dict[str, float]:
-    """Peak and seconds of loading a checkpoint's file, in one of the ways of benchmarks/load.py."""
-    from benchmarks.load import WAYS
+    """Peak and seconds of loading a checkpoint's file, in one of the ways of contenders/loaders.py."""
+    from benchmarks.contenders.loaders import WAYS
 
     read = WAYS[way]()
     before, begin = resident("VmRSS"), time.perf_counter()

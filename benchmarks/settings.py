@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from benchmarks.torch_backends import Way, gpu_ways
+from benchmarks.contenders.torch_backends import Way, gpu_ways
 from torch_gpt.train import choose_device
 
 

@@ -4,7 +4,7 @@ from numpy_gpt.config import GPTConfig
 from numpy_gpt.decoding import generate
 from numpy_gpt.model import GPT
 from numpy_gpt.optim import AdamW
-from numpy_gpt.random import Generator
+from numpy_gpt.random.generator import Generator
 from numpy_gpt.weights.checkpoint import load, save
 
 __all__ = ["GPT", "AdamW", "GPTConfig", "Generator", "generate", "load", "save"]

@@ -6,7 +6,7 @@ import numpy as np
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.ops import attention, dropout, gelu, layernorm, linear
-from numpy_gpt.random import Generator
+from numpy_gpt.random.generator import Generator
 from numpy_gpt.typing import Array, Float, Params
 
 Cache = tuple[Any, ...]

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from numpy_gpt.outermost import Output
+from numpy_gpt.io.outermost import Output
 from numpy_gpt.train import Step
 
 T = TypeVar("T")

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import data_folder_file, find, temporary_files
-from numpy_gpt.paths import kind_of, refusal
+from numpy_gpt.io.finding import data_folder_file, find, temporary_files
+from numpy_gpt.io.paths import kind_of, refusal
 from numpy_gpt.typing import Array
 
 CORPORA = ("python-manual", "the-verdict")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import GPT, checked_ids
-from numpy_gpt.random import Generator
+from numpy_gpt.random.generator import Generator
 from numpy_gpt.typing import Array
 
 

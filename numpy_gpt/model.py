@@ -8,8 +8,9 @@ import numpy.typing as npt
 from numpy_gpt.block import Cache, Dropout, KVCache, block_backward, block_forward
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.memory import keep_freed_memory
 from numpy_gpt.ops import cross_entropy, dropout, embedding, layernorm, linear
+from numpy_gpt.parallel.memory import keep_freed_memory
+from numpy_gpt.parallel.threads import all_cores, in_blocks
 from numpy_gpt.parameters import (
     QKV,
     block_matrices,
@@ -21,10 +22,8 @@ from numpy_gpt.parameters import (
     parameter_shapes,
     separate,
 )
-from numpy_gpt.random import Generator
-from numpy_gpt.threads import all_cores, in_blocks
-from numpy_gpt.typing import Array, Float, Params
-from numpy_gpt.weights.stored import Weights
+from numpy_gpt.random.generator import Generator
+from numpy_gpt.typing import Array, Float, Params, Weights
 
 HEAD_ROWS = 256
 """Tokens whose logits exist at a time while the loss is taken: (HEAD_ROWS, V) numbers, whatever B · T is."""

@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 
-from numpy_gpt.aliasing import FOREIGN, check_updatable, memory
 from numpy_gpt.errors import InputError
-from numpy_gpt.moments import check_state
-from numpy_gpt.threads import blocks, share_all
+from numpy_gpt.parallel.aliasing import FOREIGN, check_updatable, memory
+from numpy_gpt.parallel.threads import blocks, share_all
+from numpy_gpt.parameters import check_state
 from numpy_gpt.typing import Array, Params
 
 

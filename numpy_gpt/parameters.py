@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.random import Generator
+from numpy_gpt.random.generator import Generator
 from numpy_gpt.typing import Array, Float, Params
 
 QKV = ("W_query", "W_key", "W_value")
@@ -119,3 +120,16 @@ def initial_parameters(config: GPTConfig, rng: Generator, dtype: Float = np.floa
             bound = in_features**-0.5
             params[name] = np.asarray(rng.uniform(shape, -bound, bound), dtype)
     return params
+
+
+def check_state(name: str, array: Array, dtype: np.dtype[Any]) -> None:
+    """Raises InputError unless an optimiser can have reached this: t >= 0, finite moments, none of v negative."""
+    integer = dtype.kind == "i"
+    largest = 1 << 53 if integer else float(np.finfo(dtype).max)  # torch counts its steps in floating point
+    least = 0 if integer or name.startswith("v.") else -largest
+    if array.dtype.kind not in ("iu" if integer else "f"):
+        raise InputError(f"the optimiser's state has {name} as {array.dtype}: start from the model with --init")
+    if array.size and not (array.min() >= least and array.max() <= largest):  # a NaN fails both
+        raise InputError(
+            f"the optimiser's state has {name} beyond {least} to {largest}: start from the model with --init"
+        )

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from numpy_gpt.encodings.vocabulary import END_OF_TEXT as END_OF_TEXT
+from numpy_gpt.encodings.vocabulary import GPT2_FILES as GPT2_FILES
+from numpy_gpt.encodings.vocabulary import TOKENS
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import data_folder_file, find, temporary_files
-from numpy_gpt.paths import is_file, is_folder
+from numpy_gpt.io.finding import data_folder_file, find, temporary_files
+from numpy_gpt.io.paths import is_file, is_folder
 from numpy_gpt.typing import Array
-from numpy_gpt.vocabulary import END_OF_TEXT as END_OF_TEXT
-from numpy_gpt.vocabulary import GPT2_FILES as GPT2_FILES
-from numpy_gpt.vocabulary import TOKENS
 
 if TYPE_CHECKING:
     import tiktoken
@@ -154,7 +154,7 @@ def _bytes() -> "tiktoken.Encoding":
 
 def _own(folder: Path) -> "tiktoken.Encoding":
     """The encoding of the vocabulary in a folder, once its files are known to fit together."""
-    from numpy_gpt.own_encoding import own_encoding
+    from numpy_gpt.encodings.own import own_encoding
 
     files = folder_files(folder)
     if missing := [name for name in GPT2_FILES if name not in files]:

@@ -1,6 +1,7 @@
 """Type aliases shared by the package. Shapes stand in the docstrings: mypy cannot check them."""
 
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,3 +14,19 @@ Params: TypeAlias = dict[str, Array]
 
 Float: TypeAlias = type[np.float32] | type[np.float64] | np.dtype[Any]
 """The dtypes a model may have."""
+
+
+class Tensor(Protocol):
+    """What has a shape and a dtype and becomes an array by np.asarray, such as one that still lies in a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array: ...
+
+
+Weights: TypeAlias = Mapping[str, Array] | Mapping[str, Tensor]
+"""Parameter name -> its array, or the tensor in a file that it is read from."""

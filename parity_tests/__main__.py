@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 
-from numpy_gpt.cli import Commands
-from numpy_gpt.outermost import optional_output, say
+from numpy_gpt.cli.main import Commands
+from numpy_gpt.io.outermost import optional_output, say
 
 PAGE = Path(__file__).parent / "museum.md"
 
@@ -65,8 +65,8 @@ def museum(out):
     from parity_tests import profiles
 
     profiles.load(expect_failure=True)  # before the tests are imported
-    from parity_tests.exhibition import exhibit, page
-    from parity_tests.museum import FAULTS
+    from parity_tests.tools.exhibition import exhibit, page
+    from parity_tests.tools.museum import FAULTS
 
     if out is not None:
         optional_output()
@@ -107,8 +107,8 @@ def report(out, everything, quick):
     both leave the budget. Writes report.json (every row) and report.png (how errors grow with depth and with T). Takes
     half a minute.
     """
-    from parity_tests.progress import counted, shown
-    from parity_tests.report import DTYPES, cases, draw, float32_rule, machine, sort, worst_rows, write_json
+    from parity_tests.judge.progress import counted, shown
+    from parity_tests.tools.report import DTYPES, cases, draw, float32_rule, machine, sort, worst_rows, write_json
 
     optional_output()  # the rows are in report.json
     console, rows = Console(), []
@@ -145,7 +145,7 @@ class WithSignatures(click.Command):
     """Lists the functions that can be judged at the end of its help, from their signatures."""
 
     def format_epilog(self, ctx, formatter):
-        from parity_tests.student import signatures
+        from parity_tests.tools.student import signatures
 
         with formatter.section("The functions of FILE (numpy_gpt/plain.py tells shapes and returns)"):
             for each in signatures():
@@ -170,8 +170,8 @@ def check(file):
     from parity_tests import profiles
 
     profiles.load(expect_failure=True)
-    from parity_tests.progress import counted
-    from parity_tests.student import judge_file
+    from parity_tests.judge.progress import counted
+    from parity_tests.tools.student import judge_file
 
     console, wrong = Console(), []
 
@@ -216,8 +216,8 @@ def fuzz(mutants, seed, readers):
     """
     from concurrent.futures import as_completed
 
-    from parity_tests.fuzz import SPECIMENS, Findings, fuzz_part
-    from parity_tests.progress import workers
+    from parity_tests.judge.progress import workers
+    from parity_tests.tools.fuzz import SPECIMENS, Findings, fuzz_part
 
     if unknown := set(readers) - SPECIMENS.keys():
         raise click.UsageError(f"no reader {min(unknown)}: choose among {', '.join(SPECIMENS)}")
@@ -257,7 +257,7 @@ def kills(trials, seed):
     """
     import tempfile
 
-    from parity_tests.kills import DifferentError, kill_and_resume
+    from parity_tests.tools.kills import DifferentError, kill_and_resume
 
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as place:
@@ -293,8 +293,8 @@ def interrupts(seed, share, again, kinds):
     """
     from concurrent.futures import as_completed
 
-    from parity_tests.interrupts import KINDS, LONG, Findings, do, plan
-    from parity_tests.progress import workers
+    from parity_tests.judge.progress import workers
+    from parity_tests.tools.interrupts import KINDS, LONG, Findings, do, plan
 
     if unknown := set(kinds) - KINDS.keys():
         raise click.UsageError(f"no kind {min(unknown)}: choose among {', '.join(KINDS)}")

@@ -4,16 +4,18 @@ import os
 import signal
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from parity_tests import compare, profiles
+from parity_tests import profiles
+from parity_tests.judge import compare
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--fault",
         metavar="NAME",
-        help="put this fault of parity_tests/museum.py into numpy_gpt first, and watch the suite turn red; '': none, "
+        help="put this fault of tools/museum.py into numpy_gpt first, and watch the suite turn red; '': none, "
         "but the few cases that faults are tried on",
     )
 
@@ -34,7 +36,7 @@ def fault_in_place(request):
     if not name:
         yield
         return
-    from parity_tests.museum import find
+    from parity_tests.tools.museum import find
 
     try:
         fault = find(name)
@@ -70,14 +72,23 @@ def all_threads():
         yield
 
 
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A text of 2,000 characters with something to learn: 28 windows of 16 bytes an epoch, 7 steps."""
+    words = np.random.default_rng(1).choice(["the ", "model ", "learns ", "a ", "word\n"], 400)
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("".join(words)[:500])
+    return path
+
+
 @pytest.fixture
 def brief_runs(monkeypatch):
     """Runs of the tiny model without what takes most of their time here: long samples, and the plot."""
-    from numpy_gpt import pretrain
-    from numpy_gpt.run import Run
+    from numpy_gpt.runs import pretrain
+    from numpy_gpt.runs.losses import Losses
 
     monkeypatch.setattr(pretrain, "for_tiny", replace(pretrain.for_tiny, sample_tokens=4))
-    monkeypatch.setattr(Run, "plot", lambda self, batches_per_epoch: self.folder / "losses.png")
+    monkeypatch.setattr(Losses, "plot", lambda self, batches_per_epoch: self.file.with_suffix(".png"))
 
 
 def first_lines(reports):

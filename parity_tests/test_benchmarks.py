@@ -11,16 +11,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import agreement, ceilings, cli, compare, decode, environment, forward, jobs, memory, operations, step
-from benchmarks.agreement import DisagreementError
-from benchmarks.backends import NumPyBackend, PlainBackend
+from benchmarks import cli, compare, environment, jobs
+from benchmarks.contenders import agreement
+from benchmarks.contenders.agreement import DisagreementError
+from benchmarks.contenders.backends import NumPyBackend, PlainBackend
+from benchmarks.contenders.torch_backends import TorchBackend, Way, gpu_ways
 from benchmarks.jobs import Job, Text, batches, text_for
+from benchmarks.measure import ceilings, decode, forward, memory, operations, step
+from benchmarks.measure.streams import Case, cases, mask_shapes, measure
 from benchmarks.peak_memory import in_own_process
 from benchmarks.results import Limits, Ratio, Report, Row, as_document, write_json
 from benchmarks.settings import Settings
-from benchmarks.streams import Case, cases, mask_shapes, measure
 from benchmarks.timing import Contender, Spread, cores, interleaved, ratio
-from benchmarks.torch_backends import TorchBackend, Way, gpu_ways
 from numpy_gpt import GPT, GPTConfig
 from torch_gpt.model import from_params, loss_and_grads
 
@@ -477,7 +479,7 @@ def test_a_folder_that_cannot_be_made(tiny, tmp_path):
 
 
 def test_scaling_rows():
-    from benchmarks import scaling
+    from benchmarks.measure import scaling
 
     report = Report()
     scaling.measure(JOB, [(1, 4), (1, 8)], [(2, 4)], (1, 4), report)

@@ -1,12 +1,11 @@
 """TensorFlow's checkpoints: its own file is read, what is written is what is read, and every lie is one clear error.
 
 The bundles are written here by a few lines of their own, with google-crc32c's checksums; tiny_gpt2 is TensorFlow's
-(parity_tests/tensorflow_fixture.py).
+(parity_tests/tools/tensorflow_fixture.py).
 """
 
 import json
 import math
-import os
 import re
 import tracemalloc
 from pathlib import Path
@@ -19,12 +18,24 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.weights.bundle import read_bundle
-from numpy_gpt.weights.crc32c import ROW, crc32c, unmask
+from numpy_gpt.weights.tensorflow.bundle import read_bundle
+from numpy_gpt.weights.tensorflow.crc32c import ROW, crc32c, unmask
+from parity_tests.judge.bundles import (
+    DTYPES,
+    block,
+    entry,
+    header,
+    index,
+    mask,
+    message,
+    table,
+    varint,
+    with_restarts,
+    write,
+)
 
 TINY = Path(__file__).parent / "fixtures" / "tiny_gpt2"
 
-DTYPES = {"float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int16": 5, "int8": 6, "complex64": 8, "int64": 9}
 DTYPES |= {"bool": 10, "bfloat16": 14, "uint16": 17, "complex128": 18, "float16": 19, "uint32": 22, "uint64": 23}
 """TensorFlow's DataType (types.proto), by NumPy's name or its own."""
 
@@ -89,92 +100,6 @@ def test_unmask_undoes_the_mask(crc):
 
 
 # -- a writer of bundles
-
-
-def mask(crc):
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32
-
-
-def varint(value):
-    octets = bytearray()
-    while value > 127:
-        octets.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*octets, value])
-
-
-def message(*pairs):
-    """A protocol buffer of (number, value): an int as a varint, bytes as such, a list of one int as 4 bytes."""
-    out = b""
-    for number, value in pairs:
-        if isinstance(value, int):
-            out += varint(number << 3) + varint(value)
-        elif isinstance(value, bytes):
-            out += varint(number << 3 | 2) + varint(len(value)) + value
-        else:
-            out += varint(number << 3 | 5) + value[0].to_bytes(4, "little")
-    return out
-
-
-def header(shards=1, big_endian=0, min_consumer=0):
-    return message((1, shards), (2, big_endian), (3, message((1, 1), (2, min_consumer))))
-
-
-def entry(dtype=1, shape=(2,), shard=0, offset=0, size=8, crc=0, more=()):
-    """A tensor's entry. As in a real one, what is 0 is left out."""
-    dims = b"".join(message((2, message((1, n)) if n else b"")) for n in shape)
-    numbers = [(number, value) for number, value in ((1, dtype), (3, shard), (4, offset), (5, size)) if value]
-    return message((2, dims), *numbers, (6, [mask(crc)]), *more)
-
-
-def block(items, interval=16):
-    """The keys and values as a block: each key without what it shares with the one before, but every 16th in full."""
-    out, restarts, previous = b"", [], b""
-    for k, (key, value) in enumerate(items):
-        shared = len(os.path.commonprefix([previous, key])) if k % interval else 0  # noqa: RUF071 (keys, not paths)
-        if k % interval == 0:
-            restarts.append(len(out))
-        out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
-        previous = key
-    return with_restarts(out, restarts or [0])
-
-
-def with_restarts(entries, restarts):
-    return entries + b"".join(n.to_bytes(4, "little") for n in [*restarts, len(restarts)])
-
-
-def seal(contents, kind=0):
-    whole = contents + bytes([kind])
-    return whole + mask(google_crc32c.value(whole)).to_bytes(4, "little")
-
-
-def table(blocks, kind=0, handles=None):
-    """An index file of these data blocks; kind: how they claim to be compressed; handles: where they claim to be."""
-    out, places = b"", []
-    for contents in [*blocks, block([])]:
-        places.append((len(out), len(contents)))
-        out += seal(contents, kind)
-    *places, metaindex = places
-    index = block([(b"%06d" % k, varint(a) + varint(n)) for k, (a, n) in enumerate(handles or places)], 1)
-    footer = b"".join(varint(n) for n in (*metaindex, len(out), len(index)))
-    return out + seal(index) + footer.ljust(40, b"\0") + (0xDB4775248B80FB57).to_bytes(8, "little")
-
-
-def write(folder, tensors, shards=1, big_endian=0, interval=16, keys_a_block=1000):
-    """A bundle of name -> (dtype, shape, numbers as one byte string), the tensors dealt out over the shards."""
-    parts, items = [b""] * shards, []
-    for k, name in enumerate(sorted(tensors, key=str.encode)):
-        dtype, shape, numbers = tensors[name]
-        shard = k % shards
-        place = {"shard": shard, "offset": len(parts[shard]), "size": len(numbers), "crc": google_crc32c.value(numbers)}
-        items.append((name.encode(), entry(DTYPES[dtype], shape, **place)))
-        parts[shard] += numbers
-    items.insert(0, (b"", header(shards, big_endian)))
-    blocks = [block(items[k : k + keys_a_block], interval) for k in range(0, len(items), keys_a_block)]
-    (folder / "m.index").write_bytes(table(blocks))
-    for shard, part in enumerate(parts):
-        (folder / f"m.data-{shard:05d}-of-{shards:05d}").write_bytes(part)
-    return folder / "m"
 
 
 # -- what is written is what is read
@@ -264,10 +189,6 @@ def test_the_fixtures_vocabulary_is_in_the_releases_format():
 
 NUMBERS = np.array([1, 2], "<f4").tobytes()
 GOOD = entry(crc=google_crc32c.value(NUMBERS))
-
-
-def index(*blocks, **claims):
-    return {"m.index": table(blocks, **claims)}
 
 
 def index_of(*items, data=NUMBERS):

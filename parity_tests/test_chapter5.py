@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from numpy_gpt import GPT, Generator, GPTConfig, chapter5, generate
-from numpy_gpt.chapter5 import Figure
-from numpy_gpt.cli import main
+from numpy_gpt import GPT, Generator, GPTConfig, generate
+from numpy_gpt.book import chapter5
+from numpy_gpt.book.chapter5 import Figure
+from numpy_gpt.book.figures import PRINTED, TOY_LOGITS, Printed, close, losses, probabilities, sample
+from numpy_gpt.cli.main import main
 from numpy_gpt.console import one_line
 from numpy_gpt.decoding import softmax
 from numpy_gpt.errors import InputError
-from numpy_gpt.printed import PRINTED, TOY_LOGITS, Printed, close, losses, probabilities, sample
-from numpy_gpt.random import PLATFORMS
-from numpy_gpt.run import Settings
+from numpy_gpt.random.generator import PLATFORMS
+from numpy_gpt.runs.settings import Settings
 from numpy_gpt.tokenizer import decode, encode, get_encoding
-from parity_tests import compare
+from parity_tests.judge import compare
 
 FIGURES = json.loads(Path(__file__).with_name("chapter5_figures.json").read_text(encoding="utf-8"))
 """The chapter's figures, with full digits where torch was run again on a CPU. Texts are not among them."""
@@ -103,7 +104,7 @@ def blocks(output):
 @pytest.mark.usefixtures("all_threads", "story")
 def test_the_whole_chapter_by_numpy_alone():
     """Ten epochs with dropout: every loss within 5e-5 of torch's own run, every text word for word."""
-    output = without_torch("from numpy_gpt.cli import main; main(['chapter5'])", timeout=3600)
+    output = without_torch("from numpy_gpt.cli.main import main; main(['chapter5'])", timeout=3600)
     assert f"every figure agrees ({len(PRINTED)} of {len(PRINTED)})" in output
     found = blocks(output)
     assert len(found) == len(PRINTED)

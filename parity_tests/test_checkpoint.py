@@ -3,14 +3,11 @@
 import hashlib
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import tracemalloc
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +22,7 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.weights import checkpoint
 from numpy_gpt.weights.checkpoint import load_params, load_training, read_header, save_params
 from numpy_gpt.weights.tensors import read_tensors, write_tensors
-
-CONFIG = GPTConfig(vocab_size=11, context_length=6, emb_dim=8, n_heads=2, n_layers=2, drop_rate=0.2)
+from parity_tests.judge.checkpoints import CONFIG, check_same_bits, check_tied, room_for
 
 configs = st.builds(
     GPTConfig,
@@ -39,15 +35,6 @@ configs = st.builds(
     qkv_bias=st.booleans(),
     tie_weights=st.booleans(),
 )
-
-
-def check_same_bits(a, b):
-    """Assert that two parameter dicts agree in names, their order, dtypes, shapes and every bit."""
-    assert list(a) == list(b)
-    for name in a:
-        assert a[name].dtype == b[name].dtype, name
-        assert a[name].shape == b[name].shape, name
-        assert a[name].tobytes() == b[name].tobytes(), name
 
 
 @given(configs, st.sampled_from([np.float32, np.float64]), st.sampled_from(["run/a", "b.safetensors"]))
@@ -118,21 +105,6 @@ def test_a_transposed_parameter_is_stored_as_it_reads(tmp_path):
     assert np.array_equal(load(tmp_path).params[name], model.params[name])
 
 
-def check_tied():
-    """A tied model, saved and loaded: one table, counted once, and a change of it reaches the head."""
-    with tempfile.TemporaryDirectory() as place:
-        save(GPT(replace(CONFIG, tie_weights=True)), place)
-        model = load(place)
-    assert "out_head.weight" not in model.params, "a tied model, loaded: the head has a table of its own"
-    tokens = np.array([[1, 2]])
-    before = model(tokens)
-    # a token that is not in the input: only the head sees it. One feature: equal changes of all of them would cancel,
-    # as what the head reads adds up to 0
-    model.params["tok_emb.weight"][9, 0] += 1
-    changed = np.any(model(tokens) != before, axis=(0, 1))
-    assert changed.tolist() == [v == 9 for v in range(11)], "a tied model, loaded: the head does not follow its table"
-
-
 def test_a_tied_model_stays_tied():
     check_tied()
 
@@ -196,19 +168,6 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         save(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
-
-
-@contextmanager
-def room_for(size):
-    """While it is open no file of this process can grow beyond so many bytes, as on a disk that is full."""
-    resource = pytest.importorskip("resource")
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("training", [None, {"t": np.zeros(4000)}])
@@ -310,7 +269,7 @@ def test_other_dtypes_and_shapes_are_not_saved(tmp_path):
 WRITER = """
 import sys
 from numpy_gpt import GPT, save
-from parity_tests.test_checkpoint import CONFIG
+from parity_tests.judge.checkpoints import CONFIG
 model = GPT(CONFIG, int(sys.argv[2]))
 for _ in range(60):
     save(model, sys.argv[1])

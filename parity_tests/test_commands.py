@@ -6,8 +6,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from parity_tests import exhibition, museum, profiles, report
+from parity_tests import profiles
 from parity_tests.__main__ import PAGE, main
+from parity_tests.tools import exhibition, museum, report
 
 
 def run_without(package, *command):

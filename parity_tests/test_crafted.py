@@ -12,7 +12,7 @@ SLACK = 2 << 20
 
 
 def check_crafted(folder, size):
-    command = [sys.executable, "-m", "parity_tests.crafted", str(folder), str(size)]
+    command = [sys.executable, "-m", "parity_tests.tools.crafted", str(folder), str(size)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert len(found) >= 20
     for name, (length, grown, answer) in found.items():

@@ -5,13 +5,13 @@ import random
 import numpy as np
 import pytest
 
-from numpy_gpt import run
 from numpy_gpt.errors import InputError
+from numpy_gpt.runs import folder as run
 from numpy_gpt.weights import tensors
 from numpy_gpt.weights.checkpoint import save_params
-from parity_tests import fuzz
-from parity_tests.fuzz import SPECIMENS, Specimen, fuzz_part
-from parity_tests.kills import STEPS, DifferentError, kill_and_resume
+from parity_tests.tools import fuzz
+from parity_tests.tools.fuzz import SPECIMENS, Specimen, fuzz_part
+from parity_tests.tools.kills import STEPS, DifferentError, kill_and_resume
 
 QUICK = {"run": 120, "pth": 120, "vocabulary": 800}
 """Mutants of the quick form, where 400 take too long or too few load."""
@@ -96,7 +96,7 @@ def test_a_run_killed_at_any_instant_goes_on_as_if_it_had_not_been(tmp_path):
 
 @pytest.mark.slow
 def test_the_kills_notice_a_random_state_that_is_not_restored(tmp_path, monkeypatch):
-    from numpy_gpt.random import Generator
+    from numpy_gpt.random.generator import Generator
 
     monkeypatch.setattr(Generator, "set_state", lambda self, state: None)
     with pytest.raises(DifferentError, match="is not what it is without it"):

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from numpy_gpt import data
 from numpy_gpt.data import Loader, load_text, sliding_windows, split_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.random import Generator
+from numpy_gpt.random.generator import Generator
 from numpy_gpt.tokenizer import encode, get_encoding
-from parity_tests.web import Web
+from parity_tests.judge.web import Web
 
 
 class TorchWindows(Dataset):

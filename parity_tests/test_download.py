@@ -1,4 +1,4 @@
-"""numpy_gpt.transfer and weights.download: whatever the network does, a whole verified file or the one there was."""
+"""weights.transfer and weights.download: whatever the network does, a verified file or the one that was there."""
 
 import errno
 import hashlib
@@ -21,15 +21,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from numpy_gpt import network, transfer
 from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
+from numpy_gpt.io import network
 from numpy_gpt.tokenizer import GPT2_FILES
-from numpy_gpt.transfer import Remote, fetch
-from numpy_gpt.weights import download
+from numpy_gpt.weights import download, transfer
 from numpy_gpt.weights.download import MODEL_FILES, check_gpt2, fetch_gpt2
-from parity_tests.web import HANG, Ranged, Redirect, Web
+from numpy_gpt.weights.transfer import Remote, fetch
+from parity_tests.judge.web import HANG, Ranged, Redirect, Web
 
 FIRST, SECOND = "https://first.example/thing", "https://second.example/thing"
 CONTENT = bytes(range(256)) * 8
@@ -502,7 +502,7 @@ transfer.fetch(transfer.Remote("thing", (url,), sha256 or None, None), Path(fold
 FIND = """
 import sys
 from pathlib import Path
-from numpy_gpt.files import find
+from numpy_gpt.io.finding import find
 url, folder, sha256 = sys.argv[1:]
 store = Path(folder, "made", "for", "thing")
 print("ready", flush=True)

@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from numpy_gpt import GPT, GPTConfig, load, run, save
-from numpy_gpt.cli import main as numpy_main
+from numpy_gpt import GPT, GPTConfig, load, save
+from numpy_gpt.cli.main import main as numpy_main
 from numpy_gpt.console import Report
 from numpy_gpt.errors import DivergedError, InputError
-from numpy_gpt.learner import NumpyLearner
-from numpy_gpt.pretrain import pretrain as pretrain_job
-from numpy_gpt.run import Run, for_tiny
+from numpy_gpt.runs import folder as run
+from numpy_gpt.runs.folder import Run
+from numpy_gpt.runs.learner import NumpyLearner
+from numpy_gpt.runs.losses import Losses
+from numpy_gpt.runs.pretrain import pretrain as pretrain_job
+from numpy_gpt.runs.settings import for_tiny
 from numpy_gpt.weights.checkpoint import load_training, read_header
-from parity_tests.test_checkpoint import check_same_bits
-from parity_tests.test_pretrain import SMALL, check_refused, invoke, pretrain, snapshot, text  # noqa: F401 (text: a fixture)
+from parity_tests.judge.checkpoints import check_same_bits
+from parity_tests.judge.runs import SMALL, check_refused, invoke, pretrain, snapshot
 from torch_gpt.cli import main as torch_main
 from torch_gpt.train import TorchLearner
 
@@ -37,7 +40,7 @@ def step_of(folder):
 
 @BOTH
 @pytest.mark.parametrize("flags", [[], ["--save-freq", 1, "--keep", 3]], ids=["one save", "every step"])
-def test_a_run_that_diverges_keeps_its_last_finite_state(tmp_path, text, command, flags):  # noqa: F811
+def test_a_run_that_diverges_keeps_its_last_finite_state(tmp_path, text, command, flags):
     out = tmp_path / "run"
     flags = ["--lr", "1e36", "--warmup-steps", 0, "--drop-rate", 0.1, *flags]
     result = invoke(command, "pretrain", "--text", text, "--out", out, *SMALL, *flags)
@@ -82,7 +85,7 @@ def test_a_step_that_is_not_finite_changes_nothing(make, kind):
     assert {n: p.tobytes() for n, p in (learner.params() | learner.state()).items()} == before
 
 
-def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path, text, monkeypatch):  # noqa: F811
+def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path, text, monkeypatch):
     """No step follows that would notice."""
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 3)
@@ -103,7 +106,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path,
 
 
 @pytest.mark.parametrize("what", ["step", "line", "sample", "append"])
-def test_whatever_ends_the_loop_is_saved_first(tmp_path, text, monkeypatch, what):  # noqa: F811
+def test_whatever_ends_the_loop_is_saved_first(tmp_path, text, monkeypatch, what):
     """A report, a sample or a row that fails at step 5 or after it, without --save-freq."""
     whole, out = tmp_path / "whole", tmp_path / "run"
     flags = ["--epochs", 2, "--drop-rate", 0.1]
@@ -112,7 +115,7 @@ def test_whatever_ends_the_loop_is_saved_first(tmp_path, text, monkeypatch, what
         "step": (Report, "step"),
         "line": (Report, "line"),
         "sample": (NumpyLearner, "sample"),
-        "append": (Run, "append"),
+        "append": (Losses, "append"),
     }[what]
     real, steps = getattr(owner, name), []
     monkeypatch.setattr(
@@ -137,11 +140,11 @@ def test_whatever_ends_the_loop_is_saved_first(tmp_path, text, monkeypatch, what
     check_same_bits(load(out).params, load(whole).params)
 
 
-def test_a_plot_that_cannot_be_drawn_ends_no_run(tmp_path, text, monkeypatch):  # noqa: F811
+def test_a_plot_that_cannot_be_drawn_ends_no_run(tmp_path, text, monkeypatch):
     def fail(self, *_):
         raise ImportError("no matplotlib here")
 
-    monkeypatch.setattr(Run, "plot", fail)
+    monkeypatch.setattr(Losses, "plot", fail)
     output = pretrain(numpy_main, text, tmp_path / "run", "--max-steps", 2)
     assert "note: losses.png could not be drawn (no matplotlib here)" in output
     assert output.splitlines()[-1] == f"Saved {tmp_path / 'run'}: checkpoint, best, losses.csv"
@@ -157,7 +160,7 @@ def test_a_plot_that_cannot_be_drawn_ends_no_run(tmp_path, text, monkeypatch):  
         ([signal.SIGHUP, signal.SIGTERM, signal.SIGINT], 129),
     ],
 )
-def test_signals_are_answered_by_a_save(tmp_path, text, monkeypatch, numbers, code):  # noqa: F811
+def test_signals_are_answered_by_a_save(tmp_path, text, monkeypatch, numbers, code):
     """Also one that follows another of a different kind: a terminal that is closed, a system that shuts down."""
     out = tmp_path / "run"
     real, left = NumpyLearner.train_step, list(numbers)
@@ -177,7 +180,7 @@ def test_signals_are_answered_by_a_save(tmp_path, text, monkeypatch, numbers, co
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_a_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, text, monkeypatch):  # noqa: F811
+def test_a_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, text, monkeypatch):
     out = tmp_path / "run"
     real = NumpyLearner.train_step
 
@@ -194,7 +197,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, text, mon
     assert step_of(out) == 2
 
 
-def test_a_run_in_another_thread_handles_no_signals(tmp_path, text):  # noqa: F811
+def test_a_run_in_another_thread_handles_no_signals(tmp_path, text):
     results = []
     thread = threading.Thread(
         target=lambda: results.append(pretrain(numpy_main, text, tmp_path / "r", "--max-steps", 1))
@@ -204,7 +207,7 @@ def test_a_run_in_another_thread_handles_no_signals(tmp_path, text):  # noqa: F8
     assert results
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path, text, monkeypatch):  # noqa: F811
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path, text, monkeypatch):
     real = NumpyLearner.train_step
 
     def signalled(self, x, y, step):
@@ -220,9 +223,9 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path, text, monkeypatch):
     assert step_of(tmp_path / "run") == 3
 
 
-def test_runs_without_a_name_never_share_a_folder(tmp_path, text, monkeypatch):  # noqa: F811
+def test_runs_without_a_name_never_share_a_folder(tmp_path, text, monkeypatch):
     """Another process takes the first free number between the look and the taking."""
-    from numpy_gpt import run
+    from numpy_gpt.runs import folder as run
 
     monkeypatch.chdir(tmp_path)
     real = run.taken
@@ -243,7 +246,7 @@ def test_runs_without_a_name_never_share_a_folder(tmp_path, text, monkeypatch): 
     assert [p.name for folder in others for p in folder.iterdir()] == ["run.json"] * 3
 
 
-def test_a_run_begun_in_the_folder_meanwhile_stays_as_it_is(tmp_path, text):  # noqa: F811
+def test_a_run_begun_in_the_folder_meanwhile_stays_as_it_is(tmp_path, text):
     out = tmp_path / "run"
     with Run.create(out, for_tiny, "x") as first:
         before = snapshot(out)
@@ -256,7 +259,7 @@ def test_a_run_begun_in_the_folder_meanwhile_stays_as_it_is(tmp_path, text):  # 
     assert snapshot(out) == before
 
 
-def moved(tmp_path, text, name="run"):  # noqa: F811
+def moved(tmp_path, text, name="run"):
     place = tmp_path / "first"
     place.mkdir()
     (place / "words.txt").write_bytes(text.read_bytes())
@@ -264,7 +267,7 @@ def moved(tmp_path, text, name="run"):  # noqa: F811
     return place.rename(tmp_path / "second")
 
 
-def test_a_run_moved_with_its_text_is_resumed(tmp_path, text):  # noqa: F811
+def test_a_run_moved_with_its_text_is_resumed(tmp_path, text):
     place = moved(tmp_path, text)
     result = invoke(numpy_main, "pretrain", "--resume", place / "run", "--max-steps", 2)
     assert result.exit_code == 0, result.output
@@ -284,7 +287,7 @@ def test_a_run_moved_with_its_text_is_resumed(tmp_path, text):  # noqa: F811
     check_refused(result, "is not the text that")
 
 
-def test_a_moved_run_is_evaluated_on_its_text_and_no_other(tmp_path, text, monkeypatch):  # noqa: F811
+def test_a_moved_run_is_evaluated_on_its_text_and_no_other(tmp_path, text, monkeypatch):
     """Which lies beside it, where another of the same name is in the working directory."""
     place = moved(tmp_path, text)
     (tmp_path / "cwd").mkdir()
@@ -300,7 +303,7 @@ def test_a_moved_run_is_evaluated_on_its_text_and_no_other(tmp_path, text, monke
     check_refused(invoke(numpy_main, "evaluate", place / "run"), "was not found: put it back, or take another file")
 
 
-def test_a_text_that_was_changed_is_not_evaluated_as_the_runs_own(tmp_path, text):  # noqa: F811
+def test_a_text_that_was_changed_is_not_evaluated_as_the_runs_own(tmp_path, text):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text.read_bytes())
     pretrain(numpy_main, copy, tmp_path / "run", "--max-steps", 1)
@@ -311,9 +314,9 @@ def test_a_text_that_was_changed_is_not_evaluated_as_the_runs_own(tmp_path, text
     assert invoke(numpy_main, "evaluate", tmp_path / "run", "--text", copy).exit_code == 0
 
 
-def test_a_best_beside_another_runs_vocabulary_is_refused(tmp_path, text):  # noqa: F811
+def test_a_best_beside_another_runs_vocabulary_is_refused(tmp_path, text):
     """Its own is named by its SHA-256, wherever the folder is copied to."""
-    from parity_tests.test_run_folder import FIXTURE
+    from parity_tests.judge.weights import FIXTURE
 
     ids = json.loads((FIXTURE / "encoder.json").read_text(encoding="utf-8"))
     ids["r"], ids["s"] = ids["s"], ids["r"]
@@ -330,7 +333,7 @@ def test_a_best_beside_another_runs_vocabulary_is_refused(tmp_path, text):  # no
     assert result.exit_code == 0, result.output
 
 
-def test_a_flag_that_changes_nothing_is_no_change(tmp_path, text):  # noqa: F811
+def test_a_flag_that_changes_nothing_is_no_change(tmp_path, text):
     out = tmp_path / "run"
     flags = ["--context-length", 16, "--batch-size", 4, "--eval-freq", 2, "--eval-iter", 2, "--max-steps", 1]
     assert invoke(numpy_main, "pretrain", "--text", text, "--out", out, *flags).exit_code == 0
@@ -351,22 +354,22 @@ def test_a_flag_that_changes_nothing_is_no_change(tmp_path, text):  # noqa: F811
         (["--max-steps", 5], 5, None),
     ],
 )
-def test_what_is_asked_for_by_name_is_made(tmp_path, text, flags, steps, said):  # noqa: F811
+def test_what_is_asked_for_by_name_is_made(tmp_path, text, flags, steps, said):
     out = tmp_path / "run"
     output = pretrain(numpy_main, text, out, *flags)
     assert step_of(out) == steps
     assert (said or f"; {steps} steps\n") in output
 
 
-def test_epochs_asked_for_outlast_the_tiny_models_steps(tmp_path, text):  # noqa: F811
-    from numpy_gpt.pretrain import prepare
+def test_epochs_asked_for_outlast_the_tiny_models_steps(tmp_path, text):
+    from numpy_gpt.runs.pretrain import prepare
 
     flags = {"text": str(text), "context_length": 16, "batch_size": 4}
     assert prepare(flags | {"epochs": 500}, None, None).total_steps == 3500
     assert prepare(flags | {"max_steps": 3000}, None, None).total_steps == 3000
 
 
-def test_losses_over_some_batches_say_so(tmp_path, text):  # noqa: F811
+def test_losses_over_some_batches_say_so(tmp_path, text):
     out = tmp_path / "run"
     output = pretrain(numpy_main, text, out, "--max-steps", 1)
     assert "The losses are over" not in output, "all batches are evaluated"
@@ -378,7 +381,7 @@ def test_losses_over_some_batches_say_so(tmp_path, text):  # noqa: F811
 
 
 @BOTH
-def test_a_padded_vocabulary_is_trained_on(tmp_path, text, command):  # noqa: F811
+def test_a_padded_vocabulary_is_trained_on(tmp_path, text, command):
     """More ids than the encoding has: of the text there are none, and none is sampled."""
     config = GPTConfig(300, 16, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0)
     model = GPT(config)
@@ -392,7 +395,7 @@ def test_a_padded_vocabulary_is_trained_on(tmp_path, text, command):  # noqa: F8
     assert load(tmp_path / "run").config.vocab_size == 300
 
 
-def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, text, monkeypatch):  # noqa: F811
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, text, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -405,7 +408,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, text, monkeypatch): 
 
 
 @pytest.mark.slow
-def test_signals_in_a_real_process(tmp_path, text):  # noqa: F811
+def test_signals_in_a_real_process(tmp_path, text):
     """Each of them while it trains, and the next on the run resumed."""
     out = tmp_path / "run"
     args = ["--text", str(text), "--out", str(out), *SMALL, "--epochs", "100000"]
@@ -424,7 +427,7 @@ def test_signals_in_a_real_process(tmp_path, text):  # noqa: F811
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
-def test_a_save_without_room_says_what_can_be_resumed(tmp_path, text, monkeypatch):  # noqa: F811
+def test_a_save_without_room_says_what_can_be_resumed(tmp_path, text, monkeypatch):
     """The safetensors library has words of its own for a disk that is full."""
     import resource
 

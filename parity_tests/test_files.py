@@ -1,4 +1,4 @@
-"""numpy_gpt.files: a file is found in the first place that holds it, and nothing unverified is used or kept."""
+"""io.finding: a file is found in the first place that holds it, and nothing unverified is used or kept."""
 
 import errno
 import hashlib
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from numpy_gpt import files, network
 from numpy_gpt.data import rereadable
 from numpy_gpt.errors import InputError
+from numpy_gpt.io import finding, network
 from numpy_gpt.tokenizer import _gpt2, get_encoding
-from parity_tests.web import HANG, Ranged, Redirect, Web
+from parity_tests.judge.web import HANG, Ranged, Redirect, Web
 
 URL = "https://example.org/folder/thing.bin"
 CONTENT = b"the thing itself" * 500
@@ -28,7 +28,7 @@ def web(monkeypatch):
 
 
 def find(places, store):
-    return files.find("the thing", SHA256, places, URL, store, "do this")
+    return finding.find("the thing", SHA256, places, URL, store, "do this")
 
 
 def place(path, content=CONTENT):
@@ -169,12 +169,12 @@ def test_without_a_data_folder_there_are_words(monkeypatch, value):
     monkeypatch.delenv("NUMPY_GPT_DATA", raising=False)
     if value is not None:
         monkeypatch.setenv("NUMPY_GPT_DATA", value)
-    assert files.data_folder_file("a/b") == "$NUMPY_GPT_DATA is not set"
+    assert finding.data_folder_file("a/b") == "$NUMPY_GPT_DATA is not set"
 
 
 def test_the_data_folder_is_the_variable(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMPY_GPT_DATA", str(tmp_path))
-    assert files.data_folder_file("a/b") == tmp_path / "a" / "b"
+    assert finding.data_folder_file("a/b") == tmp_path / "a" / "b"
 
 
 @pytest.fixture(params=["none usable", "full"])

@@ -11,18 +11,8 @@ import pytest
 
 from numpy_gpt import files
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import (
-    HOST,
-    being_written,
-    flush,
-    lock,
-    new_folder,
-    partial_folder,
-    replacing,
-    sweep,
-    taken,
-    unlock,
-)
+from numpy_gpt.files import HOST, being_written, flush, lock, partial_folder, replacing, sweep, unlock
+from numpy_gpt.io.folders import new_folder, taken
 
 
 def content(place):

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_model
 
@@ -13,23 +12,12 @@ from numpy_gpt import GPT, GPTConfig, load, save
 from numpy_gpt.errors import InputError
 from numpy_gpt.parameters import parameter_shapes
 from numpy_gpt.weights.source import open_source
-from parity_tests.gpt2_files import SIZES, gpt2_logits, gpt2_tensors, huggingface_folder
-from parity_tests.test_weights import TOKENS, check_logits, model_of, run
-from torch_gpt.cli import main as torch_main
+from parity_tests.judge.foreign import mingpt_state, named, run_torch
+from parity_tests.judge.gpt2_files import SIZES, gpt2_logits, gpt2_tensors, huggingface_folder
+from parity_tests.judge.weights import TOKENS, check_logits, model_of, run
 from torch_gpt.weights import read_pth
 
 CONFIG = GPTConfig(11, 6, 8, 4, 2, qkv_bias=False)
-
-
-def run_torch(*args, code=0):
-    result = CliRunner().invoke(torch_main, [str(a) for a in args])
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-def named(tensors):
-    """As transformers names them."""
-    return {name if name == "lm_head.weight" else f"transformer.{name}": array for name, array in tensors.items()}
 
 
 # One name of two
@@ -246,13 +234,6 @@ def test_another_programs_model_is_told_the_command_that_takes_it(tmp_path):
 
 
 # minGPT, Lightning
-
-
-def mingpt_state(tensors):
-    """Its state_dict: torch's layout, masks, and a head of its own."""
-    turned = {n: torch.from_numpy((a.T if a.ndim == 2 and n[0] == "h" else a).copy()) for n, a in tensors.items()}
-    state = named(turned)
-    return state | {f"transformer.h.{i}.attn.bias": torch.ones(6, 6).tril().view(1, 1, 6, 6) for i in range(2)}
 
 
 def test_mingpts_file_comes_in_as_mingpts(tmp_path):

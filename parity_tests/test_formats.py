@@ -17,11 +17,11 @@ from safetensors.numpy import save_file
 
 from numpy_gpt import GPT, load
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import read_json
+from numpy_gpt.io.bounded_json import read_json
 from numpy_gpt.weights.source import open_source
-from parity_tests.gpt2_files import gpt2_logits, gpt2_tensors
-from parity_tests.test_foreign import mingpt_state, named, run_torch
-from parity_tests.test_weights import FIXTURE, TOKENS, check_logits
+from parity_tests.judge.foreign import mingpt_state, named, run_torch
+from parity_tests.judge.gpt2_files import gpt2_logits, gpt2_tensors
+from parity_tests.judge.weights import FIXTURE, TOKENS, check_logits
 from torch_gpt.weights import read_pth
 
 

@@ -8,9 +8,10 @@ import torch
 
 from numpy_gpt import AdamW, GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.run import Run, for_tiny
+from numpy_gpt.runs.folder import Run
+from numpy_gpt.runs.settings import for_tiny
 from numpy_gpt.train import Position
-from parity_tests.fuzz import reseal_run
+from parity_tests.tools.fuzz import reseal_run
 from torch_gpt.train import TorchLearner
 
 COUNTERS = {

@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from safetensors.numpy import load_file
 
 from numpy_gpt import GPT, GPTConfig, load, save
-from numpy_gpt.cli import main
+from numpy_gpt.cli.main import main
 from numpy_gpt.tokenizer import encode, get_encoding, vocabulary_files
-from parity_tests import compare, strategies, tokenizers_judge
-from parity_tests.compare import check
-from parity_tests.gpt2_files import SIZES, gpt2_tensors, huggingface_folder
-from parity_tests.strategies import ModelCase
-from parity_tests.test_model import VARIANTS, check_gradients, check_loss, reject_cancelled
-from parity_tests.test_weights import FIXTURE, check_logits, model_of, openai_tensors, run
+from parity_tests.judge import compare, strategies
+from parity_tests.judge import tokenizers as tokenizers_judge
+from parity_tests.judge.compare import check
+from parity_tests.judge.gpt2_files import SIZES, gpt2_tensors, huggingface_folder
+from parity_tests.judge.models import VARIANTS, check_gradients, check_loss, reject_cancelled
+from parity_tests.judge.strategies import ModelCase
+from parity_tests.judge.weights import FIXTURE, check_logits, model_of, openai_tensors, run
 
 pytestmark = pytest.mark.slow
 

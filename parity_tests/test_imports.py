@@ -15,11 +15,24 @@ ARROWS = {  # who may import whom; a test may import what it tests
     "benchmarks": {"numpy_gpt", "torch_gpt", "benchmarks"},
     "parity_tests": set(FOLDERS),
 }
-MATHS = ("ops", "model", "block", "optim", "random", "box_muller")  # block is half of what model was
+ROOMS = {  # of each folder, from the lowest floor up; a module may import its own room and those below it
+    "numpy_gpt": (
+        *("typing", "errors", "config", "plain", "files", "io", "parallel", "random", "ops", "parameters", "block"),
+        *("model", "optim", "decoding", "encodings", "tokenizer", "data", "train", "console", "weights", "runs"),
+        *("book", "cli", "__main__"),
+    ),
+    "torch_gpt": ("model", "weights", "train", "chapter5", "cli", "__main__"),
+    "benchmarks": (
+        *("environment", "machine", "timing", "results", "contenders", "settings", "jobs", "peak_memory", "measure"),
+        *("compare", "cli", "__main__"),
+    ),
+    "parity_tests": ("profiles", "judge", "tools", "__main__", "conftest", "test_"),
+}
+MATHS = ("ops", "model", "block", "optim", "random", "plain", "parallel", "decoding")
 REFERENCE_NEEDS = (  # all that torch_gpt may have of numpy_gpt: names, settings, texts, commands, and no arithmetic
-    *(f"numpy_gpt.{part}" for part in ("cli", "cli_weights", "config", "errors", "flags", "formats")),
-    *(f"numpy_gpt.{part}" for part in ("moments", "outermost", "paths", "run", "typing", "weights")),
-    "numpy_gpt.chapter5.replay",  # the order of the chapter; the arithmetic is its argument
+    *(f"numpy_gpt.{part}" for part in ("cli", "config", "errors", "io", "runs.settings", "typing", "weights")),
+    "numpy_gpt.parameters.check_state",  # what an optimiser's state may hold
+    "numpy_gpt.book.chapter5.replay",  # the order of the chapter; the arithmetic is its argument
     "numpy_gpt.train.check_finite_step",  # of a loss and a norm that torch has computed: a comparison and a sentence
 )
 
@@ -61,6 +74,64 @@ def test_arrows_between_the_folders_run_one_way(folder):
     assert not found, found
 
 
+def room(folder, name):
+    """The number of a module's floor; the folder's own __init__ may import all."""
+    rooms, parts = ROOMS[folder], name.split(".")
+    if len(parts) == 1:
+        return len(rooms)
+    return next(
+        i for i, each in enumerate(rooms) if parts[1] == each or (each == "test_" and parts[1].startswith(each))
+    )
+
+
+def arrows(folder):
+    """(module, module of the same folder that it imports, line) for every import, inside functions too."""
+    known = dict(modules(folder))
+    for name, path in known.items():
+        for what, line in imports(name, path):
+            target = next((t for t in (what, what.rpartition(".")[0]) if t in known), None)
+            if target not in (None, name):
+                yield name, target, line
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_arrow_points_upwards(folder):
+    up = [
+        f"{name}:{line} imports {target}"
+        for name, target, line in arrows(folder)
+        if room(folder, target) > room(folder, name) and target != folder
+    ]
+    assert not up, up
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_module_imports_itself_through_others(folder):
+    ahead = {}
+    for name, target, _ in arrows(folder):
+        if target != folder:
+            ahead.setdefault(name, set()).add(target)
+    done, path = set(), []
+
+    def walk(name):
+        assert name not in path, " imports ".join([*path[path.index(name) :], name])
+        if name not in done:
+            path.append(name)
+            for target in sorted(ahead.get(name, ())):
+                walk(target)
+            path.pop()
+            done.add(name)
+
+    for name in sorted(ahead):
+        walk(name)
+    assert done, "this test sees no imports at all"
+
+
+def test_no_test_is_imported():
+    for folder in FOLDERS:
+        found = complaints(folder, lambda what: what.startswith("parity_tests.test_"))
+        assert not found, found
+
+
 def test_numpy_gpt_never_imports_torch():
     """Not inside a function either."""
     found = complaints("numpy_gpt", lambda what: within(what, "torch"))
@@ -81,19 +152,20 @@ def test_the_reference_uses_none_of_the_maths_it_judges():
         ".GPT",
         ".ops.gelu",
         ".decoding.softmax",
-        ".learner.NumpyLearner",
-        ".chapter5.NumpyChapter",
-        ".sums",
+        ".runs.learner.NumpyLearner",
+        ".book.chapter5.NumpyChapter",
+        ".parallel.sums",
+        ".parameters.initial_parameters",
     ):
         assert of_the_maths(f"numpy_gpt{part}"), part
     unused = [name for name in REFERENCE_NEEDS if not complaints("torch_gpt", lambda what, n=name: within(what, n))]
     assert not unused, f"torch_gpt does not need {unused}"
-    for part in MATHS[:2]:
+    for part in MATHS:
         assert (ROOT / "numpy_gpt" / part).exists() or (ROOT / "numpy_gpt" / f"{part}.py").exists(), f"{part} has moved"
 
 
 def test_operations_know_neither_each_other_nor_names_nor_configurations():
-    wrong = [f"numpy_gpt.{part}" for part in ("config", *MATHS)]
+    wrong = [f"numpy_gpt.{part}" for part in {"config", "parameters", *MATHS} - {"parallel"}]
     found = complaints("numpy_gpt/ops", lambda what: within(what, *wrong))
     assert not found, found
     assert len(list(modules("numpy_gpt/ops"))) > 7, "the operations have moved"
@@ -121,10 +193,10 @@ def test_the_optimiser_knows_no_model():
 
 
 def test_every_draw_comes_from_a_generator():
-    """np.random in random.py only, where it is the engine; and the standard library's random nowhere."""
+    """np.random in generator.py only, where it is the engine; and the standard library's random nowhere."""
     found = complaints("numpy_gpt", lambda what: within(what, "random", "secrets", "numpy.random"))
     for _, path in modules("numpy_gpt"):
-        if path.name == "random.py":
+        if path.name == "generator.py":
             continue
         for node in ast.walk(ast.parse(path.read_text(), path)):
             if isinstance(node, ast.Attribute) and node.attr == "random" and ast.unparse(node.value) in ("np", "numpy"):

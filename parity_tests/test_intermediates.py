@@ -7,11 +7,11 @@ from hypothesis import example, given, settings
 
 from numpy_gpt import GPTConfig
 from numpy_gpt.ops import gelu
-from parity_tests import compare, strategies
-from parity_tests.museum import DK, DROPPED, ONE_ROW, UNTIED, around, dv_before_dropout, layernorm_without
-from parity_tests.strategies import ModelCase
-from parity_tests.test_model import DROP_RATES, RecordedMasks, dropout_factors, reject_cancelled, reject_certain
-from parity_tests.trace import check_traces, numpy_trace, steps, torch_trace
+from parity_tests.judge import compare, strategies
+from parity_tests.judge.models import DROP_RATES, RecordedMasks, dropout_factors, reject_cancelled, reject_certain
+from parity_tests.judge.strategies import ModelCase
+from parity_tests.judge.trace import check_traces, numpy_trace, steps, torch_trace
+from parity_tests.tools.museum import DK, DROPPED, ONE_ROW, UNTIED, around, dv_before_dropout, layernorm_without
 from torch_gpt.model import from_params
 
 

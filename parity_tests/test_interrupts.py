@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from numpy_gpt import cli_weights, files, run
-from numpy_gpt.random import Generator
+from numpy_gpt import files
+from numpy_gpt.cli import weights as cli_weights
+from numpy_gpt.random.generator import Generator
+from numpy_gpt.runs import folder as run
 from numpy_gpt.weights.checkpoint import save_params
 from parity_tests.__main__ import main
-from parity_tests.chains import Chains
-from parity_tests.file_operations import watched
-from parity_tests.interrupts import LONG, do, plan
-from parity_tests.races import Races
-from parity_tests.saves import Saves
-from parity_tests.trials import DifferentError, command
+from parity_tests.tools.chains import Chains
+from parity_tests.tools.file_operations import watched
+from parity_tests.tools.interrupts import LONG, do, plan
+from parity_tests.tools.races import Races
+from parity_tests.tools.saves import Saves
+from parity_tests.tools.trials import DifferentError, command
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_an_error_that_ends_in_a_traceback_is_noticed(saves, monkeypatch):
         except OSError as error:
             raise RuntimeError("nobody has foreseen this") from error
 
-    monkeypatch.setattr(run, "_written", unworded)
+    monkeypatch.setattr(run, "written", unworded)
     number = operation(saves, "resumed", "replace run/run.json")
     with pytest.raises(DifferentError, match="the command ends with"):
         saves.trial(f"errors resumed {number} ENOSPC once")
@@ -136,7 +138,7 @@ def test_a_failing_command_that_removes_what_others_made_is_noticed(races, monke
         monkeypatch.setattr("numpy_gpt.weights.download.fetch_gpt2", fetch)
         yield
 
-    monkeypatch.setattr("parity_tests.races.download_that_ends", removing)
+    monkeypatch.setattr("parity_tests.tools.races.download_that_ends", removing)
     with pytest.raises(DifferentError, match="missing"):
         races.trial("races failing_download 1")
 

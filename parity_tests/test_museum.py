@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from numpy_gpt import GPT, AdamW
-from parity_tests import compare, test_model
 from parity_tests.__main__ import PAGE
-from parity_tests.exhibition import naive_verdict
-from parity_tests.museum import (
+from parity_tests.judge import compare, models
+from parity_tests.tools.exhibition import naive_verdict
+from parity_tests.tools.museum import (
     DK,
     DROPPED,
     FAULTS,
@@ -79,7 +79,7 @@ from dataclasses import replace
 from parity_tests import profiles
 profiles.load(expect_failure=True)
 from numpy_gpt.ops import linear
-from parity_tests import exhibition, museum
+from parity_tests.tools import exhibition, museum
 
 def applied_once(monkeypatch):
     monkeypatch.undo()
@@ -148,7 +148,7 @@ def test_the_models_check_shows_where_a_gradient_goes_wrong(apply, case, first, 
     """The last block is where the backward pass begins: what lies above the fault there is right, and not blamed."""
     apply(monkeypatch)
     with pytest.raises(AssertionError) as error:
-        test_model.check_model(case)
+        models.check_model(case)
     message, last = str(error.value), f"d trf_blocks.{case.config.n_layers - 1}."
     assert f"{last}{first}[" in message
     assert "d tok_emb.weight[" in message, "what lies below is wrong too"
@@ -178,7 +178,7 @@ def test_the_float32_rule_sees_a_four_digit_constant(monkeypatch):
     """√(2/π) off by 2e-5 of itself, and the loss by far less: under a tolerance of 1e-4 nobody would know."""
     gelu_with(tanh_cdf(0.044715, 0.7979))(monkeypatch)
     with pytest.raises(AssertionError, match=r"float32 worse than torch's: .*'logits'"):
-        test_model.check_float32(map(test_model.float32_case, range(32)))
+        models.check_float32(map(models.float32_case, range(32)))
 
 
 def test_the_float32_rule_sees_a_nan_in_the_first_block_alone(monkeypatch):
@@ -191,9 +191,9 @@ def test_the_float32_rule_sees_a_nan_in_the_first_block_alone(monkeypatch):
         return loss, grads
 
     monkeypatch.setattr(GPT, "loss_and_grads", wrong)
-    cases = [case for case in map(test_model.float32_case, range(8)) if case.config.n_layers > 1]
+    cases = [case for case in map(models.float32_case, range(8)) if case.config.n_layers > 1]
     with pytest.raises(AssertionError, match=r"float32 worse than torch's: \{'d trf_blocks\.\*\.norm1\.scale': nan\}"):
-        test_model.check_float32(cases)
+        models.check_float32(cases)
 
 
 # The judge itself

@@ -1,4 +1,4 @@
-"""numpy_gpt.network: what the environment says of proxies and certificates is told where it cannot be used."""
+"""numpy_gpt.io.network: what the environment says of proxies and certificates is told where it cannot be used."""
 
 import socket
 import subprocess
@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from numpy_gpt.network import NetworkError, ask
-from parity_tests.web import PROXIES
+from numpy_gpt.io.network import NetworkError, ask
+from parity_tests.judge.web import PROXIES
 
 URL = "https://first.example/thing"
 BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numpy_gpt import threads
 from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
-from parity_tests import strategies
-from parity_tests.compare import check_exact
-from parity_tests.operations import OPERATIONS, check_operation, our_answer
-from parity_tests.strategies import OperationCase
+from numpy_gpt.parallel import threads
+from parity_tests.judge import strategies
+from parity_tests.judge.compare import check_exact
+from parity_tests.judge.operations import OPERATIONS, check_operation, our_answer
+from parity_tests.judge.strategies import OperationCase
 
 
 @given(case=strategies.linear_cases())

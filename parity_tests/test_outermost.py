@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,11 @@ import pytest
 
 from benchmarks.cli import main as benchmarks_main
 from numpy_gpt import GPT, GPTConfig, load, save
-from numpy_gpt.cli import main
+from numpy_gpt.cli.main import main
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
-from numpy_gpt.outermost import outermost
-from numpy_gpt.run import Run
+from numpy_gpt.io.outermost import outermost
+from numpy_gpt.runs.losses import Losses
 from parity_tests.__main__ import main as parity_main
 from torch_gpt.cli import main as torch_main
 
@@ -87,7 +88,7 @@ def reported(tmp_path_factory, text):
     ("group", "stream"), [*(("numpy-gpt", stream) for stream in STREAMS), ("torch-gpt", "a full disk")]
 )
 def test_a_run_whose_report_cannot_be_written_ends_and_is_saved(monkeypatch, tmp_path, text, reported, group, stream):
-    monkeypatch.setattr(Run, "plot", lambda run, _: run.folder / "losses.png")  # matplotlib's second
+    monkeypatch.setattr(Losses, "plot", lambda losses, _: losses.file.with_suffix(".png"))  # matplotlib's second
     args = ["pretrain", "--text", text, "--out", tmp_path / "quiet", *SMALL]
     code, errors = run(monkeypatch, *args, stdout=STREAMS[stream](), group=GROUPS[group])
     assert code == 0
@@ -178,7 +179,7 @@ def failing_inside(monkeypatch, error):
     def describe(*_):
         raise error
 
-    monkeypatch.setattr("numpy_gpt.cli.describe", describe)
+    monkeypatch.setattr(import_module("numpy_gpt.cli.main"), "describe", describe)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_too_little_memory_is_said_with_what_is_needed(monkeypatch, tmp_path, te
         raise error
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("numpy_gpt.learner.GPT", no_memory)
+    monkeypatch.setattr("numpy_gpt.runs.learner.GPT", no_memory)
     args = ["pretrain", "--text", text, "--out", tmp_path / "run", *SMALL]
     code, errors = run(monkeypatch, *args, stdout=io.StringIO())
     size = sum(p.size for p in GPT(GPTConfig(257, 16, emb_dim=128, n_heads=4, n_layers=2)).params.values())
@@ -340,8 +341,8 @@ def test_chapter5_advises_only_what_it_can_use(monkeypatch, tmp_path):
 ENDED = """
 import signal, sys
 from pathlib import Path
-from numpy_gpt.files import new_folder
-from numpy_gpt.outermost import outermost
+from numpy_gpt.io.folders import new_folder
+from numpy_gpt.io.outermost import outermost
 with outermost():
     with new_folder(Path(sys.argv[1], "new")) as folder:
         (folder / "half").write_bytes(b"half")

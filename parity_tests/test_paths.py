@@ -3,20 +3,21 @@
 import errno
 import os
 import threading
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from numpy_gpt import GPT, GPTConfig, data, load, save
-from numpy_gpt.cli import main
+from numpy_gpt.cli.main import main
 from numpy_gpt.data import load_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.paths import absolute, check_readable, kind_of
+from numpy_gpt.io.paths import absolute, check_readable, kind_of
 from numpy_gpt.tokenizer import get_encoding
 from numpy_gpt.weights.checkpoint import find_model
 from numpy_gpt.weights.source import open_source
-from parity_tests.test_pretrain import check_refused
+from parity_tests.judge.runs import check_refused
 from torch_gpt.cli import main as torch_main
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
@@ -103,7 +104,7 @@ def test_an_error_of_the_disk_that_nothing_foresees_is_one_sentence(monkeypatch,
     def broken(*args):
         raise OSError(code, os.strerror(code), "/somewhere/file")
 
-    monkeypatch.setattr("numpy_gpt.cli.load", broken)
+    monkeypatch.setattr(import_module("numpy_gpt.cli.main"), "load", broken)
     check_refused(
         invoke("generate", checkpoint, "hello"), f"/somewhere/file cannot be used ({os.strerror(code)}): {fix}"
     )
@@ -254,7 +255,7 @@ def test_no_flag_takes_what_is_no_finite_number(tmp_path, checkpoint, command, v
 def test_every_float_and_count_is_of_the_shared_types():
     """So that a new flag is not forgotten. A seed may be any int, and Generator judges it."""
     from benchmarks.cli import main as benchmarks_main
-    from numpy_gpt.flags import Count, Finite
+    from numpy_gpt.cli.flags import Count, Finite
 
     for group in (main, torch_main, benchmarks_main):
         for command in group.commands.values():
@@ -312,7 +313,7 @@ def test_a_run_of_more_steps_than_a_list_holds_begins(tmp_path, monkeypatch, com
         if step.step == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("numpy_gpt.run.Run.append", stop)
+    monkeypatch.setattr("numpy_gpt.runs.losses.Losses.append", stop)
     args = ["--epochs", 10**16, "--max-steps", 2**63 - 1, "--warmup-steps", 10, "--eval-freq", 2, "--eval-iter", 1]
     args += ["--text", text, "--context-length", 16, "--batch-size", 4, "--out", tmp_path / "run"]
     result = invoke("pretrain", *args, command=command)

@@ -7,24 +7,24 @@ import sys
 
 import pytest
 
-from numpy_gpt import GPT, GPTConfig, load, save
-from numpy_gpt.cli import main
-from numpy_gpt.run import Run
-from parity_tests.test_pretrain import invoke, pretrain, rows, text  # noqa: F401 (text: a fixture)
+from numpy_gpt import load
+from numpy_gpt.cli.main import main
+from numpy_gpt.runs.losses import Losses
+from parity_tests.judge.runs import invoke, pretrain, rows
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="FIFOs are POSIX's"),
     pytest.mark.usefixtures("brief_runs"),
 ]
 
-PLOT = Run.plot
+PLOT = Losses.plot
 
 HANG = 120
 """Seconds after which a process is taken for hung: a hundred times what it takes."""
 
 READERS = {
     "run.json": "Run.open(path.parent)",
-    "losses.csv": "Run(path.parent, Settings()).losses()",
+    "losses.csv": "Run(path.parent, Settings()).losses.read()",
     "model.safetensors": "read_tensors(path)",
     "index.json": "read_json(path)",
     "story.txt": "find('the story', '0' * 64, [path], 'http://127.0.0.1:9/', None, 'give another')",
@@ -36,10 +36,12 @@ READ_ALL = f"""
 import os, sys
 from pathlib import Path
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import find, read_json
-from numpy_gpt.formats import kind_of_file
-from numpy_gpt.run import Run, Settings
-from numpy_gpt.transfer import _Part
+from numpy_gpt.io.bounded_json import read_json
+from numpy_gpt.io.finding import find
+from numpy_gpt.io.formats import kind_of_file
+from numpy_gpt.runs.folder import Run
+from numpy_gpt.runs.settings import Settings
+from numpy_gpt.weights.transfer import _Part
 from numpy_gpt.weights.tensors import read_tensors
 from torch_gpt.weights import read_pth
 folder = Path(sys.argv[1])
@@ -76,19 +78,15 @@ def test_a_fifo_named_as_a_partial_folder_is_left_alone(tmp_path):
     """Whoever saves sweeps what killed processes left, and looks at nothing but folders."""
     os.mkfifo(tmp_path / ".model.safetensors.1-0.partial")
     (tmp_path / ".model.safetensors.1-1.partial").symlink_to(tmp_path)
-    code = "from parity_tests.test_pipes import saved; import sys; saved(sys.argv[1])"
+    code = "from parity_tests.judge.runs import saved; import sys; saved(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=HANG)
     assert len(list(tmp_path.glob(".*partial"))) == 2
     assert load(tmp_path).config.emb_dim == 8
 
 
-def saved(folder):
-    save(GPT(GPTConfig(7, 4, emb_dim=8, n_heads=2, n_layers=1)), folder)
-
-
-def test_the_plot_replaces_what_lies_in_its_place(tmp_path, text, monkeypatch):  # noqa: F811
+def test_the_plot_replaces_what_lies_in_its_place(tmp_path, text, monkeypatch):
     """Drawn aside and renamed: a FIFO would be waited for, and a file that a link names would be overwritten."""
-    monkeypatch.setattr(Run, "plot", PLOT)  # which brief_runs leave out
+    monkeypatch.setattr(Losses, "plot", PLOT)  # which brief_runs leave out
     mine = tmp_path / "mine.png"
     mine.write_bytes(b"mine")
     out = tmp_path / "run"
@@ -103,22 +101,22 @@ def test_the_plot_replaces_what_lies_in_its_place(tmp_path, text, monkeypatch): 
     assert (tmp_path / "snapshot.png").read_bytes() == before != (out / "losses.png").read_bytes()
 
 
-def test_losses_that_were_removed_begin_a_table_again(tmp_path, text, monkeypatch):  # noqa: F811
-    out, append = tmp_path / "run", Run.append
+def test_losses_that_were_removed_begin_a_table_again(tmp_path, text, monkeypatch):
+    out, append = tmp_path / "run", Losses.append
 
     def removed_first(run, step, seconds):
         if step.step == 2:
             (out / "losses.csv").unlink()
         append(run, step, seconds)
 
-    monkeypatch.setattr(Run, "append", removed_first)
+    monkeypatch.setattr(Losses, "append", removed_first)
     pretrain(main, text, out, "--max-steps", 5)
     assert [row["step"] for row in rows(out)] == ["2", "4"]
     assert invoke(main, "pretrain", "--resume", out, "--max-steps", 6).exit_code == 0
 
 
-def test_a_run_whose_losses_became_a_device_is_saved(tmp_path, text, monkeypatch):  # noqa: F811
-    out, append = tmp_path / "run", Run.append
+def test_a_run_whose_losses_became_a_device_is_saved(tmp_path, text, monkeypatch):
+    out, append = tmp_path / "run", Losses.append
 
     def replaced_first(run, step, seconds):
         if step.step == 2:
@@ -126,7 +124,7 @@ def test_a_run_whose_losses_became_a_device_is_saved(tmp_path, text, monkeypatch
             (out / "losses.csv").symlink_to("/dev/zero")
         append(run, step, seconds)
 
-    monkeypatch.setattr(Run, "append", replaced_first)
+    monkeypatch.setattr(Losses, "append", replaced_first)
     flags = ["--context-length", 16, "--batch-size", 4, "--eval-freq", 2, "--eval-iter", 2, "--max-steps", 5]
     result = invoke(main, "pretrain", "--text", text, "--out", out, *flags)
     assert (result.exit_code, "losses.csv cannot be read as a table of losses" in result.output) == (2, True)

@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 
 from numpy_gpt import GPT, Generator, GPTConfig, generate, plain
 from numpy_gpt.block import Dropout
-from parity_tests import compare, strategies
-from parity_tests.compare import check, check_exact, recorded_for
-from parity_tests.operations import OPERATIONS, check_operation, check_tensor, in_place, names, our_answer
-from parity_tests.strategies import SEEDS, ModelCase, OperationCase
-from parity_tests.test_model import (
+from parity_tests.judge import compare, strategies
+from parity_tests.judge.compare import check, check_exact, recorded_for
+from parity_tests.judge.models import (
     DROP_RATES,
     SMALL,
     VARIANTS,
@@ -34,7 +32,9 @@ from parity_tests.test_model import (
     reject_cancelled,
     torch_logits,
 )
-from parity_tests.test_optim import check_adamw, check_trajectory
+from parity_tests.judge.operations import OPERATIONS, check_operation, check_tensor, in_place, names, our_answer
+from parity_tests.judge.strategies import SEEDS, ModelCase, OperationCase
+from parity_tests.judge.training import check_adamw, check_trajectory
 from torch_gpt.model import from_params
 
 

@@ -1,6 +1,5 @@
 """The job from end to end, through the commands: both backends, resuming, stopping, and what is refused."""
 
-import csv
 import os
 import re
 import signal
@@ -12,42 +11,17 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
 from numpy_gpt import GPT, Generator, GPTConfig, load, save
-from numpy_gpt.cli import main as numpy_main
-from numpy_gpt.run import COLUMNS, Run, Settings
+from numpy_gpt.cli.main import main as numpy_main
+from numpy_gpt.runs.losses import COLUMNS, Losses
+from numpy_gpt.runs.settings import Settings
 from numpy_gpt.weights.checkpoint import load_training
+from parity_tests.judge.runs import SMALL, check_refused, invoke, pretrain, rows, snapshot
 from torch_gpt.cli import main as torch_main
 from torch_gpt.train import choose_device, learning_rates
 
 brief = pytest.mark.usefixtures("brief_runs")
-
-SMALL = ["--context-length", "16", "--batch-size", "4", "--stride", "16", "--eval-freq", "2", "--eval-iter", "2"]
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory):
-    """A text of 2,000 characters with something to learn: 28 windows of 16 bytes an epoch, 7 steps."""
-    words = np.random.default_rng(1).choice(["the ", "model ", "learns ", "a ", "word\n"], 400)
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text("".join(words)[:500])
-    return path
-
-
-def invoke(command, *args):
-    return CliRunner().invoke(command, [str(a) for a in args])
-
-
-def pretrain(command, text, out, *args):
-    result = invoke(command, "pretrain", "--text", text, "--out", out, *SMALL, *args)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def rows(out):
-    with (out / "losses.csv").open(newline="") as f:
-        return list(csv.DictReader(f))
 
 
 def losses(out):
@@ -138,7 +112,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, text, command, stop):
     # the cosine's end follows the number of steps, so the run is stopped as Ctrl-C does, not by --max-steps
     out = tmp_path / "parts"
 
-    real = Run.append
+    real = Losses.append
 
     def stopping(self, step, seconds):
         real(self, step, seconds)
@@ -146,7 +120,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, text, command, stop):
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "append", stopping)
+        patch.setattr(Losses, "append", stopping)
         result = invoke(command, "pretrain", "--text", text, "--out", out, *SMALL, *flags)
     assert result.exit_code == 130, result.output
     assert f"Resume with: --resume {out}" in result.output
@@ -309,19 +283,6 @@ def bad_place(tmp_path_factory, text):
     (place / "other" / "precious").write_text("keep me")
     pretrain(numpy_main, text, place / "run", "--max-steps", 1)
     return place
-
-
-def snapshot(place):
-    return {p: p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
-
-
-def check_refused(result, message):
-    assert result.exit_code == 2, result.output
-    assert message in result.output
-    last = result.output.strip().splitlines()[-1]
-    assert last.startswith("Error: ")
-    assert "Traceback" not in result.output
-    assert result.stdout == "", "nothing may look as if it had begun"
 
 
 @pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])

@@ -15,9 +15,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from numpy_gpt import box_muller, random
 from numpy_gpt.errors import InputError
-from numpy_gpt.random import Generator
+from numpy_gpt.random import box_muller
+from numpy_gpt.random import generator as random
+from numpy_gpt.random.generator import Generator
 from parity_tests import profiles
 
 BLOCK = random._BLOCK

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from numpy_gpt import GPT
 from numpy_gpt.ops import gelu
 from parity_tests.__main__ import main
-from parity_tests.operations import OPERATIONS
-from parity_tests.report import model_rows, operation_rows, worst_rows
+from parity_tests.judge.operations import OPERATIONS
+from parity_tests.tools.report import model_rows, operation_rows, worst_rows
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,8 +89,8 @@ def test_a_nan_is_the_worst_of_all(monkeypatch, dtype):
 
 FAILING = """
 import numpy as np
-from parity_tests.compare import check_exact
-from parity_tests.operations import check_tensor
+from parity_tests.judge.compare import check_exact
+from parity_tests.judge.operations import check_tensor
 
 def test_of_a_name_that_takes_all_of_the_width_of_a_terminal_of_eighty_columns():
     check_tensor("gelu.y", np.ones(3), np.array([1, 2.0, 1]), 1.0)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from numpy_gpt import load
-from numpy_gpt.cli import main
-from numpy_gpt.run import Run
+from numpy_gpt.cli.main import main
+from numpy_gpt.runs.folder import Run
 from numpy_gpt.weights.checkpoint import load_training, read_header
 from numpy_gpt.weights.tensors import write_tensors
-from parity_tests.test_checkpoint import check_same_bits, room_for
-from parity_tests.test_pretrain import SMALL, check_refused, invoke, pretrain, snapshot, text  # noqa: F401 (text: a fixture)
+from parity_tests.judge.checkpoints import check_same_bits, room_for
+from parity_tests.judge.runs import SMALL, check_refused, invoke, pretrain, snapshot
 
 pytestmark = pytest.mark.usefixtures("brief_runs")
 
@@ -30,7 +30,7 @@ def step_of(folder):
     return int(load_training(folder)["loop.counters"][0])
 
 
-def test_the_last_saves_are_kept(tmp_path, text):  # noqa: F811
+def test_the_last_saves_are_kept(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 11, "--save-freq", 3, "--keep", 3)
     assert steps(out) == [6, 9, 11]
@@ -46,7 +46,7 @@ def test_the_last_saves_are_kept(tmp_path, text):  # noqa: F811
     assert steps(out) == [13, 14]
 
 
-def test_a_kept_save_is_resumed(tmp_path, text):  # noqa: F811
+def test_a_kept_save_is_resumed(tmp_path, text):
     """Named by its folder; moved by hand into the checkpoint's place; with the checkpoint gone."""
     out = tmp_path / "run"
     flags = ("--save-freq", 2, "--keep", 3, "--drop-rate", 0.1)
@@ -76,7 +76,7 @@ def test_a_kept_save_is_resumed(tmp_path, text):  # noqa: F811
         ]
 
 
-def test_going_back_loses_no_save(tmp_path, text):  # noqa: F811
+def test_going_back_loses_no_save(tmp_path, text):
     """The newest one, of which there is no copy, is kept before an earlier one takes its place."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 4, "--save-freq", 2, "--keep", 3)
@@ -92,7 +92,7 @@ def test_going_back_loses_no_save(tmp_path, text):  # noqa: F811
     assert result.exit_code == 0, result.output
 
 
-def test_a_step_made_again_in_another_way_is_kept_as_it_is_now(tmp_path, text):  # noqa: F811
+def test_a_step_made_again_in_another_way_is_kept_as_it_is_now(tmp_path, text):
     """The learning rate follows the number of steps, so step 3 of a longer run is another."""
     out, flags = tmp_path / "run", ("--save-freq", 1, "--keep", 10)
     pretrain(main, text, out, "--max-steps", 4, "--warmup-steps", 2, *flags)
@@ -110,7 +110,7 @@ def bits(save):
 
 
 @pytest.mark.parametrize("how", ["cp", "link", "link of best", "hard links"])
-def test_a_save_once_made_never_changes(tmp_path, text, how):  # noqa: F811
+def test_a_save_once_made_never_changes(tmp_path, text, how):
     """Whatever is done by hand to the folder checkpoint, and whatever a run writes there afterwards."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 6, "--save-freq", 2, "--keep", 9)
@@ -141,7 +141,7 @@ def test_a_save_once_made_never_changes(tmp_path, text, how):  # noqa: F811
     assert not newest.is_symlink()
 
 
-def test_a_link_to_another_disk_stays(tmp_path, text):  # noqa: F811
+def test_a_link_to_another_disk_stays(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2)
     (out / "checkpoint").rename(tmp_path / "elsewhere")
@@ -151,7 +151,7 @@ def test_a_link_to_another_disk_stays(tmp_path, text):  # noqa: F811
     assert step_of(tmp_path / "elsewhere") == 4
 
 
-def test_a_best_that_cannot_be_judged_stays(tmp_path, text):  # noqa: F811
+def test_a_best_that_cannot_be_judged_stays(tmp_path, text):
     """Of a newer release, damaged, without its loss, over other batches."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2)
@@ -174,7 +174,7 @@ def test_a_best_that_cannot_be_judged_stays(tmp_path, text):  # noqa: F811
 def test_the_best_is_compared_over_the_same_batches(tmp_path):
     """The number of batches of an evaluation is changed; that of the comparison is not."""
     words = np.random.default_rng(1).choice(["the ", "model ", "learns ", "a ", "word\n"], 2000)
-    text = tmp_path / "words.txt"  # noqa: F811
+    text = tmp_path / "words.txt"
     text.write_text("".join(words))
     out = tmp_path / "run"
     flags = ["--lr", 0.05, "--warmup-steps", 0, "--save-freq", 1, "--keep", 30]
@@ -194,7 +194,7 @@ def test_the_best_is_compared_over_the_same_batches(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "notes"])
-def test_a_folder_of_the_users_is_no_save_and_stays(tmp_path, text, content):  # noqa: F811
+def test_a_folder_of_the_users_is_no_save_and_stays(tmp_path, text, content):
     """It has the name that a save would have: that save is not kept, and the run goes on."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2)
@@ -209,7 +209,7 @@ def test_a_folder_of_the_users_is_no_save_and_stays(tmp_path, text, content):  #
     assert steps(out) == [3, 5, 6]
 
 
-def test_a_save_made_read_only_is_kept_for_good(tmp_path, text):  # noqa: F811
+def test_a_save_made_read_only_is_kept_for_good(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 3)
     (out / "checkpoint-000001").chmod(0o555)
@@ -219,7 +219,7 @@ def test_a_save_made_read_only_is_kept_for_good(tmp_path, text):  # noqa: F811
     assert steps(out) == [1, 2, 5, 6]
 
 
-def test_a_save_with_files_of_the_users_in_it_is_kept_for_good(tmp_path, text):  # noqa: F811
+def test_a_save_with_files_of_the_users_in_it_is_kept_for_good(tmp_path, text):
     """Neither pruned nor replaced where its step is made again."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 3, "--save-freq", 1, "--keep", 3, "--drop-rate", 0.1)
@@ -235,7 +235,7 @@ def test_a_save_with_files_of_the_users_in_it_is_kept_for_good(tmp_path, text): 
 
 
 @pytest.mark.parametrize("target", ["checkpoint-000002", "moved/checkpoint-000002", "other/checkpoint", "other/best"])
-def test_a_link_to_a_save_elsewhere_is_not_written_through(tmp_path, text, target):  # noqa: F811
+def test_a_link_to_a_save_elsewhere_is_not_written_through(tmp_path, text, target):
     """To one that was moved away, or to another run's: it becomes a copy, as a link to one of the run's own does."""
     out, save = tmp_path / "run", tmp_path / target
     pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
@@ -256,7 +256,7 @@ def test_a_link_to_a_save_elsewhere_is_not_written_through(tmp_path, text, targe
 
 @pytest.mark.parametrize("name", ["rename", "rmdir", "mkdir"])
 @pytest.mark.parametrize("target", ["checkpoint-", "best"])
-def test_a_copy_that_cannot_be_made_or_removed_ends_no_run(tmp_path, text, monkeypatch, name, target):  # noqa: F811
+def test_a_copy_that_cannot_be_made_or_removed_ends_no_run(tmp_path, text, monkeypatch, name, target):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
     real = getattr(os, name)
@@ -278,7 +278,7 @@ def test_a_copy_that_cannot_be_made_or_removed_ends_no_run(tmp_path, text, monke
     assert load(out / "best")
 
 
-def test_what_lies_in_the_way_of_a_save_is_named(tmp_path, text):  # noqa: F811
+def test_what_lies_in_the_way_of_a_save_is_named(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
     shutil.rmtree(out / "checkpoint")
@@ -288,21 +288,21 @@ def test_what_lies_in_the_way_of_a_save_is_named(tmp_path, text):  # noqa: F811
     assert (out / "checkpoint").read_text() == "mine"
 
 
-def test_the_best_is_no_save_to_resume_from(tmp_path, text):  # noqa: F811
+def test_the_best_is_no_save_to_resume_from(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     result = invoke(main, "pretrain", "--resume", out / "best", "--max-steps", 2)
     check_refused(result, f"is a model without a training state: resume the run with --resume {out}, or begin another")
 
 
-def validation_loss(checkpoint, text):  # noqa: F811
+def validation_loss(checkpoint, text):
     """Of the weights in a checkpoint, on the three windows of the validation text."""
     ids = np.frombuffer(text.read_bytes()[450:], np.uint8).astype(int)
     windows = np.array([ids[i : i + 17] for i in range(0, len(ids) - 16, 16)])
     return float(load(checkpoint).loss(windows[:, :-1], windows[:, 1:]))
 
 
-def test_the_best_is_the_save_with_the_lowest_validation_loss(tmp_path, text, monkeypatch):  # noqa: F811
+def test_the_best_is_the_save_with_the_lowest_validation_loss(tmp_path, text, monkeypatch):
     """Of the very weights that were saved. Learning far too fast, so that it gets worse again."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 12, "--save-freq", 1, "--keep", 20, "--lr", 0.05, "--warmup-steps", 0)
@@ -317,7 +317,7 @@ def test_the_best_is_the_save_with_the_lowest_validation_loss(tmp_path, text, mo
     assert int(read_header(out / "best").about["step"]) == best, "resumed: the best is forgotten"
 
 
-def test_resume_finishes_an_interrupted_save(tmp_path, text):  # noqa: F811
+def test_resume_finishes_an_interrupted_save(tmp_path, text):
     """The process ends between the checkpoint's own save and its becoming the best, or a copy."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 3, "--save-freq", 1, "--keep", 9)
@@ -329,7 +329,7 @@ def test_resume_finishes_an_interrupted_save(tmp_path, text):  # noqa: F811
     assert steps(out) == [0, 1, 2, 3]
 
 
-def test_a_run_gone_back_keeps_what_it_makes_then(tmp_path, text):  # noqa: F811
+def test_a_run_gone_back_keeps_what_it_makes_then(tmp_path, text):
     """The saves of the way that was left are not its last ones, and nobody's own folder is a save."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 8, "--save-freq", 2, "--keep", 4)
@@ -347,7 +347,7 @@ def test_a_run_gone_back_keeps_what_it_makes_then(tmp_path, text):  # noqa: F811
     assert (mine / "notes.txt").read_text() == "mine"
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path, text):  # noqa: F811
+def test_two_processes_do_not_train_in_one_folder(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     with Run.open(out).locked():
@@ -357,7 +357,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, text):  # noqa: F811
     assert invoke(main, "pretrain", "--resume", out, "--max-steps", 2).exit_code == 0
 
 
-def test_a_run_that_ended_before_its_first_save_says_so(tmp_path, text):  # noqa: F811
+def test_a_run_that_ended_before_its_first_save_says_so(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     shutil.rmtree(out / "checkpoint")
@@ -367,7 +367,7 @@ def test_a_run_that_ended_before_its_first_save_says_so(tmp_path, text):  # noqa
     )
 
 
-def test_a_run_carries_its_vocabulary(tmp_path, text):  # noqa: F811
+def test_a_run_carries_its_vocabulary(tmp_path, text):
     """The folder that it came from may go; another vocabulary in its place is another run."""
     words = shutil.copytree(FIXTURE, tmp_path / "words")
     out = tmp_path / "run"
@@ -383,7 +383,7 @@ def test_a_run_carries_its_vocabulary(tmp_path, text):  # noqa: F811
     check_refused(invoke(main, "pretrain", "--resume", out, "--max-steps", 4), "(or the vocabulary) is not the text")
 
 
-def test_a_vocabulary_that_is_gone_is_named(tmp_path, text):  # noqa: F811
+def test_a_vocabulary_that_is_gone_is_named(tmp_path, text):
     out = tmp_path / "run"
     words = shutil.copytree(FIXTURE, tmp_path / "words")
     pretrain(main, text, out, "--max-steps", 1, "--encoding", words)
@@ -396,7 +396,7 @@ def test_a_vocabulary_that_is_gone_is_named(tmp_path, text):  # noqa: F811
 
 
 @pytest.mark.parametrize("content", [None, "", "x", "step\n1\n", "step,epoch\n1,x\n"])
-def test_a_table_of_losses_that_is_gone_or_another_is_named(tmp_path, text, content):  # noqa: F811
+def test_a_table_of_losses_that_is_gone_or_another_is_named(tmp_path, text, content):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     (out / "losses.csv").unlink()
@@ -407,20 +407,20 @@ def test_a_table_of_losses_that_is_gone_or_another_is_named(tmp_path, text, cont
     assert "losses.csv cannot be read as a table of losses" in result.output.splitlines()[-1]
 
 
-def test_a_run_that_saves_has_a_checkpoint_before_its_first_step(tmp_path, text):  # noqa: F811
+def test_a_run_that_saves_has_a_checkpoint_before_its_first_step(tmp_path, text):
     pretrain(main, text, tmp_path / "run", "--max-steps", 1, "--save-freq", 5, "--keep", 9)
     assert steps(tmp_path / "run") == [0, 1]
 
 
-def test_a_row_cut_short_is_left_out(tmp_path, text):  # noqa: F811
+def test_a_row_cut_short_is_left_out(tmp_path, text):
     """As a kill in the middle of a write leaves it; the run resumed has all rows."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 5)
-    want, whole = Run.open(out).losses(), (out / "losses.csv").read_bytes()
+    want, whole = Run.open(out).losses.read(), (out / "losses.csv").read_bytes()
     later = b"6,1,448,5.25,5.5,5.75,0.002,0.25"
     for cut in range(len(later) - 3):
         (out / "losses.csv").write_bytes(whole + later[:cut])
-        assert Run.open(out).losses() == want, f"cut at byte {cut}"
+        assert Run.open(out).losses.read() == want, f"cut at byte {cut}"
     result = invoke(main, "pretrain", "--resume", out)
     assert result.exit_code == 0, result.output
     assert (out / "losses.csv").read_bytes() == whole
@@ -438,7 +438,7 @@ CHANGED, UNUSABLE = "was changed since it was written", "no usable run.json"
         (("{", ""), UNUSABLE),
     ],
 )
-def test_settings_that_were_changed_are_refused(tmp_path, text, damage, message):  # noqa: F811
+def test_settings_that_were_changed_are_refused(tmp_path, text, damage, message):
     """A run.json with another learning rate, or seed, would go on as another run."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
@@ -452,7 +452,7 @@ def test_settings_that_were_changed_are_refused(tmp_path, text, damage, message)
     assert json.loads(before)["settings"]["seed"] == 123
 
 
-def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, text):  # noqa: F811
+def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 3)
     want = load(out).params
@@ -469,7 +469,7 @@ def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, text):  # noqa: F811
     assert step_of(out) == 6
 
 
-def test_a_row_that_cannot_be_appended_is_written_with_the_others(tmp_path, text, monkeypatch):  # noqa: F811
+def test_a_row_that_cannot_be_appended_is_written_with_the_others(tmp_path, text, monkeypatch):
     """An error of the disk, once, half way through the row: it does not end the run, and no row is lost."""
     whole, out = tmp_path / "whole", tmp_path / "run"
     pretrain(main, text, whole, "--max-steps", 5)

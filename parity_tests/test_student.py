@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from numpy_gpt import plain
-from parity_tests import student
 from parity_tests.__main__ import main
-from parity_tests.compare import check_exact
-from parity_tests.operations import OPERATIONS, names
-from parity_tests.snippet import snippet
-from parity_tests.strategies import LAYOUTS, OperationCase
-from parity_tests.student import judge_file
+from parity_tests.judge.compare import check_exact
+from parity_tests.judge.operations import OPERATIONS, names
+from parity_tests.judge.snippet import snippet
+from parity_tests.judge.strategies import LAYOUTS, OperationCase
+from parity_tests.tools import student
+from parity_tests.tools.student import judge_file
 
 ROOT = Path(__file__).parent.parent
 

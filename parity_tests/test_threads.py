@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from numpy_gpt import GPT, AdamW, Generator, GPTConfig, generate, threads
+from numpy_gpt import GPT, AdamW, Generator, GPTConfig, generate
 from numpy_gpt.ops import attention, cross_entropy, gelu, layernorm, linear
-from parity_tests.compare import check_exact
+from numpy_gpt.parallel import threads
+from parity_tests.judge.compare import check_exact
 
 
 @pytest.fixture

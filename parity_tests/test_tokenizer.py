@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from numpy_gpt import tokenizer
+from numpy_gpt.encodings.huggingface import read_tokenizer, tokenizer_files
+from numpy_gpt.encodings.own import own_encoding
+from numpy_gpt.encodings.vocabulary import _merged
 from numpy_gpt.errors import InputError
-from numpy_gpt.own_encoding import own_encoding
 from numpy_gpt.tokenizer import (
     ENCODINGS,
     END_OF_TEXT,
@@ -37,10 +39,8 @@ from numpy_gpt.tokenizer import (
     stream_decode,
     vocabulary_files,
 )
-from numpy_gpt.vocabulary import _merged
-from numpy_gpt.weights.tokenizers import read_tokenizer, tokenizer_files
-from parity_tests import tokenizers_judge
-from parity_tests.web import Web
+from parity_tests.judge import tokenizers as tokenizers_judge
+from parity_tests.judge.web import Web
 
 ADDRESSES = {name: f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}" for name in GPT2_FILES}
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from numpy_gpt import GPT, GPTConfig, load
 from numpy_gpt.errors import InputError
-from parity_tests.gpt2_files import SIZES, gpt2_logits, gpt2_tensors
-from parity_tests.test_weights import TOKENS, check_logits
+from parity_tests.judge.gpt2_files import SIZES, gpt2_logits, gpt2_tensors
+from parity_tests.judge.weights import TOKENS, check_logits
 from torch_gpt.cli import main
 from torch_gpt.model import from_params
 from torch_gpt.weights import read_pth

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,60 +11,15 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from numpy_gpt import GPT, GPTConfig, generate, load, save
-from numpy_gpt.cli import main
+from numpy_gpt.cli.main import main
 from numpy_gpt.errors import InputError
-from numpy_gpt.random import Generator
+from numpy_gpt.random.generator import Generator
 from numpy_gpt.tokenizer import GPT2_FILES, encode, get_encoding, vocabulary_files
 from numpy_gpt.weights.huggingface import write_huggingface
 from numpy_gpt.weights.source import open_source
-from parity_tests import tokenizers_judge
-from parity_tests.gpt2_files import SIZES, gpt2_logits, gpt2_tensors, huggingface_folder
-
-FIXTURE = Path(__file__).parent / "fixtures" / "tiny_gpt2"
-TOKENS = np.array([[1, 5, 0, 10, 3], [2, 2, 9, 4, 7]])
-
-
-def model_of(path, dtype=np.float64):
-    """The model in a folder of somebody else's, in dtype."""
-    source = open_source(path)
-    return GPT.from_params(source.config, {name: tensor.astype(dtype) for name, tensor in source.tensors.items()})
-
-
-def check_logits(got, want):
-    """Within 1e-12 of the largest logit."""
-    error = np.abs(got - want).max() / np.abs(want).max()
-    assert error <= 1e-12, f"logits: {error:.2g} of the largest"
-
-
-def run(*args, code=0):
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-def openai_tensors():
-    """The fixture's variables under Hugging Face's names, read without the table: sorted by name, without gaps."""
-    hparams = json.loads((FIXTURE / "hparams.json").read_text())
-    size = dict(
-        zip(("n_head", "n_layer", "n_embd"), (hparams[k] for k in ("n_head", "n_layer", "n_embd")), strict=True)
-    )
-    tensors = gpt2_tensors(vocab_size=hparams["n_vocab"], n_positions=hparams["n_ctx"], **size)
-    numbers = np.fromfile(FIXTURE / "model.ckpt.data-00000-of-00001", "<f4")
-
-    def variable(name):
-        path, kind = name.rsplit(".", 1)
-        if path in ("wte", "wpe"):
-            return f"model/{path}"
-        last = {"weight": "g" if "ln_" in path else "w", "bias": "b"}[kind]
-        return "model/" + path.replace("h.", "h", 1).replace(".", "/") + "/" + last
-
-    at = 0
-    for name in sorted(tensors, key=variable):
-        size = tensors[name].size
-        tensors[name] = numbers[at : at + size].reshape(tensors[name].shape)
-        at += size
-    assert at == numbers.size
-    return tensors, hparams["n_head"]
+from parity_tests.judge import tokenizers as tokenizers_judge
+from parity_tests.judge.gpt2_files import SIZES, gpt2_logits, gpt2_tensors, huggingface_folder
+from parity_tests.judge.weights import FIXTURE, TOKENS, check_loaded, check_logits, model_of, openai_tensors, run
 
 
 def test_what_tensorflow_wrote_gives_its_logits():
@@ -76,14 +29,6 @@ def test_what_tensorflow_wrote_gives_its_logits():
     check_logits(model(tokens), gpt2_logits(tensors, n_head, tokens))
     assert model.config == GPTConfig(287, 16, 12, 2, 2, drop_rate=0.0, qkv_bias=True, tie_weights=True)
     assert "out_head.weight" not in model.params
-
-
-def check_loaded():
-    """A Hugging Face folder, loaded, answers as GPT-2 does over the tensors in it."""
-    tensors = gpt2_tensors()
-    with tempfile.TemporaryDirectory() as place:
-        model = model_of(huggingface_folder(Path(place), tensors))
-    check_logits(model(TOKENS), gpt2_logits(tensors, SIZES["n_head"], TOKENS))
 
 
 def test_a_loaded_model_answers_as_gpt2():

@@ -1,6 +1,6 @@
 """python -m torch_gpt is torch-gpt."""
 
-from numpy_gpt.outermost import outermost, say
+from numpy_gpt.io.outermost import outermost, say
 
 
 def main() -> None:

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from numpy_gpt.chapter5 import replay
+from numpy_gpt.book.chapter5 import replay
 from numpy_gpt.config import GPTConfig
-from numpy_gpt.run import Settings
+from numpy_gpt.runs.settings import Settings
 from numpy_gpt.typing import Array
 from torch_gpt.train import TorchLearner
 
 
 class TorchChapter(TorchLearner):
-    """The chapter in torch, as the book has it: on the CPU, attention step by step. See numpy_gpt.chapter5.Chapter."""
+    """The chapter in torch, as in the book: on the CPU, attention step by step. See numpy_gpt.book.chapter5.Chapter."""
 
     def __init__(self, config: GPTConfig, settings: Settings, total_steps: int):
         super().__init__(config, settings, total_steps, device=torch.device("cpu"), attention="plain")

@@ -7,9 +7,9 @@ from typing import Any, get_args
 import click
 import torch
 
-from numpy_gpt.cli import Commands, pretrain_options, run_pretrain
-from numpy_gpt.cli_weights import bring_in
-from numpy_gpt.flags import AT_LEAST_1, PATH
+from numpy_gpt.cli.flags import AT_LEAST_1, PATH
+from numpy_gpt.cli.main import Commands, pretrain_options, run_pretrain
+from numpy_gpt.cli.weights import bring_in
 from torch_gpt.chapter5 import answer
 from torch_gpt.model import Attention
 from torch_gpt.train import DTYPES, TorchLearner, check_compiler, check_dtype, choose_device

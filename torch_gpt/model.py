@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from numpy_gpt.config import GPTConfig
-from numpy_gpt.typing import Params
-from numpy_gpt.weights.stored import Weights
+from numpy_gpt.typing import Params, Weights
 
 Attention = Literal["plain", "sdpa"]
 """plain: matrix products, softmax and dropout one by one; sdpa: torch's scaled_dot_product_attention."""

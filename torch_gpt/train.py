@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import DivergedError, InputError
-from numpy_gpt.moments import check_state
-from numpy_gpt.run import Settings
+from numpy_gpt.parameters import check_state
+from numpy_gpt.runs.settings import Settings
 from numpy_gpt.train import check_finite_step
-from numpy_gpt.typing import Array, Params
-from numpy_gpt.weights.stored import Weights
+from numpy_gpt.typing import Array, Params, Weights
 from torch_gpt.model import Attention, GPTModel, from_params, to_params
 
 DTYPES = ("float32", "float64", "bfloat16")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.formats import foreign, kind_of_file
-from numpy_gpt.paths import kind_of
+from numpy_gpt.io.formats import foreign, kind_of_file
+from numpy_gpt.io.paths import kind_of
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.source import Source, open_source, source_of
 from numpy_gpt.weights.stored import Stored

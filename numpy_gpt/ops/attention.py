@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from numpy_gpt.threads import LEAST, product, share
+from numpy_gpt.parallel.threads import LEAST, product, share
 from numpy_gpt.typing import Array
 
 ROWS = 64

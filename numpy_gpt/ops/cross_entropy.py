@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numpy_gpt.threads import as_rows, in_blocks
+from numpy_gpt.parallel.threads import as_rows, in_blocks
 from numpy_gpt.typing import Array
 
 Cache = tuple[Array, Array, Array]

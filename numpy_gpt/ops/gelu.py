@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from numpy_gpt.threads import in_blocks
+from numpy_gpt.parallel.threads import in_blocks
 from numpy_gpt.typing import Array
 
 SQRT_2_OVER_PI = math.sqrt(2 / math.pi)

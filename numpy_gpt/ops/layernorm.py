@@ -6,8 +6,8 @@ stay in a core's cache from one step to the next: reading and writing memory tak
 
 import numpy as np
 
-from numpy_gpt.sums import sum_rows
-from numpy_gpt.threads import as_rows, dots, in_blocks
+from numpy_gpt.parallel.sums import sum_rows
+from numpy_gpt.parallel.threads import as_rows, dots, in_blocks
 from numpy_gpt.typing import Array
 
 EPS = 1e-5

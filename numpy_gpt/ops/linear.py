@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from numpy_gpt.sums import sum_rows
-from numpy_gpt.threads import Product, as_rows, in_blocks, matmul, matmuls
+from numpy_gpt.parallel.sums import sum_rows
+from numpy_gpt.parallel.threads import Product, as_rows, in_blocks, matmul, matmuls
 from numpy_gpt.typing import Array
 
 Cache = tuple[Array, Array, bool]

@@ -19,12 +19,13 @@ import numpy as np
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError, NonFiniteError
-from numpy_gpt.files import SMALL, being_written, flush, parse_json, partial_folder, sweep_folder
+from numpy_gpt.files import being_written, flush, partial_folder, sweep_folder
+from numpy_gpt.io.bounded_json import SMALL, parse_json
+from numpy_gpt.io.paths import check_readable, is_file, kind_of
 from numpy_gpt.model import GPT
 from numpy_gpt.parameters import check_shapes, parameter_shapes
-from numpy_gpt.paths import check_readable, is_file, kind_of
-from numpy_gpt.typing import Float, Params
-from numpy_gpt.weights.stored import Stored, Weights, check_finite
+from numpy_gpt.typing import Float, Params, Weights
+from numpy_gpt.weights.stored import Stored, check_finite
 from numpy_gpt.weights.tensors import MEND, SHA256, read_tensors, seal, write_tensors
 
 MODEL_FILE = "model.safetensors"

@@ -9,7 +9,7 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.files import disk_fix
 from numpy_gpt.parameters import parameter_shapes
 from numpy_gpt.tokenizer import GPT2_FILES
-from numpy_gpt.transfer import Remote, fetch
+from numpy_gpt.weights.transfer import Remote, fetch
 
 if TYPE_CHECKING:
     from numpy_gpt.console import Report

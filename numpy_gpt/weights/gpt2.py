@@ -14,8 +14,8 @@ import numpy as np
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.parameters import QKV, parameter_shapes
-from numpy_gpt.typing import Array
-from numpy_gpt.weights.stored import Stored, Weights
+from numpy_gpt.typing import Array, Weights
+from numpy_gpt.weights.stored import Stored
 
 ENDS = {
     "tok_emb.weight": "wte.weight",

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from numpy_gpt.config import GPTConfig
+from numpy_gpt.encodings.huggingface import tokenizer_files
+from numpy_gpt.encodings.vocabulary import end_of
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import read_json, replacing
+from numpy_gpt.files import replacing
+from numpy_gpt.io.bounded_json import read_json
 from numpy_gpt.tokenizer import ENCODINGS
-from numpy_gpt.vocabulary import end_of
+from numpy_gpt.typing import Weights
 from numpy_gpt.weights.gpt2 import from_gpt2, renamed, to_gpt2
-from numpy_gpt.weights.stored import Stored, Weights
+from numpy_gpt.weights.stored import Stored
 from numpy_gpt.weights.tensors import MEND, read_tensors, write_tensors
-from numpy_gpt.weights.tokenizers import tokenizer_files
 
 PREFIX = "transformer."
 INDEX = "model.safetensors.index.json"

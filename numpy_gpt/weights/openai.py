@@ -9,11 +9,11 @@ from pathlib import Path
 
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import read_json
+from numpy_gpt.io.bounded_json import read_json
 from numpy_gpt.typing import Array
-from numpy_gpt.weights.bundle import read_bundle
 from numpy_gpt.weights.gpt2 import from_gpt2, renamed
 from numpy_gpt.weights.stored import Stored
+from numpy_gpt.weights.tensorflow.bundle import read_bundle
 
 PREFIX = "model.ckpt"
 """Of the files model.ckpt.index and model.ckpt.data-…."""

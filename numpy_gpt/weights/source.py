@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from numpy_gpt.config import GPTConfig
+from numpy_gpt.encodings.huggingface import read_tokenizer
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import read_json
-from numpy_gpt.formats import GIVE, foreign, kind_of_file
-from numpy_gpt.paths import check_readable, is_file, kind_of
+from numpy_gpt.io.bounded_json import read_json
+from numpy_gpt.io.formats import GIVE, foreign, kind_of_file
+from numpy_gpt.io.paths import check_readable, is_file, kind_of
 from numpy_gpt.weights.bare import is_books, read_books, read_gpt2, unwrapped
 from numpy_gpt.weights.gpt2 import renamed
 from numpy_gpt.weights.huggingface import (
@@ -23,7 +24,6 @@ from numpy_gpt.weights.huggingface import (
 from numpy_gpt.weights.openai import PREFIX, read_openai
 from numpy_gpt.weights.stored import Stored
 from numpy_gpt.weights.tensors import read_tensors
-from numpy_gpt.weights.tokenizers import read_tokenizer
 
 SHARD = re.compile(r".*-\d{5}-of-(?!00001)\d{5}\.safetensors")
 

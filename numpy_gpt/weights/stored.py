@@ -1,17 +1,14 @@
 """A tensor that lies in a file: its shape and dtype are known, its numbers are read when they are asked for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, Union
+from typing import Any
 
 import numpy as np
 
 from numpy_gpt.errors import NonFiniteError
 from numpy_gpt.typing import Array, Float
-
-Weights: TypeAlias = Mapping[str, Union[Array, "Stored"]]
-"""Parameter name -> its array, or the tensor in a file that it is read from."""
 
 
 @dataclass(frozen=True)

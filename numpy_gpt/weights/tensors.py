@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import json_memory, parse_json, replacing
-from numpy_gpt.formats import foreign
-from numpy_gpt.paths import check_regular
-from numpy_gpt.typing import Array
-from numpy_gpt.weights.stored import Stored, Weights
+from numpy_gpt.files import replacing
+from numpy_gpt.io.bounded_json import json_memory, parse_json
+from numpy_gpt.io.formats import foreign
+from numpy_gpt.io.paths import check_regular
+from numpy_gpt.typing import Array, Weights
+from numpy_gpt.weights.stored import Stored
 
 DTYPES: dict[str, type[np.generic]] = {
     "F64": np.float64,

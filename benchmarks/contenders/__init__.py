@@ -1,0 +1,1 @@
+"""Who is measured: the same model on every backend."""

@@ -1,0 +1,122 @@
+"""PyTorch at work in its several ways, each with its own copy of NumPy's initial weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.contenders.backends import LR, SEED, WEIGHT_DECAY, Precision
+from benchmarks.contenders.book_gpt import BookGPT
+from benchmarks.contenders.tuned_gpt import TunedGPT
+from numpy_gpt import GPTConfig
+from numpy_gpt.typing import Array, Params
+from torch_gpt.train import check_compiler
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run PyTorch."""
+
+    style: Literal["book", "tuned"]
+    device: str = "cpu"
+    precision: Precision = "float32"
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        name = "PyTorch, book's" if self.style == "book" else "PyTorch, tuned"
+        place = "" if self.device == "cpu" and self.precision == "float32" else f", {self.device} {self.precision}"
+        return name + (", compiled" if self.compiled else "") + place
+
+
+class TorchBackend:
+    """BookGPT with the default AdamW, or TunedGPT with the fused one, from NumPy's initial weights."""
+
+    def __init__(self, way: Way, config: GPTConfig, params: Params):
+        self.name, self.precision = str(way), way.precision
+        self._device = torch.device(way.device)
+        model = (BookGPT if way.style == "book" else TunedGPT)(config)
+        model.load(params)
+        dtype = torch.float64 if way.precision == "float64" else torch.float32
+        self.model = model.to(self._device, dtype)
+        fused = way.style == "tuned" and self._device.type != "meta"  # torch has no fused step for meta tensors
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=fused)
+        if way.compiled:
+            check_compiler(self._device)
+        self._loss = torch.compile(self._plain_loss) if way.compiled else self._plain_loss
+        torch.manual_seed(SEED)
+
+    def loss_and_grads(self, tokens: Array, targets: Array) -> tuple[float, Params]:
+        self.model.eval()
+        loss = self._backward(tokens, targets)
+        return loss.item(), {name: grad.cpu().numpy() for name, grad in self.model.gradients().items()}
+
+    def step(self, tokens: Array, targets: Array, dropout: bool) -> torch.Tensor:
+        self.model.train(dropout)
+        loss = self._backward(tokens, targets)
+        self._optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def forward(self, tokens: Array) -> torch.Tensor:
+        self.model.eval()
+        with self._arithmetic():
+            return self.model(self._tensor(tokens))
+
+    @torch.no_grad()
+    def generate(self, tokens: Array, max_new_tokens: int) -> Array:
+        self.model.eval()
+        with self._arithmetic():
+            return self.model.generate(self._tensor(tokens), max_new_tokens).cpu().numpy()
+
+    def touch_every_row(self) -> None:
+        for name, p in self.model.named_parameters():
+            p.grad = torch.full_like(p, 1e-6 if name == "tok_emb.weight" else 0)
+        self._optimizer.step()
+
+    def synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
+
+    def _tensor(self, tokens: Array) -> torch.Tensor:
+        return torch.as_tensor(tokens, device=self._device)
+
+    def _plain_loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.model(tokens).flatten(0, 1), targets.flatten())
+
+    def _backward(self, tokens: Array, targets: Array) -> torch.Tensor:
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._arithmetic():
+            loss = self._loss(self._tensor(tokens), self._tensor(targets))
+        loss.backward()
+        return loss
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """How the products of the forward pass are rounded; autograd's follow them."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.precision == "TF32" else "highest")
+        try:
+            if self.precision == "bf16":
+                with torch.autocast(self._device.type, torch.bfloat16):
+                    yield
+            else:
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+NOT_HERE = [Way(style, "cuda", precision) for precision in ("float32", "TF32", "bf16") for style in ("book", "tuned")]
+"""What a machine without a GPU cannot measure."""
+
+
+def gpu_ways(device: str | None) -> list[Way]:
+    """The ways on this GPU; TF32 is CUDA's. None: on no GPU there are none."""
+    if device is None:
+        return []
+    precisions: list[Precision] = ["float32", "TF32", "bf16"] if device.startswith("cuda") else ["float32", "bf16"]
+    return [Way(style, device, precision) for precision in precisions for style in ("book", "tuned")]

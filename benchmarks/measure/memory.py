@@ -1,0 +1,75 @@
+"""Peak memory, each measurement in a process of its own: of a training step, and of attention as T grows."""
+
+import json
+
+from benchmarks.contenders.torch_backends import NOT_HERE, Way
+from benchmarks.jobs import BOOK, QUICK_BOOK, Job
+from benchmarks.peak_memory import in_own_process
+from benchmarks.results import NOT_MEASURED, Limits, Ratio, Report, Row
+from benchmarks.settings import Settings
+
+LIMITS = {str(Way("book")): Limits(0.6), str(Way("tuned")): Limits(0.95)}
+
+LENGTHS = (256, 512, 1024, 2048, 4096)
+LINEAR = 1.25
+"""Memory linear in T grows by at most this much more than T does; memory that goes with T² grows with T's square."""
+
+
+def run(settings: Settings, report: Report) -> None:
+    """The book's step, and attention from 256 to 4096 tokens with the heads of 124M."""
+    job, lengths = (QUICK_BOOK, LENGTHS[:3]) if settings.quick else (BOOK, LENGTHS)
+    measure_step(job, settings, report)
+    measure_attention(job, lengths, report)
+
+
+def measure_step(job: Job, settings: Settings, report: Report) -> None:
+    """Peak resident memory (on CUDA: allocated) of a few training steps without dropout."""
+    gpus = [way for way in settings.gpus if way.precision == "float32" and way.device == "cuda"]
+    ways = [Way("tuned"), Way("book"), *gpus]
+    backends = {"NumPy": "NumPy"} | {str(way): f"{way.style} {way.device}" for way in ways}
+    peaks = {}
+    with report.progress(f"memory, {job}", len(backends)) as tick:
+        for name, argument in backends.items():
+            tick(name)
+            arguments = (argument, json.dumps(job.config.to_dict()), str(job.B), str(job.T))
+            peaks[name] = in_own_process("step", *arguments)
+    case, rows = f"peak memory of a step, {job}, dropout 0", []
+    for name, found in peaks.items():
+        figures = {"peak GB": found["peak"] / 1e9, "before GB": found["before"] / 1e9}
+        ratios = {}
+        if name == "NumPy":
+            ratios = {
+                f"NumPy / {other}": Ratio(
+                    found["peak"] / peaks[other]["peak"], limits=LIMITS.get(other, Limits()) if job.judged else Limits()
+                )
+                for other in peaks
+                if other != name
+            }
+        rows.append(Row(case, name, figures=figures, ratios=ratios))
+    if not gpus:
+        rows += [Row(case, str(way), note=NOT_MEASURED) for way in NOT_HERE if way.precision == "float32"]
+    report.add(rows, "resident memory of the whole process; before: libraries loaded, nothing done")
+
+
+def measure_attention(job: Job, lengths: tuple[int, ...], report: Report) -> None:
+    """What NumPy's attention, forward and backward, takes beyond its inputs, of one sequence, at every length."""
+    heads, size = str(job.config.n_heads), str(job.config.head_size)
+    extra = {}
+    with report.progress("memory of attention", len(lengths)) as tick:
+        for T in lengths:
+            tick(f"T = {T}")
+            found = in_own_process("attention", heads, str(T), size)
+            extra[T] = found["peak"] - found["before"]
+    case = f"memory of attention, {heads} heads of {size}, T = {lengths[0]} to {lengths[-1]}"
+    growth, longer = extra[lengths[-1]] / max(extra[lengths[0]], 1), lengths[-1] // lengths[0]
+    limit = Limits(LINEAR * longer) if job.judged else Limits()
+    rows = []
+    for T, taken in extra.items():
+        ratios = {f"growth as T grows {longer} ×": Ratio(growth, limits=limit)} if lengths[-1] == T else {}
+        rows.append(Row(case, f"NumPy, T = {T}", None, {"peak GB": taken / 1e9, "bytes/token": taken / T}, ratios))
+    report.add(rows, f"beyond its inputs; {verdict(growth, longer)} in T")
+
+
+def verdict(growth: float, longer: int) -> str:
+    """Of memory that grew so much as T grew longer times."""
+    return "linear" if growth <= LINEAR * longer else "more than linear"

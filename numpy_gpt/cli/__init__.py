@@ -1,0 +1,5 @@
+"""The command numpy-gpt."""
+
+from numpy_gpt.cli.main import main
+
+__all__ = ["main"]

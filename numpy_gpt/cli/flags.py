@@ -1,0 +1,52 @@
+"""The types of the commands' flags and arguments: what each refuses, it refuses before any work."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from numpy_gpt.io.paths import kind_of
+
+LARGEST = 2**63 - 1
+"""Of a count: NumPy's int64."""
+
+
+class Finite(click.FloatRange):
+    """A float within a range, which NaN and infinity never are: comparisons alone let NaN through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class Count(click.IntRange):
+    """A whole number from `min` up to what an int64 holds."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if number > LARGEST:
+            self.fail(f"a number of {len(str(number))} digits is too large: choose one below 2^63.", param, ctx)
+        return number
+
+
+class Place(click.Path):
+    """A path, existing or not, that the system can look at."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):  # which pathlib takes for the working directory
+            self.fail("an empty path names nothing; . is the working directory.", param, ctx)
+        kind_of(value)  # raises InputError
+        return super().convert(value, param, ctx)
+
+
+AT_LEAST_1 = Count(min=1)
+AT_LEAST_0 = Count(min=0)
+NOT_NEGATIVE = Finite(min=0)
+POSITIVE = Finite(min=0, min_open=True)
+PROBABILITY = Finite(0, 1)
+SHARE = Finite(0, 1, min_open=True)
+PATH = Place(path_type=Path)

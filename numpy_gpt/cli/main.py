@@ -1,0 +1,402 @@
+"""The command numpy-gpt."""
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from numpy_gpt.cli.flags import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, PATH, POSITIVE, PROBABILITY, SHARE
+from numpy_gpt.cli.info import describe, enough_memory
+from numpy_gpt.cli.weights import download_command, export_command, import_command
+from numpy_gpt.config import GPT2_SIZES, GPTConfig
+from numpy_gpt.console import Report, printable
+from numpy_gpt.data import CORPORA, load_text, rereadable, split_text
+from numpy_gpt.errors import InputError
+from numpy_gpt.files import disk_fix
+from numpy_gpt.io.outermost import INTERRUPTED, outermost, say
+from numpy_gpt.io.paths import kind_of
+from numpy_gpt.model import GPT
+from numpy_gpt.runs.batches import TRAIN_RATIO
+from numpy_gpt.runs.pretrain import MakeLearner, defaults_for, encoding_of, pretrain, text_of
+from numpy_gpt.runs.settings import Settings
+from numpy_gpt.tokenizer import ENCODINGS, encode, end_id, get_encoding, least_vocab_size, stream_decode
+from numpy_gpt.train import Learner
+from numpy_gpt.typing import Array, Weights
+from numpy_gpt.weights.checkpoint import Header, load, read_header
+
+MODELS = ("tiny", *GPT2_SIZES)
+
+
+class Commands(click.Group):
+    """A group whose commands end with one sentence: exit code 2 for unusable input, 130 for a Ctrl-C.
+
+    With the process's own arguments (args None) `outermost` is around it as well; a test that gives its own sees every
+    other exception.
+    """
+
+    def main(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        with outermost() if args is None else ExitStack():
+            try:
+                return super().main(args, *rest, **kwargs)
+            except InputError as error:
+                say(f"Error: {error}")
+                raise SystemExit(error.exit_code) from error
+            except OSError as error:
+                if error.filename is None:  # no file of the user's
+                    raise
+                say(f"Error: {os.fsdecode(error.filename)} cannot be used ({error.strerror}): {disk_fix(error)}")
+                raise SystemExit(2) from error
+            except MemoryError as error:
+                say(f"Error: the memory that this process may use is too small: {str(error) or 'free some'}")
+                raise SystemExit(2) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # which click would report as exit code 1
+            say("interrupted")
+            raise SystemExit(INTERRUPTED) from error
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(_debug())
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        if not any(each.name == "debug" for each in cmd.params):
+            cmd.params.append(_debug())
+        super().add_command(cmd, name)
+
+
+def _debug() -> click.Option:
+    """--debug, before a command's name or after it; `outermost` finds it among the process's arguments."""
+    help_text = "Print the traceback of an unforeseen error instead of writing it to a file."
+    return click.Option(["--debug"], is_flag=True, expose_value=False, help=help_text)
+
+
+def _default(name: str) -> str:
+    """The default as --help shows it, for tiny and for the GPT-2 sizes."""
+    tiny, gpt2 = (getattr(defaults_for(model), name) for model in ("tiny", "124M"))
+    words = {None: {"stride": "the context length", "max_steps": "all epochs", "clip": "off"}.get(name, "none")}
+    tiny, gpt2 = (words.get(value, value) for value in (tiny, gpt2))
+    return f"  [default: {tiny}]" if tiny == gpt2 else f"  [default: {tiny} for tiny, {gpt2} for a GPT-2 size]"
+
+
+def _setting(name: str, help_text: str, **kwargs: Any) -> Callable[[Any], Any]:
+    """An option for one field of Settings: not given means the model's own default, which the help names."""
+    flag = "--" + name.replace("_", "-")
+    if kwargs.get("is_flag"):
+        return click.option(flag, name, help=help_text, **kwargs)
+    return click.option(flag, name, default=None, help=help_text + _default(name), **kwargs)
+
+
+ENCODING_HELP = f"How text becomes tokens: {' or '.join(ENCODINGS)}, or a folder with encoder.json and vocab.bpe."
+
+SETTINGS = (
+    _setting("text", f"Text to learn: {' or '.join(CORPORA)}, or any UTF-8 file.", metavar="NAME|FILE"),
+    _setting("encoding", ENCODING_HELP, metavar="NAME|DIR"),
+    click.option("--model", type=click.Choice(MODELS), default=None, help="Size of the model.  [default: tiny]"),
+    _setting("context_length", "Longest window of tokens.", type=AT_LEAST_1, metavar="N"),
+    _setting("epochs", "Passes over the training text.", type=AT_LEAST_0, metavar="N"),
+    _setting("max_steps", "Stop after this many steps.", type=AT_LEAST_0, metavar="N"),
+    _setting("batch_size", "Windows in a batch.", type=AT_LEAST_1, metavar="N"),
+    _setting("stride", "Tokens from one window's start to the next.", type=AT_LEAST_1, metavar="N"),
+    _setting("lr", "Learning rate of AdamW; the peak with warm-up.", type=POSITIVE, metavar="X"),
+    _setting("weight_decay", "AdamW's decoupled weight decay.", type=NOT_NEGATIVE, metavar="X"),
+    _setting(
+        "warmup_steps", "Linear warm-up, then cosine decay to a tenth; 0: constant.", type=AT_LEAST_0, metavar="N"
+    ),
+    _setting("clip", "Largest global norm of the gradients.", type=POSITIVE, metavar="X"),
+    _setting("drop_rate", "Probability that dropout zeroes an element.", type=PROBABILITY, metavar="X"),
+    _setting("tie_weights", "Use the token embedding as output head too.", is_flag=True),
+    _setting("qkv_bias", "Give the query, key and value projections a bias.", is_flag=True),
+    _setting("seed", "Seed of the one random stream: weights, order of batches, dropout.", type=int, metavar="N"),
+    _setting("eval_freq", "Steps from one evaluation to the next.", type=AT_LEAST_1, metavar="N"),
+    _setting("eval_iter", "Batches of either text in an evaluation.", type=AT_LEAST_1, metavar="N"),
+    _setting("prompt", "Beginning of the sample after each epoch.", metavar="TEXT"),
+)
+
+FILES = (
+    click.option("--out", type=PATH, default=None, metavar="DIR", help="The run's new folder.  [default: runs/…]"),
+    click.option(
+        "--resume",
+        type=PATH,
+        default=None,
+        metavar="DIR",
+        help="Continue the run in this folder by its settings; or from an earlier save of it, DIR/checkpoint-STEP.",
+    ),
+    click.option(
+        "--init",
+        type=PATH,
+        default=None,
+        metavar="CHECKPOINT",
+        help="Begin with these weights instead of random ones.",
+    ),
+    click.option(
+        "--save-freq",
+        type=AT_LEAST_1,
+        default=None,
+        metavar="N",
+        help="Save first, and every N steps; give it to --resume too.  [default: at the end]",
+    ),
+    click.option(
+        "--keep",
+        type=AT_LEAST_1,
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Keep copies of the last N saves, as checkpoint-STEP; one that is made read-only stays for good.",
+    ),
+)
+
+
+def pretrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that the pretrain commands of all backends share."""
+    for option in reversed(SETTINGS + FILES):
+        command = option(command)
+    return command
+
+
+def run_pretrain(make_learner: MakeLearner, backend: str, flags: dict[str, Any]) -> None:
+    """pretrain with the flags as click hands them over; after a signal exit code 128 + its number, 130 for Ctrl-C."""
+    files = {name: flags.pop(name) for name in ("out", "resume", "init", "save_freq", "keep")}
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    with ExitStack() as stack:
+
+        def make(config: GPTConfig, settings: Settings, total_steps: int, params: Weights | None) -> Learner:
+            stack.enter_context(enough_memory(config, 16, "training"))
+            return make_learner(config, settings, total_steps, params)
+
+        if received := pretrain(given, make, backend, **files):
+            raise SystemExit(128 + received)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="numpy-gpt")
+def main() -> None:
+    """A GPT-2 whose every forward and backward line is NumPy: pretrain, evaluate, sample, look inside.
+
+    CHECKPOINT is a run's folder, a checkpoint folder or a .safetensors file.
+    """
+
+
+@main.command("pretrain", short_help="Train a GPT on a text.")
+@pretrain_options
+def pretrain_command(**flags: Any) -> None:
+    """Train a GPT on a text, with NumPy alone.
+
+    Without any flag: the tiny model learns the bytes of Python's own language reference, offline, in about a minute.
+    With --model 124M: the book's run (chapter 5); give it --text the-verdict for the book's story.
+
+    The run's folder gets losses.csv, losses.png, the checkpoint, and best: the model of those saved with the lowest
+    validation loss. Ctrl-C stops between two steps and saves first.
+    """
+    from numpy_gpt.runs.learner import NumpyLearner
+
+    run_pretrain(NumpyLearner, f"numpy-gpt · NumPy {np.__version__} · float32", flags)
+
+
+ENCODING = click.option("--encoding", metavar="NAME|DIR", help=f"{ENCODING_HELP}  [default: the checkpoint's]")
+
+
+@main.command(short_help="Loss and perplexity on a text.")
+@click.argument("checkpoint", type=PATH)
+@click.option("--text", metavar="NAME|FILE", help="A text to take whole.  [default: the run's own validation part]")
+@click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True, metavar="N", help="Windows at a time.")
+@ENCODING
+def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str | None) -> None:
+    """Loss (nats per token) and perplexity of CHECKPOINT on a text, over all its tokens but the first.
+
+    The text is cut into windows of the context length, one after the other; the last one may be shorter.
+    """
+    header = read_header(checkpoint)
+    tokens = _encoding(header, encoding)
+    if text is not None:
+        name, content = text, load_text(text)
+    else:
+        name, content = text_of(header)
+        content = split_text(content, TRAIN_RATIO)[1]
+        name = f"the last {1 - TRAIN_RATIO:.0%} of {name}"
+    ids = encode(tokens, content)
+    if len(ids) < 2:
+        raise InputError(f"{name} is too short to evaluate: it has {len(ids)} tokens, and 2 are needed")
+    report = Report(required=True)
+    with enough_memory(header.config, 4, "evaluating the model"):
+        loss = _mean_loss(load(checkpoint), ids, batch_size, report)
+    report.line(f"text        {name}")
+    report.line(f"tokens      {len(ids) - 1:,} ({tokens.name}), all but the first")
+    report.line(f"loss        {loss:.4f} nats/token, the mean over all of them")
+    report.line(f"perplexity  {_perplexity(loss):.4f}")
+
+
+def _mean_loss(model: GPT, ids: Array, batch_size: int, report: Report) -> float:
+    """Nats per token of ids (n,) but the first, in windows of the context length one after the other."""
+    T = model.config.context_length
+    whole = (len(ids) - 1) // T * T  # tokens in full windows
+    windows = ids[:whole].reshape(-1, T), ids[1 : whole + 1].reshape(-1, T)
+    batches = [tuple(w[i : i + batch_size] for w in windows) for i in range(0, whole // T, batch_size)]
+    if whole < len(ids) - 1:
+        batches.append((ids[None, whole:-1], ids[None, whole + 1 :]))
+    return sum(float(model.loss(x, y)) * y.size for x, y in report.track(batches, "evaluating")) / (len(ids) - 1)
+
+
+def _perplexity(loss: float) -> float:
+    """exp(loss), infinite where a float cannot hold it (above 709 nats)."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def _encoding(header: Header, asked: str | None) -> Any:
+    """The encoding asked for, else the checkpoint's; InputError if the model does not know all of its tokens."""
+    encoding = get_encoding(encoding_of(header) if asked is None else asked)
+    if least_vocab_size(encoding) > header.config.vocab_size:
+        raise InputError(
+            f"{header.file} knows {header.config.vocab_size:,} tokens, and the encoding {encoding.name} has "
+            f"{least_vocab_size(encoding):,}: give the one it was trained with by --encoding"
+        )
+    return encoding
+
+
+@main.command(short_help="Continue a prompt.")
+@click.argument("checkpoint")  # a path, unless it was exchanged for the prompt
+@click.argument("prompt")
+@click.option("--max-new-tokens", type=AT_LEAST_0, default=100, show_default=True, metavar="N", help="Longest answer.")
+@click.option(
+    "--temperature",
+    type=NOT_NEGATIVE,
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="0: always the likeliest token. Higher: more variety.",
+)
+@click.option("--top-k", type=AT_LEAST_1, metavar="N", help="Draw among the N likeliest tokens only.")
+@click.option(
+    "--top-p",
+    type=SHARE,
+    metavar="X",
+    help="Draw among the fewest tokens that hold this much of the probability.",
+)
+@click.option("--seed", type=int, default=123, show_default=True, metavar="N", help="Seed of the draws.")
+@ENCODING
+def generate(
+    checkpoint: str,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    encoding: str | None,
+) -> None:
+    """Continue PROMPT with the model in CHECKPOINT; tokens appear as they are made.
+
+    Ends after --max-new-tokens or at the token <|endoftext|>. --top-k and --top-p need a --temperature above 0.
+    """
+    from numpy_gpt.decoding import stream
+    from numpy_gpt.random.generator import Generator
+
+    if temperature == 0 and (top_k is not None or top_p is not None):
+        raise InputError("--top-k and --top-p choose among tokens to draw: give a --temperature above 0 with them")
+    if _exists(prompt) and not _exists(checkpoint):
+        raise InputError(f"the prompt and the checkpoint are exchanged: give {prompt} first, then the prompt")
+    header = read_header(checkpoint)
+    words, T = _encoding(header, encoding), header.config.context_length
+    ids = encode(words, _as_typed(prompt))
+    if not ids.size:
+        raise InputError("the prompt is empty: give at least one character to continue from")
+    rng = Generator(seed)
+    if len(ids) > T:
+        say(f"the prompt has {len(ids):,} tokens; the model sees its context's length of them, the last {T:,}")
+    report = Report(required=True)
+    with enough_memory(header.config, 4, "generating"):
+        sampling = (max_new_tokens, temperature, top_k, top_p, end_id(words), rng, words.n_vocab)
+        columns = stream(load(checkpoint), ids[None], *sampling)
+        report.piece(_as_typed(prompt))
+        for piece in stream_decode(words, (int(column[0]) for column in columns)):
+            report.piece(printable(piece))
+        report.line()
+
+
+def _as_typed(text: str) -> str:
+    """An argument that Python read in a locale without its characters (LC_ALL=C), in UTF-8."""
+    try:
+        return os.fsencode(text).decode() if any("\udc80" <= c <= "\udcff" for c in text) else text
+    except UnicodeDecodeError as error:
+        raise InputError("the prompt is not valid UTF-8: give it in that encoding") from error
+
+
+def _exists(path: str | Path) -> bool:
+    """Whether there is something at a path that may as well be a text."""
+    try:
+        return kind_of(path) != "missing"
+    except InputError:
+        return False
+
+
+@main.command(short_help="Parameters, memory and work of a model.")
+@click.argument("checkpoint", type=PATH, required=False)
+@click.option("--model", type=click.Choice(MODELS), help="A size by its name, instead of a checkpoint.")
+def info(checkpoint: Path | None, model: str | None) -> None:
+    """Every parameter's name and shape, totals, memory and FLOPs a token, of CHECKPOINT or of a size by name.
+
+    A checkpoint's tensors are not read, so this is quick for any size.
+    """
+    if (checkpoint is None) == (model is None):
+        raise click.UsageError("give a CHECKPOINT or --model NAME, one of the two")
+    report = Report(required=True)
+    if checkpoint is not None:
+        describe(report.console, read_header(checkpoint).config)
+    else:
+        settings = defaults_for(str(model))
+        describe(report.console, settings.config(get_encoding("bytes").n_vocab if model == "tiny" else 50257))
+
+
+@main.command(short_help="The book's chapter 5, figure by figure.")
+@click.option(
+    "--text", default="the-verdict", show_default=True, metavar="FILE", help="The chapter's story, where it is a file."
+)
+@click.option("--quick", is_flag=True, help="Stop before the ten epochs: half a minute.")
+@click.option("--no-torch", is_flag=True, help="Leave torch out where it is installed: half the time and memory.")
+def chapter5(text: str, quick: bool, no_torch: bool) -> None:
+    """The book's chapter 5 from the seed to the last sample, with NumPy alone: each figure beside the printed one.
+
+    Where PyTorch is installed it does the same beside it, in a column of its own. The ten epochs take NumPy five to
+    ten minutes on two cores and 4 GB of memory; PyTorch needs as much again.
+
+    Exit code 1 if any figure is off.
+    """
+    from numpy_gpt.book.chapter5 import figures
+    from numpy_gpt.random.generator import PLATFORMS
+
+    report = Report(required=True)
+    count, off = 0, dict[str, int]()
+    with_torch = not no_torch and find_spec("torch") is not None
+    with report.status() as progress, rereadable(text) as story:
+        for figure in figures(story, quick, with_torch, progress):
+            printed, count = figure.printed, count + 1
+            report.line(f"{printed.where}  {printed.what}")
+            report.line(f"    printed  {printable(printed.text)}")
+            for side, value in figure.found.items():
+                report.line(f"    {side:<7}  {printable(printed.show(value))}")
+            note = f" ({printed.note})" if printed.note else ""
+            report.line(f"    {' and '.join(figure.off)} OFF{note}" if figure.off else f"    agrees{note}")
+            for side in figure.off:
+                off[side] = off.get(side, 0) + 1
+    report.line()
+    sums = ", ".join(f"{number} of {count} in {side}" for side, number in off.items())
+    report.line(f"figures off: {sums}" if off else f"every figure agrees ({count} of {count})")
+    report.line()
+    report.line(PLATFORMS)
+    if off:
+        raise SystemExit(1)
+
+
+for command in (download_command, import_command, export_command):
+    main.add_command(command)

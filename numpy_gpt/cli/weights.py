@@ -1,0 +1,162 @@
+"""The commands of numpy-gpt that bring weights in and take them out."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+from numpy_gpt.cli.flags import AT_LEAST_1
+from numpy_gpt.cli.flags import PATH as FOLDER
+from numpy_gpt.cli.info import enough_memory
+from numpy_gpt.config import GPT2_SIZES
+from numpy_gpt.console import Report
+from numpy_gpt.errors import InputError
+from numpy_gpt.files import replacing
+from numpy_gpt.io.folders import check_free, new_folder
+from numpy_gpt.parameters import check_shapes
+from numpy_gpt.runs.pretrain import encoding_of
+from numpy_gpt.tokenizer import (
+    ENCODINGS,
+    GPT2_FILES,
+    get_encoding,
+    least_vocab_size,
+    vocabulary_files,
+    vocabulary_sha256,
+)
+from numpy_gpt.weights.checkpoint import load_params, read_header, save_params
+from numpy_gpt.weights.huggingface import write_huggingface
+from numpy_gpt.weights.source import Source, open_source
+
+if TYPE_CHECKING:
+    import tiktoken
+
+
+@click.command("import", short_help="Bring in GPT-2 from OpenAI's or Hugging Face's files.")
+@click.argument("source", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, metavar="DIR", help="The checkpoint's new folder.")
+@click.option("--n-heads", type=AT_LEAST_1, metavar="N", help="Heads, where nothing beside the tensors tells.")
+def import_command(source: Path, out: Path, n_heads: int | None) -> None:
+    """Make a checkpoint of SOURCE, a GPT-2 of somebody else's; TensorFlow and PyTorch are not needed.
+
+    SOURCE is OpenAI's folder (hparams.json and model.ckpt.*), Hugging Face's (config.json and model.safetensors, whole
+    or in shards), or one .safetensors file, Hugging Face's or with the names of the book's GPTModel; without a
+    config.json beside it, the heads go by the width. A vocabulary that lies there comes along. The weights keep their
+    bits (half precision is widened to float32), and a head tied to the token embedding stays so. PyTorch's .pth files
+    come in by torch-gpt import.
+    """
+    bring_in(open_source(source, n_heads), source, out)
+
+
+def bring_in(source: Source, path: Path, out: Path) -> None:
+    """Write the checkpoint of a source that was found at path, and say what it is."""
+    report = Report()
+    try:
+        check_shapes(source.config, {name: tensor.shape for name, tensor in source.tensors.items()})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    for name, tensor in source.tensors.items():
+        if tensor.dtype.kind != "f":
+            tensor.read()  # one that cannot be read says why by itself
+            raise InputError(f"{path}: {name} is {tensor.dtype}, and weights are floating-point numbers: it is damaged")
+    dtype = np.float64 if any(tensor.dtype == np.float64 for tensor in source.tensors.values()) else np.float32
+    tensors = {name: tensor.astype(dtype).finite(path, name) for name, tensor in source.tensors.items()}
+    about = {"encoding": source.encoding or "."}
+    words: tiktoken.Encoding | None = None
+    if source.vocabulary:
+        from numpy_gpt.encodings.own import own_encoding  # here, since it loads tiktoken
+
+        words = own_encoding(source.vocabulary, str(path))  # known to be right before anything is written
+        about["vocabulary"] = vocabulary_sha256(source.vocabulary)
+    elif source.encoding:
+        words = get_encoding(source.encoding)
+    with new_folder(out) as folder, enough_memory(source.config, 4, "importing it"):
+        try:
+            for name, content in source.vocabulary.items():
+                with replacing(folder / name) as beside:
+                    beside.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"cannot write into {out}: {error.strerror or error}; choose another --out") from error
+        params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
+        save_params(source.config, params, folder, about=about)
+    c = source.config
+    total = sum(array.size for array in params.values())
+    report.line(
+        f"{source.what}: {total:,} parameters, {c.n_layers} layers × {c.emb_dim}, {c.n_heads} heads, "
+        f"context {c.context_length}"
+    )
+    if unfit := _unfit(words, c.vocab_size, out):
+        report.line(f"note: its {c.vocab_size:,} tokens have no text yet: {unfit}")
+        report.line(f"Saved {out}")
+    else:
+        report.line(f"Saved {out}. Try: numpy-gpt generate {shlex.quote(str(out))} 'Every effort moves you'")
+
+
+def _unfit(words: "tiktoken.Encoding | None", vocab_size: int, out: Path) -> str:
+    """Why the encoding that came along makes no text of a model's tokens, or "" if it does."""
+    if words is None:
+        files = f"{out} has no {' and no '.join(GPT2_FILES)}"
+        likely = "bytes" if vocab_size == 257 else "gpt2" if 50257 <= vocab_size <= 50304 else ""  # padded to 50304
+        named = f"--encoding {likely}, likely by its size," if likely else "--encoding"
+        return f"{files}: put them there, or give each command {named} if it was trained with that"
+    if least_vocab_size(words) <= vocab_size:
+        return ""
+    return f"the vocabulary beside it has {words.n_vocab:,}, so it is another model's: import it with its own"
+
+
+@click.command("download", short_help="Fetch OpenAI's GPT-2 and make a checkpoint of it.")
+@click.argument("size", type=click.Choice(list(GPT2_SIZES)))
+@click.option("--out", type=FOLDER, metavar="DIR", help="The checkpoint's new folder.  [default: gpt2-SIZE]")
+@click.option("--from", "there", type=FOLDER, metavar="DIR", help="Use the released files in this folder: no network.")
+def download_command(size: str, out: Path | None, there: Path | None) -> None:
+    """Fetch the released files of GPT-2 SIZE into the user's cache, verify them, and make a checkpoint of them.
+
+    124M is half a gigabyte, 1558M six, and the checkpoint as much again. A transfer that breaks off, or is stopped by
+    Ctrl-C, is gone on with by the same command.
+    """
+    import pooch  # type: ignore[import-untyped]  # here, since it takes longer to import than all of numpy_gpt
+
+    from numpy_gpt.weights.download import check_gpt2, fetch_gpt2
+
+    out = out or Path(f"gpt2-{size}")
+    folder = there or Path(pooch.os_cache("numpy-gpt"), f"gpt2-{size}")
+    try:
+        check_free(out)  # before half a gigabyte is on its way
+        if there:
+            check_gpt2(size, folder)
+        else:
+            fetch_gpt2(size, folder, Report())
+        bring_in(open_source(folder), folder, out)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+@click.command("export", short_help="Write a checkpoint for other programs.")
+@click.argument("checkpoint", type=FOLDER)
+@click.option("--format", "kind", type=click.Choice(["huggingface"]), default="huggingface", show_default=True)
+@click.option("--out", type=FOLDER, required=True, metavar="DIR", help="The new folder.")
+def export_command(checkpoint: Path, kind: str, out: Path) -> None:
+    """Write CHECKPOINT as a folder that transformers opens: GPT2LMHeadModel.from_pretrained(DIR).
+
+    The logits are the same. Where the checkpoint's encoding has a vocabulary, it comes along, and its name otherwise:
+    numpy-gpt import brings back both.
+    """
+    report = Report()
+    header = read_header(checkpoint)
+    config, tensors = load_params(checkpoint)
+    encoding, words = None, dict[str, bytes]()
+    try:
+        encoding = encoding_of(header)
+        words = vocabulary_files(encoding)
+        missing = f"the encoding {encoding} has no files that transformers reads" if not words else ""
+    except InputError as error:
+        missing = str(error)
+    with new_folder(out) as folder, enough_memory(config, 4, "exporting it"):
+        params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
+        write_huggingface(config, params, folder, words, encoding if encoding in ENCODINGS else None)
+    if not config.qkv_bias:
+        report.line("with biases of 0 for query, key and value: the format has no GPT-2 without them")
+    if missing:
+        report.line(f"without a tokenizer: {missing}")
+    report.line(f"Saved {out}. In Python: transformers.GPT2LMHeadModel.from_pretrained({str(out)!r})")

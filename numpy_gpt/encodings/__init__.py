@@ -1,0 +1,1 @@
+"""Vocabularies in folders, and the encodings that they make."""

@@ -1,0 +1,1 @@
+"""Paths, formats, the network and standard streams, as users' machines have them."""

@@ -1,0 +1,5 @@
+"""torch's CPU random streams, bit for bit."""
+
+from numpy_gpt.random.generator import Generator
+
+__all__ = ["Generator"]

@@ -1,0 +1,46 @@
+"""A run's text, its tokens, and the loaders of both parts."""
+
+import hashlib
+
+from numpy_gpt.data import Loader, load_text, sha256, sliding_windows, split_text
+from numpy_gpt.errors import InputError
+from numpy_gpt.runs.settings import Settings
+from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_files, vocabulary_sha256
+from numpy_gpt.train import Learner
+
+TRAIN_RATIO = 0.9
+"""Share of the text's characters that is trained on; the rest is for validation (the book's)."""
+
+
+class Batches:
+    """A run's text, tokens and loaders."""
+
+    def __init__(self, settings: Settings):
+        """Reads the text. Raises InputError if it cannot be had, or either part is too short for one window."""
+        self.encoding = get_encoding(settings.encoding)
+        self.text = load_text(settings.text)
+        words = {} if settings.encoding in ENCODINGS else vocabulary_files(settings.encoding)
+        self.sha256 = hashlib.sha256(b"\0".join([self.text.encode(), *words.values()])).hexdigest()
+        self.text_sha256 = sha256(self.text)
+        self.vocabulary_sha256 = vocabulary_sha256(words) if words else None
+        parts = [encode(self.encoding, part) for part in split_text(self.text, TRAIN_RATIO)]
+        self.tokens = sum(len(part) for part in parts)
+        T = settings.context_length
+        windows = []
+        for name, part in zip(("training", "validation"), parts, strict=True):
+            try:
+                windows.append(sliding_windows(part, T, settings.stride or T))
+            except InputError as error:
+                raise InputError(f"the {name} part of {settings.text}: {error}") from error
+        self._train, self._val = windows
+        self._batch_size = settings.batch_size
+        self.windows = len(self._train[0])
+        self.batches_per_epoch = len(Loader(*self._train, settings.batch_size, drop_last=True))
+        self.train_tokens = self.batches_per_epoch * settings.batch_size * T
+        self.val_tokens = self._val[0].size
+
+    def loaders(self, learner: Learner) -> tuple[Loader, Loader]:
+        """Train (shuffled, last batch dropped) and validation loader (neither), on the learner's random stream."""
+        train = Loader(*self._train, self._batch_size, drop_last=True, begin_epoch=learner.shuffled_order)
+        val = Loader(*self._val, self._batch_size, drop_last=False, begin_epoch=learner.file_order)
+        return train, val

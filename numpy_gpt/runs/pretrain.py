@@ -1,0 +1,487 @@
+"""The job of the pretrain commands, for any backend: settings -> learner -> training loop -> a run's folder."""
+
+import math
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from numpy_gpt.config import GPT2_SIZES, GPTConfig
+from numpy_gpt.console import Report, one_line
+from numpy_gpt.data import CORPORA, load_text, sha256
+from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
+from numpy_gpt.io.outermost import say
+from numpy_gpt.io.paths import absolute, is_folder, kind_of
+from numpy_gpt.parameters import parameter_shapes
+from numpy_gpt.random.generator import Generator
+from numpy_gpt.runs.batches import Batches
+from numpy_gpt.runs.folder import Run, Validation
+from numpy_gpt.runs.saves import BEST, CHECKPOINT
+from numpy_gpt.runs.settings import TINY, Settings, for_tiny
+from numpy_gpt.tokenizer import (
+    ENCODINGS,
+    GPT2_FILES,
+    decode,
+    encode,
+    folder_files,
+    get_encoding,
+    least_vocab_size,
+    vocabulary_sha256,
+)
+from numpy_gpt.train import Learner, Position, Step, train, undrawn_loss
+from numpy_gpt.typing import Weights
+from numpy_gpt.weights.checkpoint import MODEL_FILE, Header, load_params, read_header
+
+TEMPERATURE = 0.8
+"""Of the last sample: a drawn text shows better what was learned than a greedy one, which soon runs in circles."""
+
+
+def defaults_for(model: str) -> Settings:
+    """The settings a run of this model has where no flag says otherwise."""
+    return for_tiny if model == "tiny" else Settings(model=model)
+
+
+def encoding_of(header: Header) -> str:
+    """The encoding that a checkpoint was trained with, as get_encoding takes it: its name, or the folder it lies in.
+
+    As the checkpoint says (a folder as seen from its own), else by the size of its vocabulary.
+    """
+    by_size = {257: "bytes", 50257: "gpt2"}
+    name = header.about.get("encoding") or by_size.get(header.config.vocab_size)
+    if name is None:
+        raise InputError(
+            f"{header.file} does not name its encoding, and none here has {header.config.vocab_size} tokens"
+        )
+    if name in ENCODINGS:
+        return name
+    folder = header.file.parent / name
+    if kind_of(folder) == "folder":
+        folder = folder.resolve()
+    else:
+        raise InputError(
+            f"{header.file} has its vocabulary in {folder}, which was not found: restore it, or pass --encoding DIR"
+        )
+    words = folder_files(folder)
+    known = header.about.get("vocabulary")
+    if known and words.keys() >= GPT2_FILES.keys() and known != vocabulary_sha256(words):
+        raise InputError(f"the vocabulary in {folder} is not the one that {header.file} came with: put that back")
+    return str(folder)
+
+
+def text_of(header: Header) -> tuple[str, str]:
+    """The name and the content of the text that a checkpoint was trained on, which its SHA-256 tells from any other."""
+    name = header.about.get("text")
+    if name is None:
+        raise InputError(f"{header.file} does not say what text it was trained on: give one with --text")
+    if name not in CORPORA:
+        name = str(_moved_text(Path(name), header, "put it back, or take another file, all of it, with --text FILE"))
+    content = load_text(name)
+    if header.about.get("text_sha256", sha256(content)) != sha256(content):
+        raise InputError(
+            f"{name} is not the text that {header.file} was trained on (its SHA-256 differs): "
+            f"restore that, or take this one, all of it, with --text {name}"
+        )
+    return name, content
+
+
+LARGEST_UPDATE = 1e37
+"""Of the learning rate, and of it times the weight decay: up to it no step makes float32 weights infinite, whose loss
+would be the first to show it."""
+
+
+class MakeLearner(Protocol):
+    """How a backend makes its learner: new weights from settings.seed, or the given params."""
+
+    def __call__(self, config: GPTConfig, settings: Settings, total_steps: int, params: Weights | None) -> Learner: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that can begin or go on: its settings, text and model; weights unless they are to be drawn."""
+
+    settings: Settings
+    batches: Batches
+    config: GPTConfig
+    params: Weights | None
+    resumed: Run | None
+    cap: str | None
+    """What ends the run before the steps or epochs that were asked for, in words."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run: its epochs, unless max_steps ends it before."""
+        return _total_steps(self.settings, self.batches)
+
+
+def _total_steps(settings: Settings, batches: Batches) -> int:
+    steps = settings.epochs * batches.batches_per_epoch
+    return steps if settings.max_steps is None else min(steps, settings.max_steps)
+
+
+def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Job:
+    """The job that flags ask for, with the defaults of the model, of the checkpoint init, or of the run resume.
+
+    Writes nothing. Raises InputError for what cannot be used or does not fit together.
+    """
+    flags = dict(flags)  # paths become whole ones, so that a run can be resumed from elsewhere
+    if flags.get("text", CORPORA[0]) not in CORPORA:
+        flags["text"] = str(absolute(flags["text"]))
+        try:
+            flags["text"].encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the path {flags['text']} is no valid Unicode: give the text another name") from error
+    if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and is_folder(flags["encoding"]):
+        flags["encoding"] = str(absolute(flags["encoding"]))
+    run, params = None, None
+    if resume is not None:
+        run = Run.open(resume)
+        config, params = load_params(run.to_resume)
+        settings = replace(run.settings, **flags)
+        if settings.encoding not in ENCODINGS and "encoding" not in flags and not is_folder(settings.encoding):
+            raise InputError(
+                f"{settings.encoding}, the vocabulary of {run.folder}, was not found: put it back, or pass its folder "
+                "with --encoding DIR"
+            )
+        if settings.text not in CORPORA and "text" not in flags:
+            settings = replace(
+                settings,
+                text=str(
+                    _moved_text(Path(settings.text), read_header(run.to_resume), "pass its path with --text FILE")
+                ),
+            )
+    elif init is not None:
+        header = read_header(init)
+        settings = _settings_for(header, flags)
+        config = replace(header.config, drop_rate=settings.drop_rate)
+        if (words := least_vocab_size(get_encoding(settings.encoding))) > config.vocab_size:
+            raise InputError(
+                f"{init} has a vocabulary of {config.vocab_size}, the encoding {settings.encoding} one of {words}: "
+                "choose its own --encoding"
+            )
+        params = load_params(init, np.float32)[1]
+    else:
+        settings = replace(defaults_for(flags.get("model", "tiny")), **flags)
+        config = settings.config(get_encoding(settings.encoding).n_vocab)
+    Generator(settings.seed)  # raises for a number that is no seed
+    if settings.lr * max(1.0, settings.weight_decay) > LARGEST_UPDATE:
+        raise InputError(
+            f"--lr {settings.lr:g} with --weight-decay {settings.weight_decay:g} would take the weights beyond the "
+            "largest float32 in one step: choose smaller ones"
+        )
+    if not settings.prompt:
+        raise InputError("the --prompt is empty: give at least one character to continue from")
+    batches = Batches(settings)
+    settings, cap = _length(settings, flags, batches)
+    return Job(settings, batches, config, params, run, cap)
+
+
+def _moved_text(text: Path, header: Header, fix: str) -> Path:
+    """Where the text of a checkpoint is: at its place, or under its name here or near it, if they moved together.
+
+    Elsewhere it is known by its SHA-256. Raises InputError, which ends with the fix, if it is nowhere.
+    """
+    if kind_of(text) != "missing":
+        return absolute(text)
+    for folder in (Path(), *header.file.resolve().parents[:4]):
+        with suppress(InputError):  # a place that may not be looked at, or holds no text, is none
+            place = folder / text.name
+            if kind_of(place) == "file" and header.about.get("text_sha256") == sha256(load_text(str(place))):
+                return absolute(place)
+    raise InputError(f"{text}, the text of {header.file}, was not found: {fix}")
+
+
+def _length(settings: Settings, flags: dict[str, Any], batches: Batches) -> tuple[Settings, str | None]:
+    """The settings with epochs and max_steps such that the one asked for wins; and the cap, in words, if both were."""
+    epochs, steps = "epochs" in flags, settings.max_steps is not None and "max_steps" in flags
+    if epochs and not steps:
+        return replace(settings, max_steps=None), None
+    if steps and not epochs:
+        assert settings.max_steps is not None
+        return replace(settings, epochs=max(settings.epochs, -(-settings.max_steps // batches.batches_per_epoch))), None
+    if not epochs or settings.max_steps is None:
+        return settings, None
+    in_epochs = settings.epochs * batches.batches_per_epoch
+    if in_epochs < settings.max_steps:
+        return settings, f"--epochs {settings.epochs} ends it before --max-steps {settings.max_steps:,}"
+    if settings.max_steps < in_epochs:
+        return (
+            settings,
+            f"--max-steps {settings.max_steps:,} ends it before --epochs {settings.epochs}, {in_epochs:,} steps",
+        )
+    return settings, None
+
+
+def pretrain(
+    flags: dict[str, Any],
+    make_learner: MakeLearner,
+    backend: str,
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    init: Path | None = None,
+    save_freq: int | None = None,
+    keep: int = 1,
+) -> int:
+    """Run the job to its end (0), or to a first signal (its number); either way the run's folder is complete.
+
+    flags: the settings that were asked for by name. backend: a line about what does the arithmetic.
+    Raises InputError before anything is written; DivergedError where training diverges, once the last finite state is
+    saved.
+    """
+    if resume is not None and (init is not None or out is not None):
+        raise InputError("--resume uses the run's own folder and weights: leave out --init and --out")
+    if out is not None:
+        Run.check_new(out)
+    job = prepare(flags, resume, init)
+    report = Report()
+    with _signals() as received, ExitStack() as held:
+        if job.resumed is not None:
+            held.enter_context(job.resumed.locked())
+            session = _resumed(job, job.resumed, make_learner, report, backend, save_freq, keep)
+        else:
+            _describe(report, backend, job)
+            learner = make_learner(job.config, job.settings, job.total_steps, job.params)
+            run = held.enter_context(Run.create(out, job.settings, job.batches.sha256))
+            session = _Session(report, job, run, learner, Position(), save_freq, keep)
+        report.line(f"run       {session.run.folder}")
+        with np.errstate(over="ignore", invalid="ignore"):  # every step's loss and gradients are checked instead
+            session.train(received)
+    return received[0] if session.position.step < job.total_steps and received else 0
+
+
+class _Session:
+    """A run while it is trained: its learner, where it stands, and what is reported and saved of it."""
+
+    def __init__(
+        self,
+        report: Report,
+        job: Job,
+        run: Run,
+        learner: Learner,
+        position: Position,
+        save_freq: int | None,
+        keep: int,
+    ):
+        self.report, self.job, self.run, self.learner, self.position = report, job, run, learner, position
+        self._save_freq, self._keep = save_freq, keep
+        self._loaders = job.batches.loaders(learner)
+        self._saved: int | None = None  # the steps made by the last save of this process
+        self._told: set[str] = set()
+
+    def train(self, received: list[int]) -> None:
+        """Train to the end or to a signal, save, report; whatever ends the loop, what can be saved is saved first."""
+        job, position, report = self.job, self.position, self.report
+        report.line()
+        if position.step == 0:
+            report.line(f"{'untrained' if job.params is None else 'before training'}: {self._sample()}")
+        # In small products the BLAS threads wait for one another longer than they work, on a busy machine much longer
+        with threadpool_limits(1 if job.config.emb_dim < 256 else None, user_api="blas"):
+            try:
+                self._steps(received)
+                self._save()
+            except DivergedError as error:
+                self._drawn()
+                raise DivergedError(f"{error}; {self._after_divergence()}") from error
+            except KeyboardInterrupt:
+                report.line(f"Stopped at once; {self._last_save()}")
+                raise
+        drawn = self._drawn()
+        if position.step:
+            report.line(f"drawn at temperature {TEMPERATURE}: {self._sample(TEMPERATURE)}")
+        report.line()
+        if position.step < job.total_steps:
+            steps = f"{position.step} step{'s' if position.step > 1 else ''}"
+            report.line(f"Stopped after {steps}; everything is saved. Resume with: {self._resume_flags()}")
+        if (batches := len(self._loaders[1])) > job.settings.eval_iter:
+            report.line(
+                f"The losses are over {job.settings.eval_iter} batches, of {batches} for validation; "
+                f"over all of them: numpy-gpt evaluate {shlex.quote(str(self.run.folder))}"
+            )
+        best = [BEST] if os.path.exists(self.run.folder / BEST / MODEL_FILE) else []
+        report.line(f"Saved {self.run.folder}: {', '.join([CHECKPOINT, *best, 'losses.csv', *drawn])}")
+
+    def _steps(self, received: list[int]) -> None:
+        """The loop with its reports and saves, until it is done or a signal has been received."""
+        s, position, total = self.job.settings, self.position, self.job.total_steps
+        if self._save_freq and position.step == 0:
+            self._save()  # so that there is one to resume from at any instant
+        with self.report.training(total, position.step, position.tokens_seen):
+            steps = train(self.learner, *self._loaders, total, s.eval_freq, s.eval_iter, position)
+            while (step := self._next(steps)) is not None:
+                try:
+                    self._report(step)
+                except Exception:
+                    self._save()
+                    raise
+                if received:
+                    return
+                if self._save_freq and position.step % self._save_freq == 0 and position.step < total:
+                    self._save()
+
+    def _next(self, steps: Iterator[Step]) -> Step | None:
+        """The next step, or None at the end. Where training diverges, the state before is saved: a learner keeps it."""
+        try:
+            return next(steps, None)
+        except DivergedError:
+            self._save()
+            raise
+
+    def _report(self, step: Step) -> None:
+        if step.evaluation is not None:
+            self.run.losses.append(step, self.report.seconds)
+        self.report.step(step)
+        if step.epoch_ended or self.position.step == self.job.total_steps:
+            self.report.line(f"after epoch {step.epochs:.3g}: {self._sample()}")
+
+    def _save(self) -> None:
+        """Save, if there is something new to save. Raises DivergedError if the weights are not finite.
+
+        An InputError, as where the disk is full, says what the run can be resumed from.
+        """
+        if self._saved == self.position.step:
+            return
+        number = min(self.run.best_batches(self.job.settings.eval_iter), len(self._loaders[1]))
+        validation = Validation(undrawn_loss(self.learner, self._loaders[1], number), number)
+        try:
+            notes = self.run.save(
+                self.job.config, self.learner, self.position, self.job.batches, validation, self._keep
+            )
+        except NonFiniteError as error:
+            raise DivergedError(f"training has diverged: after {self.position.step} steps {error}") from error
+        except InputError as error:
+            raise InputError(f"{error}; {self._last_save()}") from error
+        self._saved = self.position.step
+        self.tell(notes)
+
+    def tell(self, notes: list[str]) -> None:
+        for note in notes:
+            if note not in self._told:
+                self._told.add(note)
+                self.report.line(f"note: {note}")
+
+    def _sample(self, temperature: float = 0.0) -> str:
+        settings, encoding = self.job.settings, self.job.batches.encoding
+        prompt = encode(encoding, settings.prompt)[None]
+        ids = self.learner.sample(prompt, settings.sample_tokens, temperature, n_vocab=encoding.n_vocab)[0]
+        return one_line(decode(encoding, ids))
+
+    def _drawn(self) -> list[str]:
+        """The name of the plot, once it is drawn; none where it cannot be: it ends no run."""
+        try:
+            return [self.run.losses.plot(self.job.batches.batches_per_epoch).name]
+        except Exception as error:
+            self.tell([f"losses.png could not be drawn ({error})"])
+            return []
+
+    def _after_divergence(self) -> str:
+        best = f", or from {self.run.folder / BEST} with --init" if os.path.exists(self.run.folder / BEST) else ""
+        return (
+            f"{self._last_save()} (which would diverge at the same step): begin another run with a lower --lr, more "
+            f"--warmup-steps or a lower --clip, from the start{best}"
+        )
+
+    def _last_save(self) -> str:
+        try:
+            step = read_header(self.run.to_resume).about["step"]
+        except (InputError, KeyError):
+            return f"{self.run.folder} has no save yet"
+        return f"the state after {step} steps is saved: {self._resume_flags()}"
+
+    def _resume_flags(self) -> str:
+        saves = f" --save-freq {self._save_freq}" if self._save_freq else ""
+        return f"--resume {self.run.folder}{saves}" + (f" --keep {self._keep}" if self._keep > 1 else "")
+
+
+def _resumed(
+    job: Job, run: Run, make_learner: MakeLearner, report: Report, backend: str, save_freq: int | None, keep: int
+) -> _Session:
+    """The session of a run that is resumed. Writes nothing until all that can be wrong has been looked at."""
+    position, state = run.resume(job.settings, job.batches.sha256)
+    position.check_fits(job.batches.windows, job.batches.batches_per_epoch)
+    learner = make_learner(job.config, job.settings, job.total_steps, job.params)
+    learner.restore(state)
+    notes = run.go_on(job.settings, job.batches.sha256, position, keep)
+    _describe(report, backend, job)
+    report.line(f"resumed   after {position.step} steps, {max(0, job.total_steps - position.step)} to go")
+    session = _Session(report, job, run, learner, position, save_freq, keep)
+    session.tell(notes)
+    return session
+
+
+def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
+    """The settings of a run from a checkpoint's weights; InputError if a flag asks for another model than it is."""
+    config = header.config
+    sizes = {"tiny": TINY} | GPT2_SIZES
+    model = next((name for name, size in sizes.items() if all(getattr(config, k) == v for k, v in size.items())), "")
+    fixed = {
+        "model": model or f"{config.n_layers}x{config.emb_dim}",
+        "context_length": config.context_length,
+        "tie_weights": config.tie_weights,
+        "qkv_bias": config.qkv_bias,
+    }
+    for name, value in fixed.items():
+        if flags.get(name, value) != value:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{header.file} is a checkpoint of another configuration: its {flag} is {value}, not {flags[name]}; "
+                "leave the flag out, or choose another --init"
+            )
+    base = defaults_for(flags.get("model", model or "tiny"))
+    encoding = flags.get("encoding") or encoding_of(header)
+    return replace(base, **flags | fixed | {"encoding": encoding})
+
+
+def _describe(report: Report, backend: str, job: Job) -> None:
+    s, config, batches = job.settings, job.config, job.batches
+    parameters = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    report.line(backend)
+    report.line(
+        f"model     {s.model}: {parameters:,} parameters, {config.n_layers} layers × {config.emb_dim}, "
+        f"{config.n_heads} heads, context {config.context_length}, dropout {config.drop_rate:g}"
+    )
+    report.line(f"text      {s.text}: {len(batches.text):,} characters, {batches.tokens:,} tokens ({s.encoding})")
+    report.line(
+        f"batches   {s.batch_size} × {s.context_length} tokens; {batches.train_tokens:,} tokens an epoch, "
+        f"{batches.val_tokens:,} for validation; {job.total_steps:,} steps{f' ({job.cap})' if job.cap else ''}"
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects signals that ask for the end, so that no step is cut; the second of a kind acts as it always does."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if number not in received:
+            received.append(number)
+            again = "Ctrl-C again" if number == signal.SIGINT else f"another {signal.Signals(number).name}"
+            with suppress(RuntimeError):  # it came while stderr was being written to
+                say(f"stopping after this step, and saving; {again} stops at once")
+        elif callable(before[number]):
+            before[number](number, frame)
+        elif before[number] == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    if threading.current_thread() is threading.main_thread():  # others may not handle signals
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
+                before[number] = signal.getsignal(number)
+                signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not Python's, and Python cannot put it back
+                signal.signal(number, handler)

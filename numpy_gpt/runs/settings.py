@@ -1,0 +1,106 @@
+"""What a run was asked for: all that decides its numbers, and which of it a resumed run may change."""
+
+import math
+import sys
+from dataclasses import dataclass, fields
+from typing import Any
+
+from numpy_gpt.config import GPT2_SIZES, GPTConfig
+from numpy_gpt.errors import InputError
+from numpy_gpt.tokenizer import ENCODINGS
+
+TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
+"""The size called tiny: half a million parameters with the encoding bytes, for a laptop and a minute."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a run's numbers. The defaults are the book's; `for_tiny` are those of the tiny model."""
+
+    model: str = "124M"
+    text: str = "python-manual"
+    encoding: str = "gpt2"
+    context_length: int = 256
+    epochs: int = 10
+    max_steps: int | None = None
+    batch_size: int = 2
+    stride: int | None = None  # None: the context length, so that windows do not overlap
+    lr: float = 4e-4
+    weight_decay: float = 0.1
+    warmup_steps: int = 0
+    clip: float | None = None
+    drop_rate: float = 0.1
+    tie_weights: bool = False
+    qkv_bias: bool = False
+    seed: int = 123
+    eval_freq: int = 5
+    eval_iter: int = 5
+    prompt: str = "Every effort moves you"
+    sample_tokens: int = 50
+
+    def config(self, vocab_size: int) -> GPTConfig:
+        """The model these settings describe. Raises InputError for an unknown size."""
+        if self.model != "tiny" and self.model not in GPT2_SIZES:
+            raise InputError(f"unknown model {self.model!r}: choose tiny, {', '.join(GPT2_SIZES)}")
+        return GPTConfig(
+            vocab_size=vocab_size,
+            context_length=self.context_length,
+            drop_rate=self.drop_rate,
+            tie_weights=self.tie_weights,
+            qkv_bias=self.qkv_bias,
+            **(TINY if self.model == "tiny" else GPT2_SIZES[self.model]),
+        )
+
+
+for_tiny = Settings(
+    model="tiny",
+    encoding="bytes",
+    context_length=64,
+    epochs=2,
+    max_steps=1001,
+    batch_size=8,
+    lr=4e-3,
+    warmup_steps=100,
+    clip=1.0,
+    drop_rate=0.0,
+    eval_freq=100,
+    prompt="The statement",
+    sample_tokens=160,
+)
+
+COUNTED_FROM_0 = ("epochs", "max_steps", "warmup_steps", "sample_tokens")
+"""Settings that may be 0; the other counts are at least 1."""
+
+MAY_CHANGE = {"epochs", "max_steps", "eval_freq", "eval_iter", "prompt"}
+"""What --resume lets a run be continued with; the rest would make it another run."""
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise ValueError for a setting of another type, or of a value that no run can have been begun with."""
+    for field in fields(Settings):
+        name, value = field.name, getattr(settings, field.name)
+        if value is None and field.name in ("max_steps", "stride", "clip"):
+            continue
+        if name in ("tie_weights", "qkv_bias"):
+            right = type(value) is bool
+        elif name in ("model", "text", "encoding", "prompt"):
+            right = type(value) is str
+        elif name in ("lr", "weight_decay", "clip", "drop_rate"):
+            least = 0.0 if name in ("weight_decay", "drop_rate") else math.ulp(0.0)
+            right = type(value) in (int, float) and least <= value <= (1 if name == "drop_rate" else sys.float_info.max)
+        else:
+            least = {"seed": -(1 << 63), **dict.fromkeys(COUNTED_FROM_0, 0)}.get(name, 1)
+            right = type(value) is int and least <= value < 1 << (64 if name == "seed" else 63)
+        if not right:
+            raise ValueError(f"its {name} is {str(value)[:80]!r}, which no run has")
+
+
+def effective(settings: Settings, name: str) -> Any:
+    """What a setting comes to. The text and the vocabulary are compared by their SHA-256 instead."""
+    if name == "stride":
+        return settings.stride or settings.context_length
+    return (
+        None
+        if name == "text" or (name == "encoding" and settings.encoding not in ENCODINGS)
+        else getattr(settings, name)
+    )

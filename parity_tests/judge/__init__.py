@@ -1,0 +1,1 @@
+"""What the tests judge with: comparisons, budgets, cases, files, recorded passes."""

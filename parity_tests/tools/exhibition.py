@@ -1,0 +1,117 @@
+"""The museum, shown: the whole of a test file run on each fault, and what the naive check says of it beside."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from parity_tests.tools.museum import NAIVE_ATOL, Fault
+
+INTRODUCTION = f"""# The museum of faults
+
+Errors that published GPTs shipped, most of them under a green test suite. Each stands in `museum.py` as a deliberate
+change of our own code, and below is what two suites say to it:
+
+* **the naive check** is what those projects had: weights times 0.02, B = 1, every token id once, no dropout, the
+  gradient of `.sum()`, and a match is whatever lies within {NAIVE_ATOL:g}. The number is the largest difference it saw.
+* **this suite**: the first of its tests that turns red, and what it says.
+
+`python -m parity_tests museum --out parity_tests/museum.md` makes this page anew; `pytest parity_tests --fault NAME`
+runs the suite with one fault in place. Faults named "our own" are of no project that we know of.
+"""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What either suite says of a fault. killed_by: a pytest node id, or None if nothing turned red."""
+
+    fault: Fault
+    naive: str
+    killed_by: str | None
+    message: str
+
+    @property
+    def naive_is_green(self):
+        return self.naive.startswith("green")
+
+
+def naive_verdict(fault):
+    """green or red, with the largest difference that the naive check sees while the fault is in place."""
+    with pytest.MonkeyPatch.context() as patch:
+        fault.apply(patch)
+        try:
+            difference = fault.naive()
+        except Exception as error:  # whatever stops it is red too
+            return f"red: {type(error).__name__}"
+    if math.isnan(difference):
+        return "red: another shape, or NaN"
+    return f"{'green' if difference < NAIVE_ATOL else 'red'}, {difference:.0e}" if difference else "green, 0"
+
+
+class FirstFailure:
+    """A pytest plugin that keeps the first failure of a test itself: a fixture that fails has tested nothing."""
+
+    def __init__(self):
+        self.report = None
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed and report.when == "call" and self.report is None:
+            self.report = report
+
+    @property
+    def message(self):
+        crash = getattr(self.report.longrepr, "reprcrash", None)
+        return (crash.message if crash else str(self.report.longrepr)).splitlines()[0]
+
+
+def first_failure(suite, fault=""):
+    """Run a test file with this fault in place ("": with none) up to its first red test. Raises if it cannot be run."""
+    first = FirstFailure()
+    options = ["-x", "--assert=plain", "-p", "no:terminal", "-p", "no:cacheprovider", "--fault", fault]
+    code = pytest.main([*options, str(Path(__file__).parents[1] / suite)], plugins=[first])
+    if code == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    if code != (pytest.ExitCode.OK if first.report is None else pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(f"pytest could not run {suite} on the fault {fault!r}: {code!r}")
+    return first
+
+
+@cache
+def check_green(suite):
+    """Raises RuntimeError if a test file is red with no fault in place: its red would say nothing about a fault."""
+    first = first_failure(suite)
+    if first.report is not None:
+        raise RuntimeError(f"{suite} is red without a fault: {first.report.nodeid}: {first.message}")
+
+
+def exhibit(fault):
+    """Run the fault's test file on it, up to the first red test, and before the first fault of the file without any."""
+    check_green(fault.suite)
+    first = first_failure(fault.suite, str(fault))
+    if first.report is None:
+        return Exhibit(fault, naive_verdict(fault), None, "")
+    return Exhibit(fault, naive_verdict(fault), first.report.nodeid, first.message)
+
+
+def page(shown):
+    """museum.md."""
+    killed, green = sum(e.killed_by is not None for e in shown), sum(e.naive_is_green for e in shown)
+    lines = [
+        INTRODUCTION,
+        f"{len(shown)} faults: this suite finds {killed}, the naive check {len(shown) - green}.",
+        "",
+        "| the fault: where, and what is wrong | the naive check | this suite: the first red test | what it says |",
+        "|---|---|---|---|",
+    ]
+    for each in shown:
+        test = "**none**" if each.killed_by is None else f"`{each.killed_by.removeprefix('parity_tests/')}`"
+        lines.append(f"| {each.fault} | {each.naive} | {test} | {_cell(each.message)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text):
+    """A message as the cell of a table: one line, not too long, nothing that Markdown reads."""
+    text = text.removeprefix("AssertionError: ").replace("|", "\\|").replace("`", "'")
+    return f"`{text if len(text) <= 110 else text[:109] + '…'}`"
