@@ -4,6 +4,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -63,38 +64,61 @@ def keep_top_p(probs: Array, p: float) -> Array:
     return kept
 
 
-def choose(
-    logits: Array, temperature: float, top_k: int | None, top_p: float | None, rng: Generator | None
-) -> npt.NDArray[np.int64]:
-    """One next id per row (B,) of logits (B, V): top-k, then temperature, then top-p, as the book orders them."""
-    if temperature == 0 or rng is None:
-        ids: npt.NDArray[np.int64] = logits.argmax(axis=1)
-        return ids
-    if top_k is not None:
-        logits = keep_top_k(logits, top_k)
-    probs = at_temperature(logits, float(temperature))  # a NumPy scalar would bring its own dtype along
-    if top_p is not None and top_p < 1:  # at 1 everything stays, whatever the rounding of a sum
-        probs = keep_top_p(probs, top_p)
-        probs /= probs.sum(axis=1, keepdims=True)
-    return rng.multinomial(probs)[:, 0]
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen, as `generate` says of each. Raises InputError for settings that cannot be used."""
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    eos_id: int | None = None
+    rng: Generator | None = None
+    n_vocab: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("top_k", "eos_id", "n_vocab"):
+            if getattr(self, name) is not None:
+                _check_whole(name, getattr(self, name))
+        for name, number in (("temperature", self.temperature), ("top_p", 1.0 if self.top_p is None else self.top_p)):
+            if not isinstance(number, numbers.Real | np.ndarray) or np.ndim(number):
+                raise InputError(f"{name} must be a number, not {number!r:.80}")
+        if not 0 <= self.temperature < math.inf:
+            raise InputError(f"temperature must be 0 (greedy) or a positive number, not {self.temperature}")
+        if self.temperature > 0 and self.rng is None:
+            raise InputError(
+                f"temperature {self.temperature} draws at random: give rng=Generator(seed), or temperature=0"
+            )
+        if self.n_vocab is not None and self.n_vocab < 1:
+            raise InputError(f"n_vocab must be at least 1, not {self.n_vocab}")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is a share of the probability, above 0 and at most 1, not {self.top_p}")
+
+    def choose(self, logits: Array) -> npt.NDArray[np.int64]:
+        """One next id per row (B,) of logits (B, V): top-k, then temperature, then top-p, as the book orders them."""
+        logits = logits[:, : self.n_vocab]
+        if self.temperature == 0 or self.rng is None:
+            ids: npt.NDArray[np.int64] = logits.argmax(axis=1)
+            return ids
+        if self.top_k is not None:
+            logits = keep_top_k(logits, self.top_k)
+        probs = at_temperature(logits, float(self.temperature))  # a NumPy scalar would bring its own dtype along
+        if self.top_p is not None and self.top_p < 1:  # at 1 everything stays, whatever the rounding of a sum
+            probs = keep_top_p(probs, self.top_p)
+            probs /= probs.sum(axis=1, keepdims=True)
+        return self.rng.multinomial(probs)[:, 0]
 
 
 def stream(
-    model: GPT,
-    tokens: npt.ArrayLike,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    eos_id: int | None = None,
-    rng: Generator | None = None,
-    n_vocab: int | None = None,
+    model: GPT, tokens: npt.ArrayLike, max_new_tokens: int, sampling: Sampling | None = None
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """generate's new ids as they are made: at most max_new_tokens arrays (B,)."""
+    """generate's new ids as they are made: at most max_new_tokens arrays (B,). sampling None: greedy."""
+    sampling = sampling or Sampling()
     context = model.config.context_length
     ids = checked_ids("tokens", tokens, model.config.vocab_size)
-    _check_numbers(max_new_tokens=max_new_tokens, top_k=top_k, eos_id=eos_id, n_vocab=n_vocab)
-    _check_sampling(max_new_tokens, temperature, top_k, top_p, rng, n_vocab)
+    if _check_whole("max_new_tokens", max_new_tokens) < 0:
+        raise InputError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
     ended = np.zeros(len(ids), bool)
     past = KVCache(model.config, len(ids), model.dtype)
     new = ids[:, -context:]
@@ -102,10 +126,10 @@ def stream(
         if past.length + new.shape[1] > context:
             # the window slides, so every token's position changes and nothing cached holds: begin again
             past, new = KVCache(model.config, len(ids), model.dtype), ids[:, -context:]
-        chosen = choose(model.next_logits(new, past)[:, :n_vocab], temperature, top_k, top_p, rng)
-        if eos_id is not None:
-            chosen[ended] = eos_id
-            ended = chosen == eos_id
+        chosen = sampling.choose(model.next_logits(new, past))
+        if sampling.eos_id is not None:
+            chosen[ended] = sampling.eos_id
+            ended = chosen == sampling.eos_id
             if ended.all():
                 return
         yield chosen
@@ -136,42 +160,16 @@ def generate(
     n_vocab, an encoding's, keeps to the ids below it: the table of a padded vocabulary has more, which have no text.
     Raises InputError for settings or ids that cannot be used.
     """
-    given = (max_new_tokens, temperature, top_k, top_p, eos_id, rng, n_vocab)
-    columns = [column[:, None] for column in stream(model, tokens, *given)]
+    sampling = Sampling(temperature, top_k, top_p, eos_id, rng, n_vocab)
+    columns = [column[:, None] for column in stream(model, tokens, max_new_tokens, sampling)]
     return np.concatenate([np.asarray(tokens, dtype=np.int64), *columns], axis=1)
 
 
-def _check_numbers(**settings: int | None) -> None:
-    """Raise InputError, naming it, for a setting that is neither None nor a whole number."""
-    for name, value in settings.items():
-        try:
-            if value is not None or name == "max_new_tokens":
-                operator.index(value)  # type: ignore[arg-type]
-        except TypeError as error:
-            if not (name == "eos_id" and isinstance(value, float) and value.is_integer()):
-                raise InputError(f"{name} must be a whole number, not {value!r:.80}") from error
-
-
-def _check_sampling(
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    rng: Generator | None,
-    n_vocab: int | None,
-) -> None:
-    for name, number in (("temperature", temperature), ("top_p", 1.0 if top_p is None else top_p)):
-        if not isinstance(number, numbers.Real | np.ndarray) or np.ndim(number):
-            raise InputError(f"{name} must be a number, not {number!r:.80}")
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
-    if not 0 <= temperature < math.inf:
-        raise InputError(f"temperature must be 0 (greedy) or a positive number, not {temperature}")
-    if temperature > 0 and rng is None:
-        raise InputError(f"temperature {temperature} draws at random: give rng=Generator(seed), or temperature=0")
-    if n_vocab is not None and n_vocab < 1:
-        raise InputError(f"n_vocab must be at least 1, not {n_vocab}")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k must be at least 1, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top_p is a share of the probability, above 0 and at most 1, not {top_p}")
+def _check_whole(name: str, value: float) -> int:
+    """The value. Raises InputError, naming it, for what is no whole number."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        if name == "eos_id" and isinstance(value, float) and value.is_integer():
+            return int(value)
+        raise InputError(f"{name} must be a whole number, not {value!r:.80}") from error

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from numpy_gpt import GPT, Generator, GPTConfig, generate
 from numpy_gpt.block import KVCache
-from numpy_gpt.decoding import keep_top_p, softmax, stream
+from numpy_gpt.decoding import Sampling, keep_top_p, softmax, stream
 from numpy_gpt.errors import InputError
 from numpy_gpt.parameters import parameter_shapes
 from parity_tests.judge import strategies
@@ -300,7 +300,7 @@ def test_no_new_tokens_leave_the_tokens():
 def test_stream_gives_the_tokens_one_by_one_as_generate_appends_them():
     case = ModelCase(CONFIG, B=2, T=3)
     tokens = case.batch()[0]
-    columns = list(stream(case.model(), tokens, 9, temperature=1.0, rng=Generator(3)))
+    columns = list(stream(case.model(), tokens, 9, Sampling(1.0, rng=Generator(3))))
     whole = generate(case.model(), tokens, 9, temperature=1.0, rng=Generator(3))
     assert [column.tolist() for column in columns] == whole[:, 3:].T.tolist()
     first = next(stream(case.model(), tokens, 10**9))  # nothing is made before it is asked for

@@ -21,13 +21,13 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.files import disk_fix
 from numpy_gpt.io.outermost import INTERRUPTED, outermost, say
 from numpy_gpt.io.paths import kind_of
-from numpy_gpt.model import GPT
 from numpy_gpt.runs.batches import TRAIN_RATIO
+from numpy_gpt.runs.evaluation import mean_loss
 from numpy_gpt.runs.pretrain import MakeLearner, defaults_for, encoding_of, pretrain, text_of
 from numpy_gpt.runs.settings import Settings
 from numpy_gpt.tokenizer import ENCODINGS, encode, end_id, get_encoding, least_vocab_size, stream_decode
 from numpy_gpt.train import Learner
-from numpy_gpt.typing import Array, Weights
+from numpy_gpt.typing import Weights
 from numpy_gpt.weights.checkpoint import Header, load, read_header
 
 MODELS = ("tiny", *GPT2_SIZES)
@@ -227,22 +227,11 @@ def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str 
         raise InputError(f"{name} is too short to evaluate: it has {len(ids)} tokens, and 2 are needed")
     report = Report(required=True)
     with enough_memory(header.config, 4, "evaluating the model"):
-        loss = _mean_loss(load(checkpoint), ids, batch_size, report)
+        loss = mean_loss(load(checkpoint), ids, batch_size, lambda batches: report.track(batches, "evaluating"))
     report.line(f"text        {name}")
     report.line(f"tokens      {len(ids) - 1:,} ({tokens.name}), all but the first")
     report.line(f"loss        {loss:.4f} nats/token, the mean over all of them")
     report.line(f"perplexity  {_perplexity(loss):.4f}")
-
-
-def _mean_loss(model: GPT, ids: Array, batch_size: int, report: Report) -> float:
-    """Nats per token of ids (n,) but the first, in windows of the context length one after the other."""
-    T = model.config.context_length
-    whole = (len(ids) - 1) // T * T  # tokens in full windows
-    windows = ids[:whole].reshape(-1, T), ids[1 : whole + 1].reshape(-1, T)
-    batches = [tuple(w[i : i + batch_size] for w in windows) for i in range(0, whole // T, batch_size)]
-    if whole < len(ids) - 1:
-        batches.append((ids[None, whole:-1], ids[None, whole + 1 :]))
-    return sum(float(model.loss(x, y)) * y.size for x, y in report.track(batches, "evaluating")) / (len(ids) - 1)
 
 
 def _perplexity(loss: float) -> float:
@@ -299,7 +288,7 @@ def generate(
 
     Ends after --max-new-tokens or at the token <|endoftext|>. --top-k and --top-p need a --temperature above 0.
     """
-    from numpy_gpt.decoding import stream
+    from numpy_gpt.decoding import Sampling, stream
     from numpy_gpt.random.generator import Generator
 
     if temperature == 0 and (top_k is not None or top_p is not None):
@@ -316,8 +305,8 @@ def generate(
         say(f"the prompt has {len(ids):,} tokens; the model sees its context's length of them, the last {T:,}")
     report = Report(required=True)
     with enough_memory(header.config, 4, "generating"):
-        sampling = (max_new_tokens, temperature, top_k, top_p, end_id(words), rng, words.n_vocab)
-        columns = stream(load(checkpoint), ids[None], *sampling)
+        sampling = Sampling(temperature, top_k, top_p, end_id(words), rng, words.n_vocab)
+        columns = stream(load(checkpoint), ids[None], max_new_tokens, sampling)
         report.piece(_as_typed(prompt))
         for piece in stream_decode(words, (int(column[0]) for column in columns)):
             report.piece(printable(piece))

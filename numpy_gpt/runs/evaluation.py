@@ -1,0 +1,24 @@
+"""The loss of a model on a text, over all its tokens."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from numpy_gpt.model import GPT
+from numpy_gpt.typing import Array
+
+Batch = tuple[Array, Array]
+
+
+def mean_loss(
+    model: GPT, ids: Array, batch_size: int, track: Callable[[Sequence[Batch]], Iterable[Batch]] = iter
+) -> float:
+    """Nats per token of ids (n,) but the first, in windows of the context length one after the other.
+
+    batch_size: windows at a time; the last window may be shorter. track: gives the batches on, and shows progress.
+    """
+    T = model.config.context_length
+    full = (len(ids) - 1) // T * T  # tokens in full windows
+    tokens, targets = ids[:full].reshape(-1, T), ids[1 : full + 1].reshape(-1, T)  # (windows, T)
+    batches = [(tokens[i : i + batch_size], targets[i : i + batch_size]) for i in range(0, full // T, batch_size)]
+    if full < len(ids) - 1:
+        batches.append((ids[None, full:-1], ids[None, full + 1 :]))
+    return sum(float(model.loss(x, y)) * y.size for x, y in track(batches)) / (len(ids) - 1)
