@@ -355,7 +355,7 @@ def test_wrong_files_everywhere_are_told_and_leave_nothing(web, tmp_path):
     wrong = f"gave a file that is damaged or another file (its SHA-256 is not {SHA256[:8]}…)"
     assert words == (
         f"thing could not be fetched: {FIRST} {wrong}; {SECOND} {wrong}: try again when the network is better, and it "
-        "goes on from what has come, or use --from DIR with files that you already have"
+        "resumes what has come, or use --from DIR with files that you already have"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -490,7 +490,7 @@ def test_a_web_page_is_not_the_file(web, tmp_path, sha256):
 FETCH = """
 import sys
 from pathlib import Path
-from numpy_gpt import transfer
+from numpy_gpt.weights import transfer
 from numpy_gpt.console import Report
 transfer.PAUSE, transfer.TRIES, transfer.CHUNK = 0, 1000, 1 << 12
 url, folder, sha256 = sys.argv[1:]
@@ -791,7 +791,7 @@ def test_after_ctrl_c_the_part_stays(gpt2, tmp_path, monkeypatch):
     report = Stopped()
     with pytest.raises(KeyboardInterrupt):
         fetch_gpt2("124M", tmp_path, report)
-    assert report.lines == [f"stopped: what has come stays in {tmp_path}, and the same command goes on from it"]
+    assert report.lines == [f"stopped: what has come stays in {tmp_path}, and the same command resumes it"]
     assert (tmp_path / ".hparams.json.part").read_bytes() == STAND_INS["hparams.json"][:320]
     fetch_gpt2("124M", tmp_path, Lines())
     assert gpt2.headers[1]["Range"] == "bytes=320-"

@@ -183,7 +183,7 @@ def test_a_thread_that_outlives_the_main_one_works_alone():
 import threading, time
 import numpy as np
 from threadpoolctl import threadpool_limits
-from numpy_gpt import threads
+from numpy_gpt.parallel import threads
 
 def late():
     threads.share(lambda start, stop: None, 3)
