@@ -59,7 +59,7 @@ class GPT:
     """
 
     def __init__(self, config: GPTConfig, seed: int | Generator = 123, dtype: Float = np.float32):
-        """The model of `torch.manual_seed(seed); GPTModel(config)`; a Generator goes on from where it stands."""
+        """The model of `torch.manual_seed(seed); GPTModel(config)`; a Generator continues from its current state."""
         rng = seed if isinstance(seed, Generator) else Generator(seed)
         self.config, self.dtype = config, _float_dtype(dtype)
         _check_possible(config)

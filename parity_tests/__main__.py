@@ -249,7 +249,7 @@ def fuzz(mutants, seed, readers):
 @click.option("--trials", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def kills(trials, seed):
-    """Kill a training run that saves after every step, see what is left, and go on from it.
+    """Kill a training run that saves after every step, see what is left, and resume it.
 
     Each time a whole checkpoint must be there, and the run resumed must end with the very bits of one that was never
     stopped: parameters, optimiser, random state and losses. Some are killed again as they go on. Takes some ten minutes

@@ -137,7 +137,7 @@ def test_what_is_written_is_read(tmp_path_factory, made, shards, big_endian, int
         assert got.dtype == stored.dtype == array.dtype, name
         assert got.shape == stored.shape == shape, name
         assert got.tobytes() == array.tobytes(), name
-        got[...] = 0  # the caller's, each time anew
+        got[...] = 0  # the caller's, each time again
         assert stored.read().tobytes() == array.tobytes(), name
 
 
@@ -205,7 +205,7 @@ def put(folder, files):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (entry(dtype=7, shape=(), size=0, offset=8), "other has TensorFlow's dtype 7, which NumPy has not"),
+        (entry(dtype=7, shape=(), size=0, offset=8), "other has TensorFlow's dtype 7, which NumPy lacks"),
         (entry(dtype=20, size=0, offset=8), "other has TensorFlow's dtype 20"),
         (entry(dtype=0, size=0, offset=8), "other has TensorFlow's dtype 0"),
         (entry(shape=(10, 4), size=0, more=[(7, b"")]), "other is saved in slices"),
@@ -218,7 +218,7 @@ def test_a_tensor_that_cannot_be_read_says_so_when_it_is(tmp_path, other, messag
     assert bundle["good"].read().tolist() == [1, 2]
     with pytest.raises(InputError, match=message) as error:
         bundle["other"].read()
-    assert "save the model anew" in str(error.value)
+    assert "save the model again" in str(error.value)
 
 
 def test_unknown_fields_are_passed_over_and_the_last_of_two_counts(tmp_path):
@@ -263,7 +263,7 @@ LIES = {
     "an unknown order": (index(block([(b"", header(1, 2))])), "no header"),
     "a later format": (index(block([(b"", header(1, 0, 2))])), "asks for a newer reader"),
     "a header of other types": (index(block([(b"", message((1, b"x")))])), "field 1 is written in another way"),
-    "Snappy": (index(HEADED, kind=1), "compressed with Snappy.*save it anew"),
+    "Snappy": (index(HEADED, kind=1), "compressed with Snappy.*save it again"),
     "an unknown compression": (index(HEADED, kind=2), "compressed in an unknown way"),
     "a block twice": (index(HEADED, handles=[(0, len(HEADED))] * 2), "begins before the end"),
     "a block beyond the file": (index(HEADED, handles=[(0, HUGE)]), "reaches beyond its end"),
@@ -336,7 +336,7 @@ def test_lies_are_named(tmp_path, files, message):
     assert isinstance(result, InputError), result
     assert re.search(message, str(result)), result
     assert str(tmp_path / "m.") in str(result)
-    assert re.search("download it|save it anew", str(result)), f"no mend: {result}"
+    assert re.search("download it|save it again", str(result)), f"no fix: {result}"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "bool"])
@@ -454,7 +454,7 @@ def test_every_byte_of_the_index_counts(tmp_path):
 
 
 def test_damage_under_right_checksums_is_read_or_an_error(tmp_path):
-    """The block's end is made and sealed anew after the damage, which so gets as deep as a liar's."""
+    """The block's end is made and sealed again after the damage, which so gets as deep as a liar's."""
     prefix = copy_of_tiny(tmp_path)
     file = tmp_path / "m.index"
     low, high = file.read_bytes()[-48:-46]  # where the metaindex block begins, a varint: the one before ends there

@@ -221,7 +221,7 @@ def test_the_cache_is_used_until_the_context_is_full(monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_probabilities_are_of_the_models_dtype(dtype, monkeypatch):
-    """Past the context length too, where the cache begins anew; and so are the keys and values in it."""
+    """Past the context length too, where the cache is rebuilt; and so are the keys and values in it."""
     rng, cached, real = Draws(), [], KVCache.extend
     monkeypatch.setattr(KVCache, "extend", lambda *args: cached.append(real(*args)) or cached[-1])
     generate(ModelCase(CONFIG, dtype=dtype).model(), [[1, 2, 3]], 9, temperature=1.0, top_p=0.9, rng=rng)

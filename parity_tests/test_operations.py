@@ -1,6 +1,6 @@
 """Every operation, forward and every gradient, against torch's own operations and autograd.
 
-float64 is DESIGN's contract, against torch in float64. float32 is held to the same 64 eps S with its own eps, against
+In float64 the judge is torch in float64. float32 is held to the same 64 eps S with its own eps, against
 torch's float64 answer on the same numbers.
 """
 

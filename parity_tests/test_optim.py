@@ -320,17 +320,17 @@ def test_parameters_that_cannot_be_updated_are_refused_by_name(case):
         optim.AdamW(params)
     with pytest.raises(InputError, match=f"^clip_grad_norm: {message}"):
         optim.clip_grad_norm(params, 0.1)
-    mended = {name: p.copy() for name, p in params.items()}
-    ours = optim.AdamW(mended)
+    updated = {name: p.copy() for name, p in params.items()}
+    ours = optim.AdamW(updated)
     ours.step(before)
-    after = {name: p.copy() for name, p in mended.items()}
-    mended.update(params)  # put in their places later
+    after = {name: p.copy() for name, p in updated.items()}
+    updated.update(params)  # put in their places later
     with pytest.raises(InputError, match=f"^AdamW: {message}"):
         ours.step(before)
     assert ours.t == 1
     for name, p in params.items():
         check_exact(name, p, before[name])
-    mended.update(after)
+    updated.update(after)
     ours.step(before)
     assert ours.t == 2
 

@@ -337,7 +337,7 @@ def test_a_checkpoint_without_training_state_is_not_resumed(tmp_path, text):
     state.unlink()
     check_refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "training state, is missing")
     save(load(checkpoint), checkpoint)
-    check_refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "no training state to go on from")
+    check_refused(invoke(numpy_main, "pretrain", "--resume", tmp_path / "run"), "no training state to resume from")
 
 
 @brief

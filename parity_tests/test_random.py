@@ -632,7 +632,7 @@ def test_order_of_a_loader_with_a_generator_of_its_own(seed, n, epochs):
 
 
 def test_logarithms_and_fused_sums_stay_in_the_arrays_they_are_given():
-    """Arrays made anew would cost more than the arithmetic."""
+    """Arrays made again would cost more than the arithmetic."""
     n = 1 << 18
     x, whole = np.linspace(0.5, 1, n, dtype=np.float32), np.arange(n, dtype=np.float32)
     scratch, wide = np.empty((4, n), np.float32), np.empty((4, n))
@@ -709,8 +709,8 @@ def broken_states():
 @pytest.mark.parametrize("state", [torch.get_rng_state(), b"", None])
 def test_a_tensor_as_a_state_is_told_the_mend(state):
     """And nothing else is."""
-    mend = ": of a torch tensor give .numpy()" if isinstance(state, torch.Tensor) else ""
-    message = f"a random state is a uint8 array of 5056 bytes; this is none{mend}"
+    fix = ": of a torch tensor give .numpy()" if isinstance(state, torch.Tensor) else ""
+    message = f"a random state is a uint8 array of 5056 bytes; this is not one{fix}"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Generator(0).set_state(state)
 

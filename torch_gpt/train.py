@@ -227,11 +227,11 @@ class TorchLearner:
             torch.Generator().set_state(torch.from_numpy(state["rng"]))
         except (RuntimeError, TypeError) as error:
             raise InputError(
-                f"the checkpoint's random state is none ({error!s:.80}): start from it with --init"
+                f"the checkpoint has no usable random state ({error!s:.80}): start from it with --init"
             ) from error
         cuda = state.get("rng.cuda")
         if cuda is not None and (cuda.dtype != np.uint8 or cuda.shape != (16,)):
-            raise InputError("the checkpoint's random state of the GPU is none: start from it with --init instead")
+            raise InputError("the checkpoint has no random state of the GPU: start from it with --init instead")
 
     def _random_state(self) -> Params:
         """Of the CPU's generator, and of the GPU's where that draws the dropout masks."""

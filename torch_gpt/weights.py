@@ -40,7 +40,10 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
     """
     kind = kind_of(file)
     if kind == "folder":
-        raise InputError(f"{file} is a folder, which numpy-gpt import brings in: give a file that torch.save wrote")
+        pickled = sorted(each.name for each in file.iterdir() if each.suffix in (".bin", ".pth", ".pt", ".ckpt"))
+        others = "and a folder of OpenAI's or Hugging Face's to numpy-gpt import"
+        which = f"such as {file / pickled[0]}" if pickled else others
+        raise InputError(f"{file} is a folder: give a file that torch.save wrote, {which}")
     if kind in ("pipe", "other"):
         raise InputError(f"{file} is a pipe or a device, which cannot be read twice: give a file that torch.save wrote")
     if kind_of_file(file) == "safetensors":
@@ -71,7 +74,7 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
 
 
 def _stored(name: str, tensor: Tensor) -> Stored:
-    """A tensor as one of a file's; bfloat16, which NumPy has not, is widened.
+    """A tensor as one of a file's; bfloat16, which NumPy lacks, is widened.
 
     Of one that NumPy cannot have (sparse, without numbers, quantised, of 8 bits) the dtype is void, and its `read`
     raises InputError: it may be one that is not wanted.

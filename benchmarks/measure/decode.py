@@ -18,7 +18,7 @@ from benchmarks.timing import Contender, Spread, interleaved, ratio
 
 BOOKS = str(Way("book"))
 PROMPT = 4
-"""Tokens to go on from."""
+"""Tokens of the prompt."""
 
 OF_MEMORY = "of the rate at which memory delivers the weights"
 """The faster of the two ways to read them, whichever it is."""

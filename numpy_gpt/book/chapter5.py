@@ -48,7 +48,7 @@ class Chapter(Learner, Protocol):
     """A learner that has what else the chapter does, in its backend's own operations."""
 
     def seed(self) -> None:
-        """Begins the random stream anew, as torch.manual_seed(123)."""
+        """Restarts the random stream, as torch.manual_seed(123)."""
 
     def predict(self, x: Array, y: Array) -> dict[str, Any]:
         """The figures of cells 12 to 21, by their names: what the model makes of the ids x (B, T) for targets y."""

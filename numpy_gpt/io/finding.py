@@ -38,13 +38,13 @@ def data_folder_file(name: str) -> Path | str:
     return Path(folder, name) if folder else "$NUMPY_GPT_DATA is not set"
 
 
-def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: Path | None, mend: str) -> bytes:
+def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: Path | None, fix: str) -> bytes:
     """The bytes of the first file among `places` with this SHA-256, else of the download from `url`, kept as `store`.
 
     A place is a path, or the words that say why there is none. A file with another hash is passed over, and only a
     download replaces it; nothing but a whole and verified file ever takes the name `store`. None keeps nothing.
 
-    Raises InputError, which says what was wrong with each place and ends with `mend`.
+    Raises InputError, which says what was wrong with each place and ends with `fix`.
     """
     wrong: list[str] = []
     for place in places:
@@ -71,10 +71,10 @@ def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: 
             return _download(url, sha256, Path(folder, "download"))
     except NetworkError as error:
         wrong.append(f"{url} {error}")
-        raise InputError(f"{what} was not found: {'; '.join(wrong)}: {mend}") from error
+        raise InputError(f"{what} was not found: {'; '.join(wrong)}: {fix}") from error
     except OSError as error:
         kept = f"could not be kept as {error.filename or store} ({error.strerror or error}; {disk_fix(error)})"
-        raise InputError(f"{what} was not found: {'; '.join([*wrong, f'{url} {kept}'])}: {mend}") from error
+        raise InputError(f"{what} was not found: {'; '.join([*wrong, f'{url} {kept}'])}: {fix}") from error
 
 
 def _download(url: str, sha256: str, store: Path) -> bytes:

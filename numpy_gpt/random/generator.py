@@ -47,7 +47,7 @@ _LARGEST = {each: float(np.finfo(each).max) for each in (np.dtype(np.float32), n
 _STATE = np.dtype(
     [
         ("seed", "<u8"),
-        ("left", "<i4"),  # the draw that counts it down to 0 twists the words anew
+        ("left", "<i4"),  # the draw that counts it down to 0 twists the words again
         ("seeded", "<i4"),
         ("next", "<u8"),  # index of the next word
         ("words", "<u8", _WORDS),
@@ -259,12 +259,10 @@ class Generator:
                 f"multinomial: p must be an array, whose dtype has part in the draw; not a {type(p).__name__}"
             )
         if p.ndim not in (1, 2) or p.shape[-1] == 0 or p.dtype not in _LARGEST:
-            mend = (
+            fix = (
                 "" if p.dtype.isnative else ": its bytes are the other way round, take p.astype(p.dtype.newbyteorder())"
             )
-            raise ValueError(
-                f"multinomial: p must be float32 or float64, (V,) or (B, V), not {p.dtype} {p.shape}{mend}"
-            )
+            raise ValueError(f"multinomial: p must be float32 or float64, (V,) or (B, V), not {p.dtype} {p.shape}{fix}")
         if p.shape[-1] > _CATEGORIES:
             raise ValueError(f"multinomial: {p.shape[-1]} categories are more than 2^24, the most that torch takes")
         num_samples = _whole("multinomial: num_samples", num_samples)
@@ -299,8 +297,8 @@ class Generator:
         Raises InputError, and changes nothing, for another size or type or for bytes that no generator holds.
         """
         if not isinstance(state, np.ndarray) or state.dtype != np.uint8 or state.shape != (_STATE.itemsize,):
-            mend = ": of a torch tensor give .numpy()" if hasattr(state, "numpy") else ""
-            raise InputError(f"a random state is a uint8 array of {_STATE.itemsize} bytes; this is none{mend}")
+            fix = ": of a torch tensor give .numpy()" if hasattr(state, "numpy") else ""
+            raise InputError(f"a random state is a uint8 array of {_STATE.itemsize} bytes; this is not one{fix}")
         new = np.frombuffer(state.tobytes(), _STATE)[0]
         left, position, words = int(new["left"]), int(new["next"]), new["words"]
         fresh = (left, position) == (1, 0)

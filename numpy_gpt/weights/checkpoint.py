@@ -26,7 +26,7 @@ from numpy_gpt.model import GPT
 from numpy_gpt.parameters import check_shapes, parameter_shapes
 from numpy_gpt.typing import Float, Params, Weights
 from numpy_gpt.weights.stored import Stored, check_finite
-from numpy_gpt.weights.tensors import MEND, SHA256, read_tensors, seal, write_tensors
+from numpy_gpt.weights.tensors import FIX, SHA256, read_tensors, seal, write_tensors
 
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = re.compile(r"training-[0-9a-f]{16}\.safetensors")
@@ -59,7 +59,7 @@ def save(
 ) -> None:
     """Write the model to path: a file if it ends in .safetensors, else a folder that gets model.safetensors.
 
-    training: arrays to go on from, such as AdamW.state(), beside the model (a folder only). about: more metadata,
+    training: arrays to resume from, such as AdamW.state(), beside the model (a folder only). about: more metadata,
     such as {"encoding": "gpt2"}. A file appears under its name only when it is complete. Raises InputError if path
     cannot be written.
     """
@@ -170,7 +170,9 @@ def load_training(path: str | os.PathLike[str]) -> Params:
     header = read_header(path)
     name = header.about.get("training")
     if name is None:
-        raise InputError(f"{path} holds a model but no training state to go on from: start from it with --init instead")
+        raise InputError(
+            f"{path} holds a model but no training state to resume from: start from it with --init instead"
+        )
     file = header.file.parent / name[:80]
     if not TRAINING_FILE.fullmatch(name) or not file.is_file():
         raise InputError(f"{file}, this checkpoint's training state, is missing: start from the model with --init")
@@ -193,7 +195,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             + (_import_by(Path(path)) if any(name.endswith(EMBEDDINGS) for name in tensors) else ", and no GPT-2")
         )
     if SHA256 not in about:
-        raise InputError(f"{file} has no checksum, as every checkpoint of numpy-gpt has: {MEND}")
+        raise InputError(f"{file} has no checksum, as every checkpoint of numpy-gpt has: {FIX}")
     if (version := about.get("version")) != str(VERSION):
         raise InputError(
             f"{file} is of version {version!s:.40} of the format, and {VERSION} is known: update numpy-gpt"

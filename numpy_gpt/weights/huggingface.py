@@ -22,7 +22,7 @@ from numpy_gpt.tokenizer import ENCODINGS
 from numpy_gpt.typing import Weights
 from numpy_gpt.weights.gpt2 import from_gpt2, renamed, to_gpt2
 from numpy_gpt.weights.stored import Stored
-from numpy_gpt.weights.tensors import MEND, read_tensors, write_tensors
+from numpy_gpt.weights.tensors import FIX, read_tensors, write_tensors
 
 PREFIX = "transformer."
 INDEX = "model.safetensors.index.json"
@@ -182,23 +182,27 @@ def _shards(folder: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         return read_tensors(single)
     if not (folder / INDEX).is_file():
         pickled = sorted(each.name for each in folder.glob("*.bin"))
-        mend = f"torch-gpt import brings in {pickled[0]}" if pickled else "put model.safetensors there"
-        raise InputError(f"{folder} has a config.json, but neither model.safetensors nor {INDEX}: {mend}")
+        fix = (
+            f"torch-gpt import {folder / pickled[0]} --out DIR takes its weights"
+            if pickled
+            else "put model.safetensors there"
+        )
+        raise InputError(f"{folder} has a config.json, but neither model.safetensors nor {INDEX}: {fix}")
     index = read_json(folder / INDEX)
     places, about = index.get("weight_map"), index.get("metadata")
     if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
-        raise InputError(f"{folder / INDEX} has no weight_map of names: {MEND}")
+        raise InputError(f"{folder / INDEX} has no weight_map of names: {FIX}")
     metadata: dict[str, Any] = dict(about) if isinstance(about, dict) else {}
     tensors: dict[str, Stored] = {}
     for shard in sorted(set(places.values())):
         if not re.fullmatch(r"[\w.-]+\.safetensors", shard):
-            raise InputError(f"{folder / INDEX} names {shard!r}, which is no .safetensors file beside it: {MEND}")
+            raise InputError(f"{folder / INDEX} names {shard!r}, which is no .safetensors file beside it: {FIX}")
         said, found = read_tensors(folder / shard)
         metadata |= said
         for name, tensor in found.items():
             if places.get(name) != shard:
-                raise InputError(f"{folder / shard} has a tensor {name}, which {INDEX} says is not there: {MEND}")
+                raise InputError(f"{folder / shard} has a tensor {name}, which {INDEX} says is not there: {FIX}")
             tensors[name] = tensor
     if missing := places.keys() - tensors.keys() - metadata.keys():
-        raise InputError(f"{folder}: {min(missing)} is not in {places[min(missing)]}, where {INDEX} says it is: {MEND}")
+        raise InputError(f"{folder}: {min(missing)} is not in {places[min(missing)]}, where {INDEX} says it is: {FIX}")
     return metadata, tensors

@@ -53,7 +53,7 @@ HEADER = 32 << 20
 A training state has three tensors for each of a model's: 300 layers come to 27 MiB.
 """
 
-MEND = "it is damaged or another format: put an undamaged copy in its place"
+FIX = "it is damaged or another format: put an undamaged copy in its place"
 
 
 def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
@@ -72,12 +72,12 @@ def read_tensors(file: Path) -> tuple[dict[str, str], dict[str, Stored]]:
         header = json.loads(text)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         words = foreign(file, "safetensors", fix="give a safetensors file, or put an undamaged copy in its place")
-        why = f": {words}" if words else f" ({error}): {MEND}"
+        why = f": {words}" if words else f" ({error}): {FIX}"
         raise InputError(f"{file} cannot be read as a safetensors file{why}") from error
     metadata: dict[str, str] = header.pop("__metadata__", None) or {}
     seal = metadata.pop(SHA256, None)
     if seal is not None and seal != _sha256(metadata, {name: (e["dtype"], e["shape"]) for name, e in header.items()}):
-        raise InputError(f"the header of {file} is not as it was written (its SHA-256 differs): {MEND}")
+        raise InputError(f"the header of {file} is not as it was written (its SHA-256 differs): {FIX}")
     checksums = _checksums(file, metadata.pop(CRC32, ""), header, room) if seal is not None else {}
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -166,7 +166,7 @@ def _checksums(file: Path, text: str, header: Mapping[str, Any], room: int) -> d
         checksums = None
     whole = isinstance(checksums, dict) and checksums.keys() == header.keys()
     if not whole or not all(type(each) is int for each in checksums.values()):
-        raise InputError(f"{file} has no checksums of its tensors, though one of its header: {MEND}")
+        raise InputError(f"{file} has no checksums of its tensors, though one of its header: {FIX}")
     return dict(checksums)
 
 
@@ -192,7 +192,7 @@ def _read(
     if len(array) != count:
         raise InputError(f"{file} was cut short while it was being read: try again")
     if checksum is not None and _crc32(array) != checksum:
-        raise InputError(f"{file} is damaged: the numbers of {name} are not those that were written: {MEND}")
+        raise InputError(f"{file} is damaged: the numbers of {name} are not those that were written: {FIX}")
     if kind == "BF16":  # the upper half of a float32
         wide = array.astype(np.uint32)
         wide <<= 16

@@ -1,4 +1,4 @@
-"""Large files over lines that break: gone on with at the next try, and verified before they get their names.
+"""Large files over lines that break: resumed at the next try, and verified before they get their names.
 
 What has come of FILE lies as .FILE.part, beside it .FILE.part.from, which says what it is a part of. The rest is asked
 for of that very file (RFC 9110, sections 13.1.5 and 14); two files are never joined unless a SHA-256 would find it out.
@@ -121,7 +121,7 @@ def fetch(file: Remote, folder: Path, report: "Report") -> None:
     Without a known SHA-256, "right" is the length, by the server's word where it is not known either.
 
     Raises InputError, which says what was wrong with each address, or that there is no room; OSError if the folder
-    cannot be written. What had come by then stays, and the next call goes on from it: so it does after a Ctrl-C.
+    cannot be written. What had come by then stays, and the next call resumes it: so it does after a Ctrl-C.
     Of several processes that fetch into one folder, one does, and the others wait for it.
     """
     with _alone(folder, report):
@@ -159,7 +159,7 @@ def _fetch(file: Remote, folder: Path, report: "Report") -> None:
     target = folder / file.name
     if target.exists():
         if fault := file.fault(target):
-            report.line(f"{target} {fault}: fetching it anew")
+            report.line(f"{target} {fault}: fetching it again")
         elif file.sha256:
             if (part := _Part(target)).length:
                 part.forget()
@@ -178,8 +178,8 @@ def _fetch(file: Remote, folder: Path, report: "Report") -> None:
             time.sleep(PAUSE)
         wrong.append(f"{url} {words}")
     raise InputError(
-        f"{file.name} could not be fetched: {'; '.join(wrong)}: try again when the network is better, and it goes on "
-        "from what has come, or use --from DIR with files that you already have"
+        f"{file.name} could not be fetched: {'; '.join(wrong)}: try again when the network is better, and it "
+        "resumes what has come, or use --from DIR with files that you already have"
     )
 
 

@@ -89,7 +89,7 @@ def check(name, got, want, scale, budget=OPERATION):
         return 0.0
     scale, limits = np.asarray(scale, np.float64), np.finfo(got.dtype)
     usable = (scale >= 0) & (scale < np.inf)
-    assert usable.all(), f"{name}: a scale of {scale[~usable][0]} is none"
+    assert usable.all(), f"{name}: a scale cannot be {scale[~usable][0]}"
     allowed = budget.factor * float(limits.eps) * np.where(scale > 0, scale + float(limits.tiny), scale)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         error = np.abs(got.astype(np.float64) - want.astype(np.float64))

@@ -4,7 +4,7 @@ NumPy's are what goes in and out of the operations while the model runs: an oper
 upstream gradient its backward is given is that activation's gradient. torch's are taken by hooks. A residual stream is
 what a LayerNorm reads; its gradient is that of the branch that was added last.
 
-Attention's scores and probabilities have no place here: numpy_gpt keeps none of them, its backward makes them anew from
+Attention's scores and probabilities have no place here: numpy_gpt keeps none of them, its backward recomputes them from
 the rows' log-sums. They are judged by what they make of the values, att.heads, and by the gradients of q and k.
 """
 

@@ -18,7 +18,7 @@ change of our own code, and below is what two suites say to it:
   gradient of `.sum()`, and a match is whatever lies within {NAIVE_ATOL:g}. The number is the largest difference it saw.
 * **this suite**: the first of its tests that turns red, and what it says.
 
-`python -m parity_tests museum --out parity_tests/museum.md` makes this page anew; `pytest parity_tests --fault NAME`
+`python -m parity_tests museum --out parity_tests/museum.md` regenerates this page; `pytest parity_tests --fault NAME`
 runs the suite with one fault in place. Faults named "our own" are of no project that we know of.
 """
 

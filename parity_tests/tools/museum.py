@@ -395,7 +395,7 @@ def moments_lost(real, self, state):
 
 
 def epoch_again(real, state):
-    """The epoch begun anew, with its own order."""
+    """The epoch begun again, with its own order."""
     return replace(real(state), batch=0)
 
 
@@ -588,7 +588,7 @@ class Fault:
     """The naive check's largest difference; it calls anything under NAIVE_ATOL a match."""
     operation: str | None = None
     """The operation it is a fault of: a wrong answer of somebody's own function may be this one's."""
-    mend: str = ""
+    fix: str = ""
     """What is right instead, for the author of that function."""
 
     def __str__(self):
@@ -604,12 +604,12 @@ ONE_ROW = around(embedding, "position_embedding_backward", one_row_of_the_batch)
 SQRT_C = scores_by(lambda q: 1 / math.sqrt(q.shape[1]))
 
 
-def of(operation, where, what, apply, case, tensor, mend, message=None):
+def of(operation, where, what, apply, case, tensor, fix, message=None):
     """A fault that one operation's comparison with torch finds."""
     message = message or rf"{operation}\.{tensor}\["
     check = partial(operations.check_operation, operation, case)
     naive = naive_attention if operation == "attention" else naive_operation(operation)
-    return Fault(where, what, apply, check, message, "test_operations.py", naive, operation, mend)
+    return Fault(where, what, apply, check, message, "test_operations.py", naive, operation, fix)
 
 
 def of_the_model(where, what, apply, case, message, check=models.check_model, naive=naive_model):
@@ -648,7 +648,7 @@ def of_resume(what, apply, message):
     return Fault("resume", what, apply, check, message, "test_state_machine.py", naive_resume)
 
 
-LOSSES = (  # what, p_target -> the token's loss, targets -> the count, the mend
+LOSSES = (  # what, p_target -> the token's loss, targets -> the count, the fix
     (
         "eps inside the logarithm",
         lambda p: -np.log(p + 1e-9),
@@ -903,8 +903,8 @@ FAULTS = [
         "a constant with too few digits",
     ),
     *(
-        of("cross_entropy", "cross-entropy", what, loss_with(per_token, over), LOGITS, "loss", mend)
-        for what, per_token, over, mend in LOSSES
+        of("cross_entropy", "cross-entropy", what, loss_with(per_token, over), LOGITS, "loss", fix)
+        for what, per_token, over, fix in LOSSES
     ),
     of(
         "cross_entropy",

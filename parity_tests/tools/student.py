@@ -286,7 +286,7 @@ def diagnose(operation, wrong, case, smallest):
             fault.apply(patch)
             made = first_wrong(operation, OPERATIONS[operation].inputs(theirs_in))
         if made is not None and made.tensor == theirs.tensor and _same(made, theirs):
-            return f"{fault.what}: {fault.mend}" if fault.mend else fault.what, theirs_in, theirs
+            return f"{fault.what}: {fault.fix}" if fault.fix else fault.what, theirs_in, theirs
     hints = ((relation(operation, *each), *each) for each in found[:-1] or found)
     return next((each for each in hints if each[0]), (None, case, smallest))
 

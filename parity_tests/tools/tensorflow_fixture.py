@@ -4,9 +4,9 @@ Run with `pip install -e '.[test,tensorflow]'` as
 
     python -m parity_tests.tools.tensorflow_fixture
 
-which makes parity_tests/fixtures/tiny_gpt2 anew, byte for byte as it was with the same TensorFlow: two layers of random
-weights at a scale at which every one of them matters, and a vocabulary that was learned from TEXT. Before it ends it
-reads everything back, the checkpoint with TensorFlow and the vocabulary with tiktoken, and compares.
+which regenerates parity_tests/fixtures/tiny_gpt2, with the same TensorFlow byte for byte: two layers of random weights
+at a scale at which every one of them matters, and a vocabulary learned from TEXT. It then reads everything back, the
+checkpoint with TensorFlow and the vocabulary with tiktoken, and compares.
 """
 
 import json

@@ -71,7 +71,7 @@ class Entry(NamedTuple):
 def read_bundle(prefix: Path) -> dict[str, Stored]:
     """The tensors of the bundle with this prefix, such as models/124M/model.ckpt, in the order of their names.
 
-    bfloat16 is widened to float32. A tensor of a dtype that NumPy has not (it is given as void) or saved in slices
+    bfloat16 is widened to float32. A tensor of a dtype that NumPy lacks (it is given as void) or saved in slices
     stands in the way of no other: only its `read` raises InputError. So does this, naming the file, if the index or a
     shard is missing or damaged, and `read` if the tensor's numbers are.
     """
@@ -118,7 +118,7 @@ def _header(key: bytes, header: memoryview) -> tuple[int, Order]:
         raise UnreadableError("it has no header, or not one of a tensor bundle")
     version = dict(fields(found.get(3, header[:0]), VERSION))
     if version.get(2, 0) > 1:
-        raise UnreadableError("it asks for a newer reader", "save it anew with TensorFlow's Saver, version 2")
+        raise UnreadableError("it asks for a newer reader", "save it again with TensorFlow's Saver, version 2")
     return found[1], ">" if found.get(2) else "<"
 
 
@@ -175,7 +175,7 @@ def _files(prefix: Path, shards: int, entries: Iterable[Entry]) -> dict[int, Pat
 
 def _stored(entry: Entry, file: Path, order: Order) -> Stored:
     if entry.kind not in AS_READ:
-        why = f"has TensorFlow's dtype {entry.kind}, which NumPy has not"
+        why = f"has TensorFlow's dtype {entry.kind}, which NumPy lacks"
         return Stored(entry.shape, np.dtype(np.void), partial(_refuse, entry, file, why))
     dtype = np.dtype(AS_READ[entry.kind])
     if entry.in_slices:
@@ -184,7 +184,7 @@ def _stored(entry: Entry, file: Path, order: Order) -> Stored:
 
 
 def _refuse(entry: Entry, file: Path, why: str) -> Array:
-    raise InputError(f"{file}: {entry.name} {why}: save the model anew without that")
+    raise InputError(f"{file}: {entry.name} {why}: save the model again without that")
 
 
 def _read(entry: Entry, file: Path, order: Order) -> Array:

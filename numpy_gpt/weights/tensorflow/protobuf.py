@@ -17,10 +17,10 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 class UnreadableError(ValueError):
-    """Why a file cannot be read, and the mend: the rest of a sentence that begins with the file's name."""
+    """Why a file cannot be read, and the fix: the rest of a sentence that begins with the file's name."""
 
-    def __init__(self, why: str, mend: str = "it is damaged, download it again"):
-        super().__init__(f"cannot be read ({why}): {mend}")
+    def __init__(self, why: str, fix: str = "it is damaged, download it again"):
+        super().__init__(f"cannot be read ({why}): {fix}")
 
 
 def varint(buffer: memoryview, at: int) -> tuple[int, int]:

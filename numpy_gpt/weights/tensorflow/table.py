@@ -70,7 +70,7 @@ def _block(blocks: memoryview, offset: int, size: int) -> memoryview:
         raise UnreadableError(f"the checksum of its block at {offset} is wrong")
     if whole[size] == SNAPPY:
         raise UnreadableError(
-            "it is compressed with Snappy", "save it anew with TensorFlow's Saver, which does not compress"
+            "it is compressed with Snappy", "save it again with TensorFlow's Saver, which does not compress"
         )
     if whole[size]:
         raise UnreadableError(f"its block at {offset} is compressed in an unknown way ({whole[size]})")
