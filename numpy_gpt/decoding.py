@@ -117,7 +117,8 @@ def stream(
     sampling = sampling or Sampling()
     context = model.config.context_length
     ids = checked_ids("tokens", tokens, model.config.vocab_size)
-    if _check_whole("max_new_tokens", max_new_tokens) < 0:
+    _check_whole("max_new_tokens", max_new_tokens)
+    if max_new_tokens < 0:
         raise InputError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
     ended = np.zeros(len(ids), bool)
     past = KVCache(model.config, len(ids), model.dtype)
@@ -165,11 +166,10 @@ def generate(
     return np.concatenate([np.asarray(tokens, dtype=np.int64), *columns], axis=1)
 
 
-def _check_whole(name: str, value: float) -> int:
-    """The value. Raises InputError, naming it, for what is no whole number."""
+def _check_whole(name: str, value: float) -> None:
+    """Raise InputError, naming it, for what is no whole number."""
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        operator.index(value)  # type: ignore[arg-type]
     except TypeError as error:
-        if name == "eos_id" and isinstance(value, float) and value.is_integer():
-            return int(value)
-        raise InputError(f"{name} must be a whole number, not {value!r:.80}") from error
+        if not (name == "eos_id" and isinstance(value, float) and value.is_integer()):
+            raise InputError(f"{name} must be a whole number, not {value!r:.80}") from error

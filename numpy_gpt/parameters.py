@@ -1,4 +1,4 @@
-"""The model's parameters: their names and shapes, their first values, and how they lie in memory."""
+"""The model's parameters: their names and shapes, their first values, how they lie in memory, and their moments."""
 
 import math
 from collections.abc import Mapping

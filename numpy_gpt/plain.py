@@ -1,8 +1,8 @@
 """GPT-2 as a textbook would write it, forward and backward: read this first.
 
-Each operation is a pair: X_forward, its formula, and under it X_backward, its derivative. X_forward returns the output
-and a cache, what X_backward needs again. X_backward takes the output's gradient and returns those of the inputs, in
-their order and shapes; dx means ∂loss/∂x. Arguments are not checked, and only AdamW writes into them.
+Each operation is a pair: X_forward, its formula, returns the output and a cache; under it X_backward takes the output's
+gradient and the cache, and by the chain rule returns the inputs' gradients: dx means ∂loss/∂x. A comment's "; y = …"
+quotes the forward formula. Arguments are not checked, and only AdamW writes into them.
 
 Shapes: B texts of T tokens, C features, NH heads of HS = C / NH features, a vocabulary of V; "..." is any leading axes.
 numpy_gpt/ops has the same operations with the same arguments, made fast, and numpy_gpt/model.py the same model.
@@ -44,7 +44,7 @@ def position_embedding_backward(dy: Array, cache: Any) -> tuple[Array, Array]:
 
 
 def rows(x: Array) -> Array:
-    """x (..., C) -> (N, C): one row a token."""
+    """x (..., C) -> (N, C): one row per token."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -66,7 +66,7 @@ def linear_backward(dy: Array, cache: Any) -> tuple[Array, Array, Any]:
 def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Any]:
     """y = x̂ · scale + shift,  x̂ = (x − mean(x)) / √(var(x) + 1e-5). x (..., C), scale, shift (C,) -> y (..., C)."""
     centred = x - x.mean(axis=-1, keepdims=True)  # (..., C)
-    centred = centred - centred.mean(axis=-1, keepdims=True)  # again, for the mean was rounded, and rstd can be 316
+    centred = centred - centred.mean(axis=-1, keepdims=True)  # again: rstd can enlarge the mean's rounding 316-fold
     rstd = 1 / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)  # (..., 1)
     x_hat = centred * rstd  # (..., C)
     return x_hat * scale + shift, (x_hat, rstd, scale)
@@ -78,24 +78,24 @@ def layernorm_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
     dscale = rows(dy * x_hat).sum(axis=0)  # (C,); y = x_hat * scale + shift
     dshift = rows(dy).sum(axis=0)  # (C,)
     g = dy * scale  # (..., C), the gradient of x_hat
-    along_1 = g.mean(axis=-1, keepdims=True)  # (..., 1): adding a number to x changes nothing,
-    along_x_hat = (g * x_hat).mean(axis=-1, keepdims=True)  # (..., 1): and neither does stretching it,
-    dx = rstd * (g - along_1 - x_hat * along_x_hat)  # (..., C): so dx has no part in either direction
+    along_1 = g.mean(axis=-1, keepdims=True)  # (..., 1): adding a number to all of x changes nothing,
+    along_x_hat = (g * x_hat).mean(axis=-1, keepdims=True)  # (..., 1): nor, but for 1e-5, does stretching it,
+    dx = rstd * (g - along_1 - x_hat * along_x_hat)  # (..., C): so g's parts along both are taken out
     return dx, dscale, dshift
 
 
 def gelu_forward(x: Array) -> tuple[Array, Any]:
-    """y = ½ x (1 + tanh u),  u = √(2/π) (x + 0.044715 x³), number by number. x -> y, of one shape."""
+    """y = ½ x (1 + tanh u),  u = √(2/π) (x + 0.044715 x³), elementwise. x -> y, of the same shape."""
     t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     return 0.5 * x * (1 + t), (x, t)
 
 
 def gelu_backward(dy: Array, cache: Any) -> Array:
-    """dy -> dx, of one shape."""
+    """dy -> dx, of the same shape."""
     x, t = cache
-    du = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)  # u = sqrt(2/pi) * (x + 0.044715 * x**3)
-    dt = (1 - t**2) * du  # t = tanh(u)
-    dx: Array = dy * (0.5 * (1 + t) + 0.5 * x * dt)  # y = 0.5 * x * (1 + t)
+    du_dx = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)  # u = sqrt(2/pi) * (x + 0.044715 * x**3)
+    dt_dx = (1 - t**2) * du_dx  # t = tanh(u)
+    dx: Array = dy * (0.5 * (1 + t) + 0.5 * x * dt_dx)  # y = 0.5 * x * (1 + t)
     return dx
 
 
@@ -105,24 +105,24 @@ def dropout_mask(keep: Array, drop_rate: float, dtype: Float) -> Array:
 
 
 def dropout_forward(x: Array, mask: Array | None) -> tuple[Array, Any]:
-    """y = x · mask, all of one shape; mask None: no dropout."""
+    """y = x · mask, all of the same shape; mask None: no dropout."""
     return x if mask is None else x * mask, mask
 
 
 def dropout_backward(dy: Array, mask: Array | None) -> Array:
-    """dy -> dx, of one shape."""
+    """dy -> dx, of the same shape."""
     return dy if mask is None else dy * mask  # y = x * mask
 
 
 def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, Any]:
-    """y = dropout(p) @ v,  p = softmax(s),  s = q @ kᵀ / √HS: for each query a mean of the values up to its own.
+    """y = dropout(p) @ v,  p = softmax(s),  s = q @ kᵀ / √HS: for each query a weighted mean of the values up to it.
 
     q (B, NH, T, HS), k, v (B, NH, S, HS) -> y (B, NH, T, HS). The queries are the last T of S positions: S = T below.
     """
     T, HS, S = q.shape[2], q.shape[3], k.shape[2]
     future = np.arange(S) > np.arange(S - T, S)[:, None]  # (T, S): the key's position is after the query's
     s = np.where(future, -np.inf, q @ k.mT / math.sqrt(HS))  # (B, NH, T, S)
-    e = np.exp(s - s.max(axis=-1, keepdims=True))  # (B, NH, T, S): p is the same without the max, and exp stays finite
+    e = np.exp(s - s.max(axis=-1, keepdims=True))  # (B, NH, T, S): subtracting the max leaves p unchanged
     p = e / e.sum(axis=-1, keepdims=True)  # (B, NH, T, S): positive, 0 in the future, and each row adds up to 1
     a, _ = dropout_forward(p, mask)  # (B, NH, T, S)
     return a @ v, (q, k, v, p, a, mask)
@@ -133,21 +133,21 @@ def attention_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
     q, k, v, p, a, mask = cache
     dv = a.mT @ dy  # (B, NH, S, HS); y = a @ v
     dp = dropout_backward(dy @ v.mT, mask)  # (B, NH, T, S); y = a @ v, a = dropout(p)
-    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))  # (B, NH, T, S); p = softmax(s): all it needs is p itself
-    ds = ds / math.sqrt(q.shape[-1])  # (B, NH, T, S); s = q @ k.T / sqrt(HS); each row of ds adds up to 0
-    return ds @ k, ds.mT @ q, dv
+    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))  # (B, NH, T, S); ∂p_i/∂s_j = p_i (δ_ij − p_j): p is enough
+    dqk = ds / math.sqrt(q.shape[-1])  # (B, NH, T, S); s = q @ k.mT / sqrt(HS); each row of ds adds up to 0
+    return dqk @ k, dqk.mT @ q, dv
 
 
 def cross_entropy_forward(logits: Array, targets: Array) -> tuple[Any, Any]:
     """loss = mean over the N targets of −log p[target],  p = softmax(logits). logits (..., V), targets (...) -> ()."""
-    z, N, ids = rows(logits), targets.size, targets.ravel()  # (N, V), (N,)
+    z, N, ids = rows(logits), targets.size, targets.ravel()  # z (N, V), ids (N,)
     z = z - z.max(axis=1, keepdims=True)  # (N, V): exp cannot overflow
     log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))  # (N, V): log of softmax, without a log of 0
     return -log_p[np.arange(N), ids].mean(), (log_p, ids, logits.shape)
 
 
 def cross_entropy_backward(dloss: float, cache: Any) -> Array:
-    """dloss () -> dlogits (..., V); dloss is 1 where the loss is the end."""
+    """dloss () -> dlogits (..., V); dloss is 1 if nothing follows the loss."""
     log_p, ids, shape = cache
     dz = np.exp(log_p)  # (N, V): p
     dz[np.arange(len(ids)), ids] -= 1  # p − 1 at the target; loss_n = log Σ exp(z) − z[target]
@@ -199,16 +199,16 @@ def block_backward(dy: Array, cache: Any) -> tuple[Array, Params]:
     dq, dk, dv = attention_backward(split_heads(dh, n_heads), c_att)  # (B, NH, T, HS)
     dq, dk, dv = (merge_heads(each) for each in (dq, dk, dv))  # (B, T, C)
     dh_v, g["att.W_value.weight"], g["att.W_value.bias"] = linear_backward(dv, c_v)  # (B, T, C)
-    # a key bias b adds q @ b to all scores of a query alike, and softmax does not notice: its gradient is 0 (rounded)
+    # a key bias b adds q @ b to all scores of a query alike; softmax ignores it: b's gradient is 0 but for rounding
     dh_k, g["att.W_key.weight"], g["att.W_key.bias"] = linear_backward(dk, c_k)  # (B, T, C)
     dh_q, g["att.W_query.weight"], g["att.W_query.bias"] = linear_backward(dq, c_q)  # (B, T, C)
     dh = dh_q + dh_k + dh_v  # (B, T, C): queries, keys and values read the same h
     dh, g["norm1.scale"], g["norm1.shift"] = layernorm_backward(dh, c_norm1)  # (B, T, C)
-    return dmid + dh, g  # mid = x + h: so does dmid
+    return dmid + dh, g  # mid = x + h: dmid takes both paths
 
 
 def model_forward(params: Params, tokens: Array, config: GPTConfig, masks: Any) -> tuple[Array, Any]:
-    """tokens (B, T) -> logits (B, T, V). masks: dropout's, in order of use (one, and three a block), or None."""
+    """tokens (B, T) -> logits (B, T, V). masks: dropout's, in order of use (1, then 3 per block), or None."""
     masks = iter([None] * (1 + 3 * config.n_layers) if masks is None else masks)
     x, c_tokens = embedding_forward(tokens, params["tok_emb.weight"])  # (B, T, C)
     x, c_positions = position_embedding_forward(x, params["pos_emb.weight"])  # (B, T, C)
@@ -238,7 +238,7 @@ def model_backward(dlogits: Array, cache: Any, config: GPTConfig) -> Params:
     dx, g["pos_emb.weight"] = position_embedding_backward(dx, c_positions)  # (B, T, C)
     g["tok_emb.weight"] = embedding_backward(dx, c_tokens)  # (V, C)
     if config.tie_weights:
-        g["tok_emb.weight"] += g.pop("out_head.weight")  # one array, used twice
+        g["tok_emb.weight"] += g.pop("out_head.weight")  # one array, used twice: gradients add up
     return g
 
 
@@ -250,7 +250,7 @@ def forward(params: Params, tokens: Array, config: GPTConfig, masks: list[Any] |
 def loss_and_grads(
     params: Params, tokens: Array, targets: Array, config: GPTConfig, masks: list[Any] | None = None
 ) -> tuple[Any, Params]:
-    """tokens, targets (B, T) -> the loss in nats a token, and every parameter's gradient by name. masks as above."""
+    """tokens, targets (B, T) -> the loss in nats per token, and every parameter's gradient by name. masks as above."""
     logits, c_model = model_forward(params, tokens, config, masks)  # (B, T, V)
     loss, c_loss = cross_entropy_forward(logits, targets)  # ()
     dlogits = cross_entropy_backward(1.0, c_loss)  # (B, T, V)
@@ -275,6 +275,6 @@ def adamw_step(
     for name, g in grads.items():
         m[name][...] = beta1 * m[name] + (1 - beta1) * g  # running mean of the gradient
         v[name][...] = beta2 * v[name] + (1 - beta2) * g * g  # and of its square
-        m_hat, v_hat = m[name] / (1 - beta1**t), v[name] / (1 - beta2**t)  # without the zeros that they began with
-        params[name] *= 1 - lr * weight_decay
+        m_hat, v_hat = m[name] / (1 - beta1**t), v[name] / (1 - beta2**t)  # corrected for starting at 0
+        params[name] *= 1 - lr * weight_decay  # weight decay, on all parameters
         params[name] -= lr * m_hat / (np.sqrt(v_hat) + eps)

@@ -1,5 +1,7 @@
-"""Text <-> token ids. The encodings are tiktoken's: `bytes`, which needs no file, `gpt2`, the one of the book, and
-those of folders with a vocabulary in the format of GPT-2's.
+"""Text <-> token ids.
+
+The encodings are tiktoken's: `bytes`, which needs no file, `gpt2`, the one of the book, and those of folders with a
+vocabulary in the format of GPT-2's.
 """
 
 import codecs

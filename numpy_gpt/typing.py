@@ -1,4 +1,4 @@
-"""Type aliases shared by the package. Shapes stand in the docstrings: mypy cannot check them."""
+"""Types shared by the package. Shapes stand in the docstrings: mypy cannot check them."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias

@@ -137,7 +137,7 @@ def test_what_is_written_is_read(tmp_path_factory, made, shards, big_endian, int
         assert got.dtype == stored.dtype == array.dtype, name
         assert got.shape == stored.shape == shape, name
         assert got.tobytes() == array.tobytes(), name
-        got[...] = 0  # the caller's, each time again
+        got[...] = 0  # the caller's own: every read gives a new array
         assert stored.read().tobytes() == array.tobytes(), name
 
 
@@ -454,7 +454,7 @@ def test_every_byte_of_the_index_counts(tmp_path):
 
 
 def test_damage_under_right_checksums_is_read_or_an_error(tmp_path):
-    """The block's end is made and sealed again after the damage, which so gets as deep as a liar's."""
+    """The block's end is rebuilt and sealed after the damage, which thus gets as deep as a liar's."""
     prefix = copy_of_tiny(tmp_path)
     file = tmp_path / "m.index"
     low, high = file.read_bytes()[-48:-46]  # where the metaindex block begins, a varint: the one before ends there

@@ -162,7 +162,7 @@ def test_tries_are_bounded_and_wait_in_between(web, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"weak"'}], ids=["none", "weak"])
-def test_without_a_validator_or_a_hash_it_begins_anew(web, tmp_path, headers):
+def test_without_a_validator_or_a_hash_it_begins_again(web, tmp_path, headers):
     web.pages[FIRST] = [Ranged(CONTENT, headers, sent=1000), Ranged(OTHER, headers)]
     assert get(tmp_path, sha256=None) == OTHER
     assert ranges(web) == [None, None]
@@ -355,7 +355,7 @@ def test_wrong_files_everywhere_are_told_and_leave_nothing(web, tmp_path):
     wrong = f"gave a file that is damaged or another file (its SHA-256 is not {SHA256[:8]}…)"
     assert words == (
         f"thing could not be fetched: {FIRST} {wrong}; {SECOND} {wrong}: try again when the network is better, and it "
-        "resumes what has come, or use --from DIR with files that you already have"
+        "continues from what has come, or use --from DIR with files that you already have"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -395,7 +395,7 @@ def test_a_whole_part_is_only_checked(web, tmp_path, sha256):
     assert web.asked == []
 
 
-def test_a_whole_part_that_is_wrong_is_fetched_anew(web, tmp_path):
+def test_a_whole_part_that_is_wrong_is_fetched_again(web, tmp_path):
     lay_part(tmp_path, OTHER, url=FIRST, length=len(CONTENT), validator='"one"')
     web.pages[FIRST] = CONTENT
     assert get(tmp_path) == CONTENT
@@ -791,7 +791,7 @@ def test_after_ctrl_c_the_part_stays(gpt2, tmp_path, monkeypatch):
     report = Stopped()
     with pytest.raises(KeyboardInterrupt):
         fetch_gpt2("124M", tmp_path, report)
-    assert report.lines == [f"stopped: what has come stays in {tmp_path}, and the same command resumes it"]
+    assert report.lines == [f"stopped: what has come stays in {tmp_path}, and the same command continues from it"]
     assert (tmp_path / ".hparams.json.part").read_bytes() == STAND_INS["hparams.json"][:320]
     fetch_gpt2("124M", tmp_path, Lines())
     assert gpt2.headers[1]["Range"] == "bytes=320-"

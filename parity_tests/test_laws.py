@@ -1,6 +1,6 @@
 """Laws that hold of the mathematics itself, so nothing is compared with torch: this module runs without it.
 
-A law checks one number against another of ours, within the budgets of compare.py; where both are exactly the same
+A law checks one number against another of ours, within the budgets of judge/compare.py; where both are exactly the same
 calculation, bit for bit.
 """
 

@@ -707,7 +707,7 @@ def broken_states():
 
 
 @pytest.mark.parametrize("state", [torch.get_rng_state(), b"", None])
-def test_a_tensor_as_a_state_is_told_the_mend(state):
+def test_a_tensor_as_a_state_is_told_the_fix(state):
     """And nothing else is."""
     fix = ": of a torch tensor give .numpy()" if isinstance(state, torch.Tensor) else ""
     message = f"a random state is a uint8 array of 5056 bytes; this is not one{fix}"

@@ -27,8 +27,8 @@ RIGHT = Path(plain.__file__).read_text(encoding="utf-8")
 
 FAULTS = [  # what is changed into what, the operation, how the report of the wrong tensor begins, a part of the hint
     (
-        "return ds @ k, ds.mT @ q, dv",
-        "return ds @ k, (q.mT @ ds).reshape(k.shape), dv",
+        "return dqk @ k, dqk.mT @ q, dv",
+        "return dqk @ k, (q.mT @ dqk).reshape(k.shape), dv",
         "attention",
         "dk[",
         "dK scrambled by a reshape",
@@ -79,8 +79,8 @@ FAULTS = [  # what is changed into what, the operation, how the report of the wr
         "layernorm wrote into its argument dy",
         "work on a copy",
     ),
-    ("return ds @ k, ds.mT", "return -ds @ k, ds.mT", "attention", "dq[", "the sign is the other way round"),
-    ("return ds @ k, ds.mT", "return 2 * ds @ k, ds.mT", "attention", "dq[", "2 times too large"),
+    ("return dqk @ k, dqk.mT", "return -dqk @ k, dqk.mT", "attention", "dq[", "the sign is the other way round"),
+    ("return dqk @ k, dqk.mT", "return 2 * dqk @ k, dqk.mT", "attention", "dq[", "2 times too large"),
 ]
 
 
@@ -105,7 +105,7 @@ FAULTS += [  # a sign or a term, where two features make every error look like a
     ("g - along_1 - x_hat", "g + along_1 - x_hat", "layernorm", "dx[", "the term mean(g) has the wrong sign"),
     ("(dp - (dp * p)", "(dp + (dp * p)", "attention", "dq[", "the term Σ dp · p has the wrong sign"),
     ("p * (dp - (dp * p).sum(axis=-1, keepdims=True))", "p * dp", "attention", "dq[", "Σ dp · p is missing"),
-    ("+ 0.5 * x * dt)", "- 0.5 * x * dt)", "gelu", "dx[", "½ x (1 − t²) u′ has the wrong sign"),
+    ("+ 0.5 * x * dt_dx)", "- 0.5 * x * dt_dx)", "gelu", "dx[", "½ x (1 − t²) u′ has the wrong sign"),
     ("ids] -= 1", "ids] += 1", "cross_entropy", "dlogits[", "the term [v = target] / N has the wrong sign"),
     ("ids] -= 1", "ids] -= 0", "cross_entropy", "dlogits[", "the term [v = target] / N is missing"),
     ("else y + b,", "else y - b,", "linear", "y[", "the term b has the wrong sign"),
@@ -347,7 +347,7 @@ def test_a_misspelled_function_beside_right_ones_is_said(tmp_path):
 
 
 def test_a_function_that_fails_is_named_with_its_line(my_ops):
-    (verdict,) = my_ops(only(RIGHT, "gelu").replace("dt = (1 - t**2)", "dt = np.tahn(t)"))
+    (verdict,) = my_ops(only(RIGHT, "gelu").replace("dt_dx = (1 - t**2)", "dt_dx = np.tahn(t)"))
     assert re.match(
         r"the backward function fails: gelu_backward: AttributeError: .*\(my_ops.py, line \d+\)", verdict.wrong
     )

@@ -231,7 +231,7 @@ class TorchLearner:
             ) from error
         cuda = state.get("rng.cuda")
         if cuda is not None and (cuda.dtype != np.uint8 or cuda.shape != (16,)):
-            raise InputError("the checkpoint has no random state of the GPU: start from it with --init instead")
+            raise InputError("the checkpoint has no usable random state of the GPU: start from it with --init instead")
 
     def _random_state(self) -> Params:
         """Of the CPU's generator, and of the GPU's where that draws the dropout masks."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.formats import foreign, kind_of_file
-from numpy_gpt.io.paths import kind_of
+from numpy_gpt.io.paths import is_file, kind_of
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.source import Source, open_source, source_of
 from numpy_gpt.weights.stored import Stored
@@ -40,10 +40,12 @@ def read_pth(file: Path, n_heads: int | None = None) -> Source:
     """
     kind = kind_of(file)
     if kind == "folder":
-        pickled = sorted(each.name for each in file.iterdir() if each.suffix in (".bin", ".pth", ".pt", ".ckpt"))
-        others = "and a folder of OpenAI's or Hugging Face's to numpy-gpt import"
-        which = f"such as {file / pickled[0]}" if pickled else others
-        raise InputError(f"{file} is a folder: give a file that torch.save wrote, {which}")
+        pickled = file / "pytorch_model.bin"
+        which = f", such as {pickled}" if is_file(pickled) else ""
+        raise InputError(
+            f"{file} is a folder: give a file that torch.save wrote{which}, or a folder of OpenAI's or Hugging Face's "
+            "safetensors to numpy-gpt import"
+        )
     if kind in ("pipe", "other"):
         raise InputError(f"{file} is a pipe or a device, which cannot be read twice: give a file that torch.save wrote")
     if kind_of_file(file) == "safetensors":

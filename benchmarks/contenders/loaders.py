@@ -35,3 +35,4 @@ WAYS: dict[str, Callable[[], Callable[[str], Any]]] = {
     "safetensors.torch.load_file": with_safetensors,
     "safetensors.torch.load_file, all read": with_safetensors_reading,
 }
+"""Name -> what imports all it needs and gives the function that loads a file."""

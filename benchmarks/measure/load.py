@@ -16,8 +16,6 @@ from benchmarks.settings import Settings
 from benchmarks.timing import Spread
 from numpy_gpt import GPT, GPTConfig, save
 
-"""Name -> what imports all it needs and gives the function that loads a file."""
-
 LIMIT = 1.15
 """Of the peak, in sizes of the file."""
 

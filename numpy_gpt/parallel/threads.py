@@ -163,7 +163,7 @@ def in_blocks(work: Callable[..., None], *arrays: Array) -> None:
 
 
 def as_rows(*arrays: Array) -> list[Array]:
-    """Each (..., F) as a view (N, F): every leading axis is batch."""
+    """Each (..., F) as (N, F), every leading axis being batch: a view, if it is contiguous as results must be."""
     return [a.reshape(-1, a.shape[-1]) for a in arrays]
 
 

@@ -40,7 +40,7 @@ def fetch_gpt2(size: str, folder: Path, report: "Report") -> None:
     the two small files the length that the server announces; what is inside is checked by its own crc32c at import.
 
     Raises InputError, which names the file and what was wrong with each address or with the folder. What had come by
-    then stays beside the files, and the next call resumes it; the same after a Ctrl-C.
+    then stays beside the files, and the next call continues from it, after a Ctrl-C too.
     """
     files = _files(size)
     try:
@@ -53,7 +53,7 @@ def fetch_gpt2(size: str, folder: Path, report: "Report") -> None:
             "--from DIR with files that you already have"
         ) from error
     except KeyboardInterrupt:
-        report.line(f"stopped: what has come stays in {folder}, and the same command resumes it")
+        report.line(f"stopped: what has come stays in {folder}, and the same command continues from it")
         raise
 
 

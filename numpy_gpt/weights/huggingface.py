@@ -18,6 +18,7 @@ from numpy_gpt.encodings.vocabulary import end_of
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import replacing
 from numpy_gpt.io.bounded_json import read_json
+from numpy_gpt.io.paths import is_file
 from numpy_gpt.tokenizer import ENCODINGS
 from numpy_gpt.typing import Weights
 from numpy_gpt.weights.gpt2 import from_gpt2, renamed, to_gpt2
@@ -181,12 +182,9 @@ def _shards(folder: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     if (single := folder / "model.safetensors").is_file():
         return read_tensors(single)
     if not (folder / INDEX).is_file():
-        pickled = sorted(each.name for each in folder.glob("*.bin"))
-        fix = (
-            f"torch-gpt import {folder / pickled[0]} --out DIR takes its weights"
-            if pickled
-            else "put model.safetensors there"
-        )
+        pickled = folder / "pytorch_model.bin"
+        there = is_file(pickled)
+        fix = f"torch-gpt import {pickled} --out DIR takes its weights" if there else "put model.safetensors there"
         raise InputError(f"{folder} has a config.json, but neither model.safetensors nor {INDEX}: {fix}")
     index = read_json(folder / INDEX)
     places, about = index.get("weight_map"), index.get("metadata")

@@ -121,7 +121,7 @@ def fetch(file: Remote, folder: Path, report: "Report") -> None:
     Without a known SHA-256, "right" is the length, by the server's word where it is not known either.
 
     Raises InputError, which says what was wrong with each address, or that there is no room; OSError if the folder
-    cannot be written. What had come by then stays, and the next call resumes it: so it does after a Ctrl-C.
+    cannot be written. What had come by then stays, and the next call continues from it, after a Ctrl-C too.
     Of several processes that fetch into one folder, one does, and the others wait for it.
     """
     with _alone(folder, report):
@@ -179,7 +179,7 @@ def _fetch(file: Remote, folder: Path, report: "Report") -> None:
         wrong.append(f"{url} {words}")
     raise InputError(
         f"{file.name} could not be fetched: {'; '.join(wrong)}: try again when the network is better, and it "
-        "resumes what has come, or use --from DIR with files that you already have"
+        "continues from what has come, or use --from DIR with files that you already have"
     )
 
 

@@ -2,14 +2,14 @@
 
 A budget is a number of eps (of the dtype under test) times a scale. For one operation the scale S is the operation's
 own formula on absolute values with every subtraction turned into a sum: what rounding can see, cancellation or not.
-DESIGN asks for max|numpy − torch| <= 64 · eps · S over a tensor. Every S below is taken elementwise, which is the
+The rule is max|numpy − torch| <= 64 · eps · S over a tensor. Every S below is taken elementwise, which is the
 stricter reading: an element that ought to be small may not hide behind a large one. Two factors keep that fair, and no
 more:
 
 * exp(a) turns an error of a into a relative error of exp(a), so a softmax probability carries (1 + |exponent|) · eps.
-  For attention DESIGN states it: (1 + max|score|), for the whole tensor. For cross-entropy, where DESIGN states no
-  factor, it is p · (1 + |log p|) per element, which is never above 1, and the result is cut at the plain max S: so the
-  elementwise budget lies inside DESIGN's everywhere.
+  For attention it is (1 + max|score|), for the whole tensor. For cross-entropy it is p · (1 + |log p|) per element,
+  which is never above 1, and the result is cut at the plain max S: so the elementwise budget lies inside the rule's
+  everywhere.
 * below the smallest normal number rounding is absolute: eps of that number is the spacing there. So it is added to
   every scale that is not 0, and to what can underflow on the way to a product: probabilities and their gradients.
 

@@ -100,7 +100,7 @@ def last_rstd(case):
 
 
 def largest(grads):
-    """G of DESIGN.md: the largest |gradient| of the whole model."""
+    """G, the largest |gradient| of the whole model."""
     return max(float(np.abs(g).max()) for g in grads.values())
 
 
@@ -230,7 +230,7 @@ def float32_percentiles(cases):
 
 
 def check_float32(cases, which="weights <= 1"):
-    """DESIGN's rule for float32: not close to torch, but no worse than torch."""
+    """The rule for float32: not close to torch, but no worse than torch."""
     __tracebackhide__ = True
     percentiles = float32_percentiles(cases)
     for name, value in percentiles.items():

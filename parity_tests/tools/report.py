@@ -2,7 +2,7 @@
 
 In float32 the truth is the float64 answer to the same float32 inputs, torch's. In float64 there is no truth at hand, so
 what is measured is how far NumPy and torch are apart. Errors are the largest of a tensor, relative to its largest
-element (for a model's gradients: to the largest gradient). The share is that of the budget in compare.py.
+element (for a model's gradients: to the largest gradient). The share is that of the budget in judge/compare.py.
 """
 
 import json
