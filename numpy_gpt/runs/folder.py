@@ -119,6 +119,8 @@ class Run:
         try:
             whole = read_json(folder / RUN_FILE)
             settings = Settings(**{field.name: whole["settings"][field.name] for field in fields(Settings)})
+            if unknown := whole["settings"].keys() - {field.name for field in fields(Settings)}:
+                raise ValueError(f"this release does not know its setting {min(unknown)!r:.80}")
             unchanged = whole["sha256"] == _sha256(whole["settings"], whole["text_sha256"])
             check_settings(settings)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
