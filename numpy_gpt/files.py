@@ -149,7 +149,7 @@ def unlock(held: int | None) -> None:
 def _maker_lives(partial: Path) -> bool:
     """Whether the process named in a partial folder's name may still run: for where nothing can be locked."""
     maker = PARTIAL.fullmatch(partial.name)
-    if maker is None or maker[3] != HOST or os.name == "nt":  # where asking is not safe: os.kill ends the process
+    if maker is None or maker[3] != HOST or os.name == "nt":  # on Windows os.kill, which asks here, ends the process
         return True
     try:
         os.kill(int(maker[2]), 0)

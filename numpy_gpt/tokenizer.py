@@ -200,7 +200,7 @@ def _vocabulary_file(name: str) -> bytes:
 
 
 def _tiktoken_cache() -> Path | str:
-    """The folder that tiktoken.load would use, or the words that there is none.
+    """The folder that tiktoken.load would use, or a phrase that says it uses none.
 
     Its rule: the first variable set; an empty one means no cache.
     """

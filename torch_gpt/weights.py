@@ -122,7 +122,7 @@ def _check_archive(file: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
         size = file.stat().st_size
-    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile):
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):  # RuntimeError: encrypted, or a newer format
         return
     if not any(each.filename.lower().endswith("data.pkl") for each in members):
         return  # another program's archive

@@ -33,7 +33,7 @@ def temporary_files(use: str, contents: Mapping[str, bytes]) -> Iterator[Path]:
 
 
 def data_folder_file(name: str) -> Path | str:
-    """Where the relative path `name` would lie in $NUMPY_GPT_DATA, or the words that there is no such folder."""
+    """Where the relative path `name` would lie in $NUMPY_GPT_DATA, or a phrase that says no such folder is set."""
     folder = os.environ.get("NUMPY_GPT_DATA")
     return Path(folder, name) if folder else "$NUMPY_GPT_DATA is not set"
 
@@ -41,7 +41,7 @@ def data_folder_file(name: str) -> Path | str:
 def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: Path | None, fix: str) -> bytes:
     """The bytes of the first file among `places` with this SHA-256, else of the download from `url`, kept as `store`.
 
-    A place is a path, or the words that say why there is none. A file with another hash is passed over, and only a
+    A place is a path, or a phrase that says why no path is known. A file with another hash is passed over, and only a
     download replaces it; nothing but a whole and verified file ever takes the name `store`. None keeps nothing.
 
     Raises InputError, which says what was wrong with each place and ends with `fix`.

@@ -135,7 +135,7 @@ class _Ended(BaseException):
 
 @contextmanager
 def _ending_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise in the block, which so removes what it has not finished; then they end the process."""
+    """SIGTERM and SIGHUP raise in the block, so that it removes what is unfinished; then they end the process."""
 
     def end(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
