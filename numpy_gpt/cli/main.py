@@ -48,7 +48,7 @@ class Commands(click.Group):
                 say(f"Error: {error}")
                 raise SystemExit(error.exit_code) from error
             except OSError as error:
-                if error.filename is None:  # no file of the user's
+                if error.filename is None:  # not about a file
                     raise
                 say(f"Error: {os.fsdecode(error.filename)} cannot be used ({error.strerror}): {disk_fix(error)}")
                 raise SystemExit(2) from error
