@@ -421,7 +421,7 @@ def test_signals_in_a_real_process(tmp_path, text):
         process.send_signal(number)
         output, _ = process.communicate()
         assert process.returncode == 128 + number
-        assert "all of it is saved" in output
+        assert "everything is saved" in output
         assert read_header(out).about["step"] == str(step_of(out))
         args = ["--resume", str(out)]
 
