@@ -1,4 +1,4 @@
-"""The command numpy-gpt."""
+"""The command line: numpy-gpt and its subcommands."""
 
 from numpy_gpt.cli.main import main
 

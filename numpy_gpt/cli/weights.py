@@ -1,11 +1,11 @@
 """The commands of numpy-gpt that bring weights in and take them out."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 
 from numpy_gpt.cli.flags import AT_LEAST_1
 from numpy_gpt.cli.flags import PATH as FOLDER
@@ -13,20 +13,13 @@ from numpy_gpt.cli.info import enough_memory
 from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import replacing
 from numpy_gpt.io.folders import check_free, new_folder
-from numpy_gpt.parameters import check_shapes
+from numpy_gpt.parameters import parameter_shapes
 from numpy_gpt.runs.pretrain import encoding_of
-from numpy_gpt.tokenizer import (
-    ENCODINGS,
-    GPT2_FILES,
-    get_encoding,
-    least_vocab_size,
-    vocabulary_files,
-    vocabulary_sha256,
-)
-from numpy_gpt.weights.checkpoint import load_params, read_header, save_params
+from numpy_gpt.tokenizer import ENCODINGS, GPT2_FILES, least_vocab_size, vocabulary_files
+from numpy_gpt.weights.checkpoint import load_params, read_header
 from numpy_gpt.weights.huggingface import write_huggingface
+from numpy_gpt.weights.importing import import_weights
 from numpy_gpt.weights.source import Source, open_source
 
 if TYPE_CHECKING:
@@ -51,58 +44,31 @@ def import_command(source: Path, out: Path, n_heads: int | None) -> None:
 
 def bring_in(source: Source, path: Path, out: Path) -> None:
     """Write the checkpoint of a source that was found at path, and say what it is."""
-    report = Report()
-    try:
-        check_shapes(source.config, {name: tensor.shape for name, tensor in source.tensors.items()})
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    for name, tensor in source.tensors.items():
-        if tensor.dtype.kind != "f":
-            tensor.read()  # one that cannot be read says why by itself
-            raise InputError(f"{path}: {name} is {tensor.dtype}, and weights are floating-point numbers: it is damaged")
-    dtype = np.float64 if any(tensor.dtype == np.float64 for tensor in source.tensors.values()) else np.float32
-    tensors = {name: tensor.astype(dtype).finite(path, name) for name, tensor in source.tensors.items()}
-    about = {"encoding": source.encoding or "."}
-    words: tiktoken.Encoding | None = None
-    if source.vocabulary:
-        from numpy_gpt.encodings.own import own_encoding  # here, since it loads tiktoken
-
-        words = own_encoding(source.vocabulary, str(path))  # known to be right before anything is written
-        about["vocabulary"] = vocabulary_sha256(source.vocabulary)
-    elif source.encoding:
-        words = get_encoding(source.encoding)
-    with new_folder(out) as folder, enough_memory(source.config, 4, "importing it"):
-        try:
-            for name, content in source.vocabulary.items():
-                with replacing(folder / name) as beside:
-                    beside.write_bytes(content)
-        except OSError as error:
-            raise InputError(f"cannot write into {out}: {error.strerror or error}; choose another --out") from error
-        params = {name: tensors[name].read() for name in report.track(list(tensors), "reading")}
-        save_params(source.config, params, folder, about=about)
-    c = source.config
-    total = sum(array.size for array in params.values())
+    report, c = Report(), source.config
+    with enough_memory(c, 4, "importing it"):
+        encoding = import_weights(source, path, out, report)
+    total = sum(math.prod(shape) for shape in parameter_shapes(c).values())
     report.line(
         f"{source.what}: {total:,} parameters, {c.n_layers} layers × {c.emb_dim}, {c.n_heads} heads, "
         f"context {c.context_length}"
     )
-    if unfit := _unfit(words, c.vocab_size, out):
+    if unfit := _unfit(encoding, c.vocab_size, out):
         report.line(f"note: its {c.vocab_size:,} tokens have no text yet: {unfit}")
         report.line(f"Saved {out}")
     else:
         report.line(f"Saved {out}. Try: numpy-gpt generate {shlex.quote(str(out))} 'Every effort moves you'")
 
 
-def _unfit(words: "tiktoken.Encoding | None", vocab_size: int, out: Path) -> str:
+def _unfit(encoding: "tiktoken.Encoding | None", vocab_size: int, out: Path) -> str:
     """Why the encoding that came along makes no text of a model's tokens, or "" if it does."""
-    if words is None:
+    if encoding is None:
         files = f"{out} has no {' and no '.join(GPT2_FILES)}"
         likely = "bytes" if vocab_size == 257 else "gpt2" if 50257 <= vocab_size <= 50304 else ""  # padded to 50304
         named = f"--encoding {likely}, likely by its size," if likely else "--encoding"
         return f"{files}: put them there, or give each command {named} if it was trained with that"
-    if least_vocab_size(words) <= vocab_size:
+    if least_vocab_size(encoding) <= vocab_size:
         return ""
-    return f"the vocabulary beside it has {words.n_vocab:,}, so it is another model's: import it with its own"
+    return f"the vocabulary beside it has {encoding.n_vocab:,}, so it is another model's: import it with its own"
 
 
 @click.command("download", short_help="Fetch OpenAI's GPT-2 and make a checkpoint of it.")
