@@ -86,6 +86,16 @@ class GPT:
         model._lay_out(params)
         return model
 
+    def __reduce__(self) -> Any:
+        """Pickle and deepcopy as configuration and parameters, laid out again: buffers and gradients stay behind."""
+        return type(self).from_params, (self.config, self.params)
+
+    def __copy__(self) -> "GPT":
+        """Share every array, as a shallow copy does; from_params would share some and copy the rest."""
+        model = type(self).__new__(type(self))
+        model.__dict__.update(self.__dict__)
+        return model
+
     def _lay_out(self, params: Weights) -> None:
         """Move the blocks' matrices to memory that suits the products; the gradients' memory comes with the first."""
         self._blocks = [block_matrices(self.config, self.dtype) for _ in range(self.config.n_layers)]
@@ -168,8 +178,8 @@ class GPT:
         p = {name: self.params[full] for name, full in block_names(self.config)[i].items()}
         joined = self._blocks[i]["att.W_qkv.weight"]  # (3C, C)
         for name, third in zip(QKV, self._thirds[i], strict=True):
-            if p[f"att.{name}.weight"] is not third or not np.may_share_memory(third, joined):
-                return join(p)  # another array was put in its place, or the model is a copy
+            if p[f"att.{name}.weight"] is not third:
+                return join(p)  # another array was put in its place
         return join(p, joined)
 
     def _hidden_forward(

@@ -392,15 +392,29 @@ def test_queries_keys_and_values_are_one_product(monkeypatch):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), copy.copy])
 def test_a_copied_model_follows_its_own_parameters(copied):
-    """A copy's arrays lie elsewhere, and no longer side by side."""
+    """In place and in a pass, and without concatenating the query's, key's and value's weights again."""
     case = ModelCase(SMALL)
-    model = copied(case.model())
+    original = case.model()
+    original.loss_and_grads(*case.batch())
+    model = copied(original)
     name = "trf_blocks.1.att.W_key.weight"
     model.params[name] *= 2
     params = case.params()
     params[name] *= 2
     want = GPT.from_params(SMALL, params)(case.batch()[0])
     check_exact("logits", model(case.batch()[0]), want)
+    model.loss_and_grads(*case.batch())
+    assert np.may_share_memory(model._block(1)["att.W_qkv.weight"], model.params[name])
+    shared = copied is copy.copy
+    assert all((model.params[n] is a) == shared for n, a in original.params.items())
+
+
+def test_a_pickle_holds_the_parameters_alone():
+    """Not the buffers of a training step, nor a second copy of the attention's weights."""
+    config = GPTConfig(100, 32, emb_dim=64, n_heads=4, n_layers=2, drop_rate=0.0)
+    model = GPT(config)
+    model.loss_and_grads([[1, 2]], [[2, 3]])
+    assert len(pickle.dumps(model)) < 1.05 * sum(array.nbytes for array in model.params.values())
 
 
 def test_a_block_makes_the_arrays_that_it_is_not_given():
