@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -23,14 +23,11 @@ class AdamW:
         θ ← θ − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + eps)
 
     Every parameter decays, biases and LayerNorms too, as in the book. lr may be changed between steps. State:
-    t, and m and v under the parameters' names: to be read; restore writes them.
-
-    A row of a matrix whose gradient has been 0 ever since the first step (a token that never occurred) has m = v = 0:
-    it only decays, and only that is done to it.
+    t, and m and v under the parameters' names: read them here, write them with restore.
 
     Raises InputError (a ValueError), here and in `step`, if a β is not in [0, 1) or another setting is negative or NaN;
-    and naming a parameter that cannot be updated in place: one that is no array of floats, is read-only, or shares
-    memory with another.
+    and naming a parameter that cannot be updated in place: not an array of floats, read-only, or sharing memory
+    with another.
     """
 
     def __init__(
@@ -50,26 +47,22 @@ class AdamW:
         check_updatable("AdamW", params)
         self.params = params
         self.t = 0
-        self.m: Params = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}  # no memory until written to
+        self.m: Params = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}  # no memory yet
         self.v: Params = {name: np.zeros(p.shape, p.dtype) for name, p in params.items()}
-        # row by row, whether m and v may hold anything but 0; a matrix all of whose rows may is left out
-        self._moved: Params = {
-            n: np.zeros(len(p), bool) for n, p in params.items() if p.ndim == 2 and p.size and self.eps > 0
-        }
-        self._checked, self._memory = list(params.values()), memory(params.values())  # what check_updatable saw
+        self._checked, self._memory = list(params.values()), memory(params.values())  # as last seen by check_updatable
 
     def step(self, grads: Params) -> None:
         """Update every parameter in place. grads has params' keys and shapes and is not written to.
 
         Raises InputError, before anything is updated, for unusable settings, and naming a parameter whose gradient is
-        missing, is of another shape or dtype, or shares memory with a parameter; or one put in another's place since,
-        if it does not fit.
+        missing, is of another shape or dtype, or shares memory with a parameter; or a
+        parameter that was replaced by one that does not fit.
         """
         self._check_settings()
         for name, p in self.params.items():
             m, g = self.m.get(name), grads.get(name)
             if m is None or m.shape != p.shape or m.dtype != p.dtype:
-                began = "it was not there" if m is None else f"it was {m.dtype} {m.shape}"
+                began = "it was missing" if m is None else f"it was {m.dtype} {m.shape}"
                 raise InputError(f"AdamW: {name} is {p.dtype} {p.shape}, {began} at first: make another optimiser")
             if g is None or g.shape != p.shape:
                 found = "no gradient" if g is None else g.shape
@@ -81,16 +74,12 @@ class AdamW:
         tasks: list[Callable[[], None]] = []
         for name, p in self.params.items():
             arrays = p, grads[name], self.m[name], self.v[name]
-            if name in self._moved:
-                moved = self._moved[name]
-                tasks += [partial(self._update_moved, moved, arrays, rows) for rows in blocks(*p.shape)]
-            elif all(a.flags.c_contiguous for a in arrays):
+            if all(a.flags.c_contiguous for a in arrays):
                 flat = [a.ravel() for a in arrays]
                 tasks += [partial(self._update, *(a[part] for a in flat)) for part in blocks(p.size)]
-            else:  # a view with gaps has no flat view to cut into blocks
+            else:  # a view with gaps has no flat view
                 tasks.append(partial(self._update, *arrays))
         share_all(tasks)
-        self._moved = {name: moved for name, moved in self._moved.items() if not moved.all()}
 
     def _check_settings(self) -> None:
         """Make Python floats of the settings, as torch does: a NumPy scalar would take its dtype along."""
@@ -106,7 +95,7 @@ class AdamW:
         self.weight_decay = _number("AdamW: weight_decay", self.weight_decay)
 
     def _check_memory(self, grads: Params) -> None:
-        """check_updatable, unless these are the parameters that it saw, and the gradients lie in other memory."""
+        """Call check_updatable, unless it has seen these very parameters and the gradients lie in other memory."""
         params, others = list(self.params.values()), memory(grads.values())
         seen = len(params) == len(self._checked) and all(map(operator.is_, params, self._checked))
         apart = not self._memory & others and FOREIGN not in self._memory | others
@@ -115,12 +104,12 @@ class AdamW:
             self._checked, self._memory = params, memory(params)
 
     def state(self) -> Params:
-        """t, and every m and v as "m.NAME" and "v.NAME": the arrays themselves, to be written to a checkpoint."""
+        """t, and every m and v as "m.NAME" and "v.NAME": the arrays themselves, for a checkpoint."""
         moments = {f"{kind}.{name}": a for kind in "mv" for name, a in getattr(self, kind).items()}
         return {"t": np.array([self.t])} | moments
 
     def restore(self, state: Params) -> None:
-        """Go on from a state, which is copied. Raises InputError if it is not one of these parameters."""
+        """Continue from a state, which is copied. Raises InputError if it does not fit these parameters."""
         own = self.state()
         for name in own:
             if name not in state or state[name].shape != own[name].shape:
@@ -132,18 +121,6 @@ class AdamW:
         self.t = int(state["t"][0])
         for name, array in own.items():
             array[...] = state[name]
-        for name in self._moved:
-            self._moved[name] = np.logical_or(self.m[name].any(axis=1), self.v[name].any(axis=1))
-
-    def _update_moved(self, moved: Array, arrays: Sequence[Array], rows: slice) -> None:
-        """Those of these rows that this gradient or one before it moves, as moved keeps; the others only decay."""
-        p, g, m, v = (a[rows] for a in arrays)
-        moved[rows] |= (g.max(axis=1) != 0) | (g.min(axis=1) != 0)
-        some = np.flatnonzero(moved[rows])
-        p_some, m_some, v_some = p[some], m[some], v[some]
-        self._update(p_some, g[some], m_some, v_some)
-        p *= 1 - self.lr * self.weight_decay
-        p[some], m[some], v[some] = p_some, m_some, v_some
 
     def _update(self, p: Array, g: Array, m: Array, v: Array) -> None:
         beta1, beta2 = self.betas
@@ -162,7 +139,7 @@ class AdamW:
         v += d
         np.sqrt(v, out=d)
         d += self.eps * root
-        np.divide(m, d, out=d)  # m / (√v / root + eps), short of the factor root
+        np.divide(m, d, out=d)  # m / (√v / root + eps), but for the factor root
         d *= self.lr / (1 - beta1**self.t) * root
         p -= d
 
@@ -177,7 +154,7 @@ def clip_grad_norm(grads: Params, max_norm: float) -> float:
     max_norm = _number("clip_grad_norm: max_norm", max_norm)
     norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
     factor = max_norm / (norm + 1e-6)
-    if not factor >= 1:  # a NaN norm must not pass for a small one
+    if not factor >= 1:  # true for a NaN norm too
         check_updatable("clip_grad_norm", grads)
         for g in grads.values():
             g *= factor
@@ -193,7 +170,7 @@ def _number(what: str, value: float) -> float:
 
 
 def _float(value: float) -> float:
-    """The value as a Python float; NaN for what is no number."""
+    """The value as a Python float; NaN if it is not a number."""
     try:
         return math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
