@@ -26,15 +26,15 @@ from numpy_gpt.random.generator import Generator
 from numpy_gpt.typing import Array, Float, Params, Weights
 
 HEAD_ROWS = 256
-"""Tokens whose logits exist at a time while the loss is taken: (HEAD_ROWS, V) numbers, whatever B · T is."""
+"""Tokens whose logits are held at a time while computing the loss: (HEAD_ROWS, V) numbers for any B · T."""
 
 
 ADDRESSES, MOST_LAYERS = 1 << 47, 1 << 20
-"""Bytes that a process can address, and layers whose names alone take some gigabytes."""
+"""Bytes that a process can address; number of layers whose names alone take gigabytes."""
 
 
 def checked_ids(what: str, tokens: npt.ArrayLike, vocab_size: int) -> Array:
-    """tokens as a (B, T) int64 array of ids below vocab_size; InputError, naming what they are, if they are not."""
+    """tokens as a (B, T) int64 array of ids below vocab_size. Raises InputError, naming `what`, if they are not."""
     try:
         ids = np.asarray(tokens)
     except ValueError as error:  # rows of different lengths
@@ -53,9 +53,9 @@ def checked_ids(what: str, tokens: npt.ArrayLike, vocab_size: int) -> Array:
 class GPT:
     """A GPT-2 whose parameters are the arrays of `params` and nothing else.
 
-    params: name -> array, in torch's state_dict order and layout. Writing into one in place, or putting another of the
-    same shape and dtype in its place, changes the model at once; one that does not fit is refused with InputError
-    when the model is next used.
+    params: name -> array, in torch's state_dict order and layout. Writing into one in place, or replacing it by
+    another of the same shape and dtype, changes the model at once; one that does not fit raises InputError when the
+    model is next used.
     """
 
     def __init__(self, config: GPTConfig, seed: int | Generator = 123, dtype: Float = np.float32):
@@ -68,10 +68,10 @@ class GPT:
 
     @classmethod
     def from_params(cls, config: GPTConfig, params: Weights) -> "GPT":
-        """A model over these arrays, in the order of parameter_shapes.
+        """Make a model of these arrays, in the order of parameter_shapes.
 
-        The blocks' matrices are copied, to lie side by side; the others are these arrays themselves. So what is to be
-        trained is model.params, not the params given. Tensors in a file are read one by one, when all are known to fit.
+        The blocks' matrices are copied, to lie side by side; the other arrays are used as they are. So train
+        model.params, not the params given. Tensors in a file are read one by one, once all are known to fit.
 
         Raises InputError naming the first parameter that is missing, unknown, of another shape or another dtype.
         """
@@ -97,7 +97,7 @@ class GPT:
         return model
 
     def _lay_out(self, params: Weights) -> None:
-        """Move the blocks' matrices to memory that suits the products; the gradients' memory comes with the first."""
+        """Copy the blocks' matrices, with query, key and value as thirds of one array."""
         self._blocks = [block_matrices(self.config, self.dtype) for _ in range(self.config.n_layers)]
         own = {
             names[short]: array
@@ -134,8 +134,8 @@ class GPT:
         """The loss as in `loss`, and its gradient in every parameter, under the parameters' names, shapes and dtype.
 
         rng given: dropout is on, its masks drawn in torch's order (embeddings; per block the attention probabilities,
-        the attention branch, the feed-forward branch). The gradients are the model's own until its next call, from
-        whatever thread: one of these at a time.
+        the attention branch, the feed-forward branch). The gradients belong to the model and are
+        overwritten by its next call: use one model from one thread at a time.
         """
         ids, want = self._checked_pair(tokens, targets)
         if not self._buffers:
@@ -163,7 +163,7 @@ class GPT:
         return "tok_emb.weight" if self.config.tie_weights else "out_head.weight"
 
     def _check_parameters(self) -> None:
-        """Raise InputError naming a parameter that does not fit the model, as one put in another's place may."""
+        """Raise InputError naming a parameter that was replaced by one that does not fit the model."""
         for name, array in self.params.items():
             if not isinstance(array, np.ndarray):
                 raise InputError(f"parameter {name} must be a NumPy array, not a {type(array).__name__}")
@@ -179,13 +179,13 @@ class GPT:
         joined = self._blocks[i]["att.W_qkv.weight"]  # (3C, C)
         for name, third in zip(QKV, self._thirds[i], strict=True):
             if p[f"att.{name}.weight"] is not third:
-                return join(p)  # another array was put in its place
+                return join(p)  # the parameter was replaced
         return join(p, joined)
 
     def _hidden_forward(
         self, ids: Array, rng: Generator | None, keep: bool, past: KVCache | None = None
     ) -> tuple[Array, Cache]:
-        """ids (B, T) -> the final LayerNorm's output (B, T, C); caches only if keep (else each block's is freed)."""
+        """ids (B, T) -> the final LayerNorm's output (B, T, C); without keep, no caches."""
         self._check_parameters()
         p, config = self.params, self.config
         drop = Dropout(config.drop_rate, rng, self.dtype)
@@ -198,7 +198,7 @@ class GPT:
             x, c_block = block_forward(x, self._block(i), config.n_heads, drop, past, i)
             if keep:
                 c_blocks.append(c_block)
-            del c_block  # or it would be there until the next block is done
+            del c_block  # or it would live until the next block is done
         x, c_norm = layernorm.layernorm_forward(x, p["final_norm.scale"], p["final_norm.shift"])
         return x, (c_tok, c_pos, c_drop, c_blocks, c_norm)
 
@@ -229,7 +229,7 @@ class GPT:
         names = block_names(self.config)
         for i in reversed(range(self.config.n_layers)):
             block = dict(self._block_buffers[i])
-            dx = block_backward(dx, c_blocks.pop(), block)  # popped: the activations are freed as we go
+            dx = block_backward(dx, c_blocks.pop(), block)  # popped: frees the activations block by block
             grads |= {names[i][short]: grad for short, grad in separate(block).items()}
         dx = dropout.dropout_backward(dx, c_drop)
         dx, grads["pos_emb.weight"] = embedding.position_embedding_backward(dx, c_pos)
@@ -238,7 +238,7 @@ class GPT:
         return grads
 
     def _checked(self, what: str, tokens: npt.ArrayLike, room: int | None = None) -> Array:
-        """tokens as checked_ids returns them, and no more than room (None: context_length) a row."""
+        """tokens as checked_ids returns them, at most room (None: context_length) in a row."""
         ids = checked_ids(what, tokens, self.config.vocab_size)
         room = self.config.context_length if room is None else room
         if ids.shape[1] > room:
@@ -256,7 +256,7 @@ class GPT:
 
 
 def _check_possible(config: GPTConfig) -> None:
-    """Raise InputError for a model that no process can hold, before its layers are spelled out one by one."""
+    """Raise InputError for a model that no process can hold, before listing its layers one by one."""
     C = config.emb_dim
     numbers = (config.vocab_size + config.context_length + 12 * C * config.n_layers) * C
     if 4 * numbers >= ADDRESSES or config.n_layers > MOST_LAYERS:

@@ -300,7 +300,7 @@ def test_a_moved_run_is_evaluated_on_its_text_and_no_other(tmp_path, text, monke
     result = invoke(numpy_main, "pretrain", "--resume", place / "run", "--max-steps", 2)
     assert result.exit_code == 0, result.output
     (place / "words.txt").unlink()
-    check_refused(invoke(numpy_main, "evaluate", place / "run"), "was not found: put it back, or take another file")
+    check_refused(invoke(numpy_main, "evaluate", place / "run"), "was not found: restore it, or take all of another")
 
 
 def test_a_text_that_was_changed_is_not_evaluated_as_the_runs_own(tmp_path, text):

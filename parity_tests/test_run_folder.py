@@ -390,7 +390,7 @@ def test_a_vocabulary_that_is_gone_is_named(tmp_path, text):
     (out / "vocabulary").rename(tmp_path / "elsewhere")
     shutil.rmtree(words)
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 2)
-    check_refused(result, f"{words}, the vocabulary of {out}, was not found: put it back, or pass its folder")
+    check_refused(result, f"{words}, the vocabulary of {out}, was not found: restore it, or pass its folder")
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 2, "--encoding", tmp_path / "elsewhere")
     assert result.exit_code == 0, result.output
 

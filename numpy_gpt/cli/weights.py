@@ -1,4 +1,4 @@
-"""The commands of numpy-gpt that bring weights in and take them out."""
+"""The commands import, download and export."""
 
 import math
 import shlex
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 @click.command("import", short_help="Bring in GPT-2 from OpenAI's or Hugging Face's files.")
 @click.argument("source", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, metavar="DIR", help="The checkpoint's new folder.")
-@click.option("--n-heads", type=AT_LEAST_1, metavar="N", help="Heads, where nothing beside the tensors tells.")
+@click.option("--n-heads", type=AT_LEAST_1, metavar="N", help="Number of heads, if only the tensors are given.")
 def import_command(source: Path, out: Path, n_heads: int | None) -> None:
-    """Make a checkpoint of SOURCE, a GPT-2 of somebody else's; TensorFlow and PyTorch are not needed.
+    """Make a checkpoint of SOURCE, a GPT-2 in another format, without TensorFlow or PyTorch.
 
-    SOURCE is OpenAI's folder (hparams.json and model.ckpt.*), Hugging Face's (config.json and model.safetensors, whole
-    or in shards), or one .safetensors file, Hugging Face's or with the names of the book's GPTModel; without a
-    config.json beside it, the heads go by the width. A vocabulary that lies there comes along. The weights keep their
-    bits (half precision is widened to float32), and a head tied to the token embedding stays so. PyTorch's .pth files
-    come in by torch-gpt import.
+    SOURCE is OpenAI's folder (hparams.json and model.ckpt.*), Hugging Face's (config.json and model.safetensors, in
+    one file or in shards), or one .safetensors file, Hugging Face's or with the names of the book's GPTModel; without a
+    config.json beside it, the width decides the number of heads. A vocabulary found there is copied. The weights
+    keep their bits (half precision is widened to float32), and a head tied to the token embedding stays so. For
+    PyTorch's .pth files use torch-gpt import.
     """
     bring_in(open_source(source, n_heads), source, out)
 
 
 def bring_in(source: Source, path: Path, out: Path) -> None:
-    """Write the checkpoint of a source that was found at path, and say what it is."""
+    """Write the checkpoint of the source found at path, and report what it is."""
     report, c = Report(), source.config
     with enough_memory(c, 4, "importing it"):
         encoding = import_weights(source, path, out, report)
@@ -60,7 +60,7 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
 
 
 def _unfit(encoding: "tiktoken.Encoding | None", vocab_size: int, out: Path) -> str:
-    """Why the encoding that came along makes no text of a model's tokens, or "" if it does."""
+    """Why the model's tokens cannot be decoded with the encoding imported, or "" if they can."""
     if encoding is None:
         files = f"{out} has no {' and no '.join(GPT2_FILES)}"
         likely = "bytes" if vocab_size == 257 else "gpt2" if 50257 <= vocab_size <= 50304 else ""  # padded to 50304
@@ -78,8 +78,8 @@ def _unfit(encoding: "tiktoken.Encoding | None", vocab_size: int, out: Path) -> 
 def download_command(size: str, out: Path | None, there: Path | None) -> None:
     """Fetch the released files of GPT-2 SIZE into the user's cache, verify them, and make a checkpoint of them.
 
-    124M is half a gigabyte, 1558M six, and the checkpoint as much again. A transfer that breaks off, or is stopped by
-    Ctrl-C, is gone on with by the same command.
+    124M is half a gigabyte, 1558M six, and the checkpoint as much again. The same command resumes a transfer that
+    broke off or was stopped by Ctrl-C.
     """
     import pooch  # type: ignore[import-untyped]  # here, since it takes longer to import than all of numpy_gpt
 
@@ -105,8 +105,8 @@ def download_command(size: str, out: Path | None, there: Path | None) -> None:
 def export_command(checkpoint: Path, kind: str, out: Path) -> None:
     """Write CHECKPOINT as a folder that transformers opens: GPT2LMHeadModel.from_pretrained(DIR).
 
-    The logits are the same. Where the checkpoint's encoding has a vocabulary, it comes along, and its name otherwise:
-    numpy-gpt import brings back both.
+    The logits are the same. The checkpoint's vocabulary is copied, or its encoding's name written;
+    numpy-gpt import reads both back.
     """
     report = Report()
     header = read_header(checkpoint)

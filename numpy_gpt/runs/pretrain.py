@@ -42,7 +42,7 @@ from numpy_gpt.typing import Weights
 from numpy_gpt.weights.checkpoint import MODEL_FILE, Header, load_params, read_header
 
 TEMPERATURE = 0.8
-"""Of the last sample: a drawn text shows better what was learned than a greedy one, which soon runs in circles."""
+"""Of the last sample: sampled text shows what was learned better than greedy text, which soon repeats itself."""
 
 
 def defaults_for(model: str) -> Settings:
@@ -51,15 +51,15 @@ def defaults_for(model: str) -> Settings:
 
 
 def encoding_of(header: Header) -> str:
-    """The encoding that a checkpoint was trained with, as get_encoding takes it: its name, or the folder it lies in.
+    """Return a checkpoint's encoding as get_encoding takes it: a name, or the folder of a vocabulary.
 
-    As the checkpoint says (a folder as seen from its own), else by the size of its vocabulary.
+    The checkpoint names it (a folder relative to its own); without a name, the vocabulary size decides.
     """
     by_size = {257: "bytes", 50257: "gpt2"}
     name = header.about.get("encoding") or by_size.get(header.config.vocab_size)
     if name is None:
         raise InputError(
-            f"{header.file} does not name its encoding, and none here has {header.config.vocab_size} tokens"
+            f"{header.file} does not name its encoding, and none is known with {header.config.vocab_size} tokens"
         )
     if name in ENCODINGS:
         return name
@@ -67,35 +67,33 @@ def encoding_of(header: Header) -> str:
     if kind_of(folder) == "folder":
         folder = folder.resolve()
     else:
-        raise InputError(
-            f"{header.file} has its vocabulary in {folder}, which was not found: restore it, or pass --encoding DIR"
-        )
+        raise InputError(f"{header.file}: vocabulary not found in {folder}: restore it, or pass --encoding DIR")
     words = folder_files(folder)
     known = header.about.get("vocabulary")
     if known and words.keys() >= GPT2_FILES.keys() and known != vocabulary_sha256(words):
-        raise InputError(f"the vocabulary in {folder} is not the one that {header.file} came with: put that back")
+        raise InputError(f"the vocabulary in {folder} is not the one that {header.file} came with: restore that one")
     return str(folder)
 
 
 def text_of(header: Header) -> tuple[str, str]:
-    """The name and the content of the text that a checkpoint was trained on, which its SHA-256 tells from any other."""
+    """Return the name and content of a checkpoint's training text, verified by its SHA-256."""
     name = header.about.get("text")
     if name is None:
-        raise InputError(f"{header.file} does not say what text it was trained on: give one with --text")
+        raise InputError(f"{header.file} does not name the text it was trained on: give one with --text")
     if name not in CORPORA:
-        name = str(_moved_text(Path(name), header, "put it back, or take another file, all of it, with --text FILE"))
+        name = str(_moved_text(Path(name), header, "restore it, or take all of another file with --text FILE"))
     content = load_text(name)
     if header.about.get("text_sha256", sha256(content)) != sha256(content):
         raise InputError(
             f"{name} is not the text that {header.file} was trained on (its SHA-256 differs): "
-            f"restore that, or take this one, all of it, with --text {name}"
+            f"restore that, or take all of this one with --text {name}"
         )
     return name, content
 
 
 LARGEST_UPDATE = 1e37
-"""Of the learning rate, and of it times the weight decay: up to it no step makes float32 weights infinite, whose loss
-would be the first to show it."""
+"""Limit on the learning rate, and on its product with the weight decay: below it no single step takes float32 weights
+to infinity, which only the next loss would show."""
 
 
 class MakeLearner(Protocol):
@@ -106,7 +104,7 @@ class MakeLearner(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A run that can begin or go on: its settings, text and model; weights unless they are to be drawn."""
+    """A run ready to begin or resume: settings, text and model, and weights unless new ones are to be drawn."""
 
     settings: Settings
     batches: Batches
@@ -114,11 +112,11 @@ class Job:
     params: Weights | None
     resumed: Run | None
     cap: str | None
-    """What ends the run before the steps or epochs that were asked for, in words."""
+    """Why the run ends before the steps or epochs requested; None if it does not."""
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run: its epochs, unless max_steps ends it before."""
+        """Steps of the complete run: all its epochs, or max_steps if that is fewer."""
         return _total_steps(self.settings, self.batches)
 
 
@@ -128,17 +126,17 @@ def _total_steps(settings: Settings, batches: Batches) -> int:
 
 
 def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Job:
-    """The job that flags ask for, with the defaults of the model, of the checkpoint init, or of the run resume.
+    """The job that the flags describe, with defaults from the model, the checkpoint `init` or the run `resume`.
 
-    Writes nothing. Raises InputError for what cannot be used or does not fit together.
+    Writes nothing. Raises InputError for unusable or contradictory input.
     """
-    flags = dict(flags)  # paths become whole ones, so that a run can be resumed from elsewhere
+    flags = dict(flags)  # its paths become absolute, so that a run can be resumed from any folder
     if flags.get("text", CORPORA[0]) not in CORPORA:
         flags["text"] = str(absolute(flags["text"]))
         try:
             flags["text"].encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"the path {flags['text']} is no valid Unicode: give the text another name") from error
+            raise InputError(f"the path {flags['text']} is not valid Unicode: rename the file") from error
     if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and is_folder(flags["encoding"]):
         flags["encoding"] = str(absolute(flags["encoding"]))
     run, params = None, None
@@ -148,7 +146,7 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
         settings = replace(run.settings, **flags)
         if settings.encoding not in ENCODINGS and "encoding" not in flags and not is_folder(settings.encoding):
             raise InputError(
-                f"{settings.encoding}, the vocabulary of {run.folder}, was not found: put it back, or pass its folder "
+                f"{settings.encoding}, the vocabulary of {run.folder}, was not found: restore it, or pass its folder "
                 "with --encoding DIR"
             )
         if settings.text not in CORPORA and "text" not in flags:
@@ -171,7 +169,7 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
     else:
         settings = replace(defaults_for(flags.get("model", "tiny")), **flags)
         config = settings.config(get_encoding(settings.encoding).n_vocab)
-    Generator(settings.seed)  # raises for a number that is no seed
+    Generator(settings.seed)  # raises for an invalid seed
     if settings.lr * max(1.0, settings.weight_decay) > LARGEST_UPDATE:
         raise InputError(
             f"--lr {settings.lr:g} with --weight-decay {settings.weight_decay:g} would take the weights beyond the "
@@ -185,14 +183,14 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
 
 
 def _moved_text(text: Path, header: Header, fix: str) -> Path:
-    """Where the text of a checkpoint is: at its place, or under its name here or near it, if they moved together.
+    """Find the text of a checkpoint: at its recorded path, or by name in the working directory or near the checkpoint.
 
-    Elsewhere it is known by its SHA-256. Raises InputError, which ends with the fix, if it is nowhere.
+    A file found by name must have the recorded SHA-256. Raises InputError, ending with the fix, if there is none.
     """
     if kind_of(text) != "missing":
         return absolute(text)
     for folder in (Path(), *header.file.resolve().parents[:4]):
-        with suppress(InputError):  # a place that may not be looked at, or holds no text, is none
+        with suppress(InputError):  # unreadable or not a text: try the next folder
             place = folder / text.name
             if kind_of(place) == "file" and header.about.get("text_sha256") == sha256(load_text(str(place))):
                 return absolute(place)
@@ -200,7 +198,7 @@ def _moved_text(text: Path, header: Header, fix: str) -> Path:
 
 
 def _length(settings: Settings, flags: dict[str, Any], batches: Batches) -> tuple[Settings, str | None]:
-    """The settings with epochs and max_steps such that the one asked for wins; and the cap, in words, if both were."""
+    """Make epochs and max_steps agree: the one requested wins; of both, the earlier end, with a note saying which."""
     epochs, steps = "epochs" in flags, settings.max_steps is not None and "max_steps" in flags
     if epochs and not steps:
         return replace(settings, max_steps=None), None
@@ -231,11 +229,11 @@ def pretrain(
     save_freq: int | None = None,
     keep: int = 1,
 ) -> int:
-    """Run the job to its end (0), or to a first signal (its number); either way the run's folder is complete.
+    """Run the job to its end (returns 0) or to the first signal (its number); the run's folder is complete either way.
 
-    flags: the settings that were asked for by name. backend: a line about what does the arithmetic.
-    Raises InputError before anything is written; DivergedError where training diverges, once the last finite state is
-    saved.
+    flags: the settings given explicitly. backend: a line for the report that says what computes.
+    Raises InputError before anything is written; DivergedError if training diverges, after saving the last
+    finite state.
     """
     if resume is not None and (init is not None or out is not None):
         raise InputError("--resume uses the run's own folder and weights: leave out --init and --out")
@@ -253,13 +251,13 @@ def pretrain(
             run = held.enter_context(Run.create(out, job.settings, job.batches.sha256))
             session = _Session(report, job, run, learner, Position(), save_freq, keep)
         report.line(f"run       {session.run.folder}")
-        with np.errstate(over="ignore", invalid="ignore"):  # every step's loss and gradients are checked instead
+        with np.errstate(over="ignore", invalid="ignore"):  # each step checks its loss and gradients instead
             session.train(received)
     return received[0] if session.position.step < job.total_steps and received else 0
 
 
 class _Session:
-    """A run while it is trained: its learner, where it stands, and what is reported and saved of it."""
+    """A run in training: its learner and position, its reports and its saves."""
 
     def __init__(
         self,
@@ -274,16 +272,16 @@ class _Session:
         self.report, self.job, self.run, self.learner, self.position = report, job, run, learner, position
         self._save_freq, self._keep = save_freq, keep
         self._loaders = job.batches.loaders(learner)
-        self._saved: int | None = None  # the steps made by the last save of this process
+        self._saved: int | None = None  # the step of this process's last save
         self._told: set[str] = set()
 
     def train(self, received: list[int]) -> None:
-        """Train to the end or to a signal, save, report; whatever ends the loop, what can be saved is saved first."""
+        """Train to the end or to a signal, save and report. On an error, saves first what can be saved."""
         job, position, report = self.job, self.position, self.report
         report.line()
         if position.step == 0:
             report.line(f"{'untrained' if job.params is None else 'before training'}: {self._sample()}")
-        # In small products the BLAS threads wait for one another longer than they work, on a busy machine much longer
+        # In small products BLAS threads wait for one another longer than they compute, far longer on a busy machine
         with threadpool_limits(1 if job.config.emb_dim < 256 else None, user_api="blas"):
             try:
                 self._steps(received)
@@ -310,10 +308,10 @@ class _Session:
         report.line(f"Saved {self.run.folder}: {', '.join([CHECKPOINT, *best, 'losses.csv', *drawn])}")
 
     def _steps(self, received: list[int]) -> None:
-        """The loop with its reports and saves, until it is done or a signal has been received."""
+        """Run the training loop with its reports and saves until it ends or a signal arrives."""
         s, position, total = self.job.settings, self.position, self.job.total_steps
         if self._save_freq and position.step == 0:
-            self._save()  # so that there is one to resume from at any instant
+            self._save()  # so that there is always a save to resume from
         with self.report.training(total, position.step, position.tokens_seen):
             steps = train(self.learner, *self._loaders, total, s.eval_freq, s.eval_iter, position)
             while (step := self._next(steps)) is not None:
@@ -328,7 +326,7 @@ class _Session:
                     self._save()
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
-        """The next step, or None at the end. Where training diverges, the state before is saved: a learner keeps it."""
+        """The next step, or None at the end. On divergence, saves the state before it, which the learner still has."""
         try:
             return next(steps, None)
         except DivergedError:
@@ -343,9 +341,9 @@ class _Session:
             self.report.line(f"after epoch {step.epochs:.3g}: {self._sample()}")
 
     def _save(self) -> None:
-        """Save, if there is something new to save. Raises DivergedError if the weights are not finite.
+        """Save if there was a step since the last save. Raises DivergedError if the weights are not finite.
 
-        An InputError, as where the disk is full, says what the run can be resumed from.
+        An InputError, for instance of a full disk, says what the run can be resumed from.
         """
         if self._saved == self.position.step:
             return
@@ -375,7 +373,7 @@ class _Session:
         return one_line(decode(encoding, ids))
 
     def _drawn(self) -> list[str]:
-        """The name of the plot, once it is drawn; none where it cannot be: it ends no run."""
+        """Draw the plot and list its name; an empty list if drawing fails, which must not end the run."""
         try:
             return [self.run.losses.plot(self.job.batches.batches_per_epoch).name]
         except Exception as error:
@@ -404,7 +402,7 @@ class _Session:
 def _resumed(
     job: Job, run: Run, make_learner: MakeLearner, report: Report, backend: str, save_freq: int | None, keep: int
 ) -> _Session:
-    """The session of a run that is resumed. Writes nothing until all that can be wrong has been looked at."""
+    """Resume a run. Writes nothing until everything has been checked."""
     position, state = run.resume(job.settings, job.batches.sha256)
     position.check_fits(job.batches.windows, job.batches.batches_per_epoch)
     learner = make_learner(job.config, job.settings, job.total_steps, job.params)
@@ -418,7 +416,7 @@ def _resumed(
 
 
 def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
-    """The settings of a run from a checkpoint's weights; InputError if a flag asks for another model than it is."""
+    """Settings of a run that starts from a checkpoint; InputError if a flag contradicts the checkpoint's model."""
     config = header.config
     sizes = {"tiny": TINY} | GPT2_SIZES
     model = next((name for name, size in sizes.items() if all(getattr(config, k) == v for k, v in size.items())), "")
@@ -457,7 +455,7 @@ def _describe(report: Report, backend: str, job: Job) -> None:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects signals that ask for the end, so that no step is cut; the second of a kind acts as it always does."""
+    """Collect signals that end a process, so that no step is cut short; a second one of a kind acts as usual."""
     received: list[int] = []
     before: dict[int, Any] = {}
 
@@ -465,7 +463,7 @@ def _signals() -> Iterator[list[int]]:
         if number not in received:
             received.append(number)
             again = "Ctrl-C again" if number == signal.SIGINT else f"another {signal.Signals(number).name}"
-            with suppress(RuntimeError):  # it came while stderr was being written to
+            with suppress(RuntimeError):  # the signal interrupted a write to stderr
                 say(f"stopping after this step, and saving; {again} stops at once")
         elif callable(before[number]):
             before[number](number, frame)
@@ -483,5 +481,5 @@ def _signals() -> Iterator[list[int]]:
         yield received
     finally:
         for number, handler in before.items():
-            if handler is not None:  # None: not Python's, and Python cannot put it back
+            if handler is not None:  # None: not installed by Python, which cannot restore it
                 signal.signal(number, handler)
