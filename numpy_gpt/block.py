@@ -44,12 +44,12 @@ class Dropout:
         return dropout.dropout_mask(self._rng.bernoulli(shape, 1 - self._rate), self._rate, self._dtype)
 
 
-def _split_heads(x: Array, n_heads: int) -> Array:
+def split_heads(x: Array, n_heads: int) -> Array:
     B, T, C = x.shape
     return x.reshape(B, T, n_heads, C // n_heads).swapaxes(1, 2)  # (B, NH, T, HS)
 
 
-def _merge_heads(x: Array) -> Array:
+def merge_heads(x: Array) -> Array:
     B, NH, T, HS = x.shape
     return x.swapaxes(1, 2).reshape(B, T, NH * HS)  # (B, T, C)
 
@@ -59,12 +59,12 @@ def attention_branch_forward(
 ) -> tuple[Array, Cache]:
     """Multi-head causal self-attention: x (B, T, C) -> (B, T, C)."""
     qkv, c_qkv = linear.linear_forward(x, p["att.W_qkv.weight"], p.get("att.W_qkv.bias"))  # (B, T, 3C)
-    q, k, v = (_split_heads(third, n_heads) for third in np.split(qkv, 3, axis=-1))  # each (B, NH, T, HS)
+    q, k, v = (split_heads(third, n_heads) for third in np.split(qkv, 3, axis=-1))  # each (B, NH, T, HS)
     if past is not None:
         k, v = past.extend(layer, k, v)  # (B, NH, S, HS)
     mask = drop.mask((*q.shape[:3], k.shape[2]))  # (B, NH, T, S): dropout on the probabilities
     heads, c_att = attention.attention_forward(q, k, v, mask)  # (B, NH, T, HS)
-    merged = _merge_heads(heads)  # (B, T, C)
+    merged = merge_heads(heads)  # (B, T, C)
     y, c_out = linear.linear_forward(merged, p["att.out_proj.weight"], p["att.out_proj.bias"])
     return y, (c_qkv, c_att, c_out, n_heads)
 
@@ -72,14 +72,15 @@ def attention_branch_forward(
 def attention_branch_backward(dy: Array, cache: Cache, grads: Params) -> Array:
     """dy (B, T, C) -> dx (B, T, C); the branch's parameter gradients go into grads, see block_backward."""
     c_qkv, c_att, c_out, n_heads = cache
-    dmerged = _linear_backward(dy, c_out, "att.out_proj", grads)  # (B, T, C)
-    dheads = _split_heads(dmerged, n_heads)  # (B, NH, T, HS)
+    dmerged = linear_into(grads, "att.out_proj", dy, c_out)  # (B, T, C)
+    dheads = split_heads(dmerged, n_heads)  # (B, NH, T, HS)
     dq, dk, dv = attention.attention_backward(dheads, c_att)  # each (B, NH, T, HS)
-    dqkv = np.concatenate([_merge_heads(d) for d in (dq, dk, dv)], axis=-1)  # (B, T, 3C)
-    return _linear_backward(dqkv, c_qkv, "att.W_qkv", grads)
+    dqkv = np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)  # (B, T, 3C)
+    return linear_into(grads, "att.W_qkv", dqkv, c_qkv)
 
 
-def _linear_backward(dy: Array, cache: linear.Cache, name: str, grads: Params) -> Array:
+def linear_into(grads: Params, name: str, dy: Array, cache: linear.Cache) -> Array:
+    """dy (..., O) -> dx (..., I); the weight's and the bias's gradients go into grads, see block_backward."""
     dx, grads[f"{name}.weight"], db = linear.linear_backward(dy, cache, grads.get(f"{name}.weight"))
     if db is not None:
         grads[f"{name}.bias"] = db
@@ -97,9 +98,9 @@ def mlp_forward(x: Array, p: Params) -> tuple[Array, Cache]:
 def mlp_backward(dy: Array, cache: Cache, grads: Params) -> Array:
     """dy (B, T, C) -> dx (B, T, C); the branch's parameter gradients go into grads, see block_backward."""
     c_0, c_gelu, c_2 = cache
-    da = _linear_backward(dy, c_2, "ff.layers.2", grads)  # (B, T, 4C)
+    da = linear_into(grads, "ff.layers.2", dy, c_2)  # (B, T, 4C)
     dh = gelu.gelu_backward(da, c_gelu)  # (B, T, 4C)
-    return _linear_backward(dh, c_0, "ff.layers.0", grads)
+    return linear_into(grads, "ff.layers.0", dh, c_0)
 
 
 def block_forward(

@@ -17,8 +17,33 @@ ARROWS = {  # who may import whom; a test may import what it tests
 }
 ROOMS = {  # of each folder, from the lowest floor up; a module may import its own room and those below it
     "numpy_gpt": (
-        *("typing", "errors", "config", "plain", "files", "io", "parallel", "random", "ops", "parameters", "block"),
-        *("model", "optim", "decoding", "encodings", "tokenizer", "data", "train", "console", "weights", "runs"),
+        *(
+            "typing",
+            "errors",
+            "config",
+            "explain",
+            "plain",
+            "files",
+            "io",
+            "parallel",
+            "random",
+            "ops",
+            "parameters",
+            "block",
+        ),
+        *(
+            "model",
+            "trace",
+            "optim",
+            "decoding",
+            "encodings",
+            "tokenizer",
+            "data",
+            "train",
+            "console",
+            "weights",
+            "runs",
+        ),
         *("book", "cli", "__main__"),
     ),
     "torch_gpt": ("model", "weights", "train", "chapter5", "cli", "__main__"),
@@ -28,7 +53,7 @@ ROOMS = {  # of each folder, from the lowest floor up; a module may import its o
     ),
     "parity_tests": ("profiles", "judge", "tools", "__main__", "conftest", "test_"),
 }
-MATHS = ("ops", "model", "block", "optim", "random", "plain", "parallel", "decoding")
+MATHS = ("ops", "model", "block", "optim", "random", "plain", "parallel", "decoding", "trace")
 REFERENCE_NEEDS = (  # all that torch_gpt may have of numpy_gpt: names, settings, texts, commands, and no arithmetic
     *(f"numpy_gpt.{part}" for part in ("cli", "config", "errors", "io", "runs.settings", "typing", "weights")),
     "numpy_gpt.parameters.check_state",  # what an optimiser's state may hold

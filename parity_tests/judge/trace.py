@@ -1,199 +1,135 @@
-"""Every activation of a model and its gradient, in NumPy and in torch, under one name each and in order of use.
+"""Every activation and gradient of a pass by torch's functions and retain_grad, to judge numpy_gpt.trace.
 
-NumPy's are what goes in and out of the operations while the model runs: an operation's output is an activation, and the
-upstream gradient its backward is given is that activation's gradient. torch's are taken by hooks. A residual stream is
-what a LayerNorm reads; its gradient is that of the branch that was added last.
-
-Attention's scores and probabilities have no place here: numpy_gpt keeps none of them, its backward recomputes them from
-the rows' log-sums. They are judged by what they make of the values, att.heads, and by the gradients of q and k.
+The pass is written out over plain tensors, without torch_gpt's modules and numpy_gpt's list of operations.
 """
 
-from contextlib import ExitStack
+import math
 from typing import NamedTuple
-from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from numpy_gpt.ops import attention, cross_entropy, dropout, embedding, gelu, layernorm, linear
-from numpy_gpt.parameters import QKV
 from parity_tests.judge import compare
 from parity_tests.judge.compare import check
-from torch_gpt.model import Dropout, LayerNorm
 
-OPERATIONS = {  # of numpy_gpt.ops, as the model calls them
-    "embedding": embedding,
-    "position_embedding": embedding,
-    "dropout": dropout,
-    "layernorm": layernorm,
-    "linear": linear,
-    "attention": attention,
-    "gelu": gelu,
-    "cross_entropy": cross_entropy,
-}
-BLOCK = (  # an activation of a block, the operation that makes it, those whose backward makes its gradient
-    ("norm1", "layernorm", "att.W_query, att.W_key, att.W_value"),
-    (", ".join(f"att.{name}" for name in QKV), "linear", "att.heads"),  # one product
-    ("att.heads", "attention", "att.out_proj"),
-    ("att.out_proj", "linear", "drop_shortcut.1"),
-    ("drop_shortcut.1", "dropout", "norm2 and of the shortcut"),
-    ("norm2", "layernorm", "ff.layers.0"),
-    ("ff.layers.0", "linear", "ff.layers.1"),
-    ("ff.layers.1", "gelu", "ff.layers.2"),
-    ("ff.layers.2", "linear", "drop_shortcut.2"),
-    ("drop_shortcut.2", "dropout", ""),  # what comes after the block
+PARTS = (  # of a block: an activation, and what its gradient comes from, for the message
+    ("resid_pre", "norm1 and the residual"),
+    ("norm1", "att.q, att.k and att.v"),
+    ("att.q", "att.scores"),
+    ("att.k", "att.scores"),
+    ("att.v", "att.heads"),
+    ("att.scores", "att.probs"),
+    ("att.probs", "att.heads"),
+    ("att.heads", "att.out"),
+    ("att.out", "resid_mid"),
+    ("resid_mid", "norm2 and the residual"),
+    ("norm2", "ff.pre"),
+    ("ff.pre", "ff.act"),
+    ("ff.act", "ff.out"),
+    ("ff.out", "resid_post"),
+    ("resid_post", "what reads the block"),
 )
 
 
-class Step(NamedTuple):
-    """One operation of the model: the name of what it makes, its kind, and where its gradient comes from."""
+class TorchTrace(NamedTuple):
+    """values: name -> activation; grads: name -> gradient, of activations and parameters; 0 where none arrives."""
 
-    name: str
-    operation: str
-    consumer: str
-
-
-class Trace(NamedTuple):
-    """Name -> array, in the order of use; gradients in the order in which the backward pass makes them."""
-
-    activations: dict[str, np.ndarray]
-    gradients: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+    grads: dict[str, np.ndarray]
+    loss: np.ndarray
 
 
-def steps(config):
-    """Every operation of a pass in order, up to the loss."""
-    first = [
-        Step("tok_emb", "embedding", "pos_emb"),
-        Step("pos_emb", "position_embedding", "drop_emb"),
-        Step("drop_emb", "dropout", "trf_blocks.0.norm1 and of the shortcut"),
-    ]
-    blocks = []
-    for i in range(config.n_layers):
-        after = "final_norm" if i + 1 == config.n_layers else f"trf_blocks.{i + 1}.norm1 and of the shortcut"
-        for name, operation, consumer in BLOCK:
-            consumer = f"trf_blocks.{i}.{consumer}" if consumer else after
-            blocks.append(Step(f"trf_blocks.{i}.{name}", operation, consumer))
-    last = [Step("final_norm", "layernorm", "out_head"), Step("out_head", "linear", "the loss")]
-    return first + blocks + last
+def names(config):
+    """The names of a trace's activations in order of computation, written down a second time."""
+    blocks = [f"trf_blocks.{i}.{name}" for i in range(config.n_layers) for name, _ in PARTS]
+    return ["tok_emb", "pos_emb", "emb", *blocks, "final_norm", "logits"]
 
 
-def merged(a):
-    """Heads (B, NH, T, HS) side by side, (B, T, C), as out_proj reads them; anything else as it is."""
-    return a.swapaxes(1, 2).reshape(a.shape[0], a.shape[2], -1) if a.ndim == 4 else a
-
-
-def parts(step):
-    """The names of what a step makes: one array, or the queries, keys and values side by side."""
-    first, *others = step.name.split(", ")
-    prefix = first[: first.index("att.")] if others else ""
-    return [first] + [prefix + other for other in others]
-
-
-def by_name(step, a, tokens):
-    """Name -> array (B, T, features) of a step's array, heads merged; the head's has its (B, T) as one axis."""
-    a = merged(a).reshape(*tokens.shape, -1)
-    return dict(zip(parts(step), np.split(a, len(parts(step)), axis=-1), strict=True))
-
-
-def numpy_trace(model, tokens, targets, rng=None):
-    """The trace of model.loss_and_grads. Fails if the operations are not those of `steps`, or not undone in reverse."""
-    made, undone, order = [], [], steps(model.config) + [Step("loss", "cross_entropy", "")]
-
-    def watched(operation, module):
-        forward, backward = (getattr(module, f"{operation}_{way}") for way in ("forward", "backward"))
-
-        def recording_forward(x, *args, **kwargs):
-            before = np.array(x)  # the loss is taken in the logits' own memory
-            y, cache = forward(x, *args, **kwargs)
-            made.append((operation, before, np.array(y)))
-            return y, cache
-
-        def recording_backward(dy, *args, **kwargs):
-            undone.append((operation, np.array(dy)))
-            return backward(dy, *args, **kwargs)
-
-        yield f"{operation}_forward", recording_forward
-        yield f"{operation}_backward", recording_backward
-
-    with ExitStack() as stack:
-        for operation, module in OPERATIONS.items():
-            for name, function in watched(operation, module):
-                stack.enter_context(mock.patch.object(module, name, function))
-        model.loss_and_grads(tokens, targets, rng)
-
-    assert [operation for operation, *_ in made] == [step.operation for step in order], "the operations of a pass"
-    activations = {}
-    for step, (operation, x, y) in zip(order, made, strict=True):
-        if operation == "layernorm":
-            activations[f"{step.name}, what it reads"] = x
-        activations |= {"loss": y} if step.name == "loss" else by_name(step, y, tokens)
-    assert [operation for operation, _ in undone] == [step.operation for step in order[::-1]], "the backward pass"
-    gradients = {}
-    for step, (_, dy) in zip(order[-2::-1], undone[1:], strict=True):  # the loss has no gradient to be compared
-        gradients |= by_name(step, dy, tokens)
-    return Trace(activations, gradients)
-
-
-def torch_trace(reference, tokens, targets, factors=None):
-    """The same of a torch_gpt model with plain attention; factors: dropout's, in order of use, or None."""
-    kept, with_gradient, names = {}, [], {module: name for name, module in reference.named_modules()}
+def torch_trace(config, params, tokens, targets, factors=None, replace=None):
+    """factors: dropout's, in order of use, or None. replace: name -> a function of the activation."""
+    p = {name: torch.from_numpy(np.array(a)).requires_grad_() for name, a in params.items()}
+    masks = iter([] if factors is None else factors)
+    (B, T), NH, kept, replace = tokens.shape, config.n_heads, {}, replace or {}
+    future = torch.ones(T, T, dtype=torch.bool).triu(1)
 
     def keep(name, tensor):
-        tensor.retain_grad()
-        with_gradient.append(name)
+        if name in replace:
+            tensor = torch.from_numpy(replace[name](tensor.detach().numpy().copy())).requires_grad_()
+        else:
+            tensor.retain_grad()
         kept[name] = tensor
+        return tensor
 
-    def after(module, args, y):
-        name = names[module]
-        if name.endswith("drop_shortcut"):
-            name += ".2" if f"{name}.1" in kept else ".1"
-        keep(name, y)
+    def drop(tensor):
+        return tensor if factors is None else tensor * torch.from_numpy(next(masks))
 
-    def before(module, args):
-        name = names[module]
-        if isinstance(module, LayerNorm):
-            kept[f"{name}, what it reads"] = args[0]
-        elif name == "drop_emb":
-            keep("pos_emb", args[0])
-        elif name.endswith("out_proj"):
-            keep(name.replace("out_proj", "heads"), args[0])
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], p[f"{name}.scale"], p[f"{name}.shift"], eps=1e-5)
 
-    watched = [
-        module
-        for module, name in names.items()
-        if isinstance(module, torch.nn.Linear | torch.nn.GELU | LayerNorm | Dropout) or name == "tok_emb"
-        if not name.endswith(("att.dropout", "out_head"))
-    ]
-    hooks = [module.register_forward_hook(after) for module in watched]
-    hooks += [module.register_forward_pre_hook(before) for module in watched]
-    hooks.append(reference.register_forward_hook(lambda module, args, logits: keep("out_head", logits)))
-    reference.train(factors is not None)
-    reference.use_masks(None if factors is None else [torch.from_numpy(factor) for factor in factors])
-    kept["loss"] = reference.loss(torch.from_numpy(tokens), torch.from_numpy(targets))
-    kept["loss"].backward()
-    reference.use_masks(None)
-    for hook in hooks:
-        hook.remove()
-    activations = {name: tensor.detach().numpy() for name, tensor in kept.items()}
-    gradients = {name: kept[name].grad.numpy() for name in with_gradient}
-    return Trace(activations, gradients)
+    def affine(x, name):
+        return F.linear(x, p[f"{name}.weight"], p.get(f"{name}.bias"))
+
+    def heads(x):
+        return x.view(B, T, NH, -1).transpose(1, 2)
+
+    tok = keep("tok_emb", F.embedding(torch.from_numpy(tokens), p["tok_emb.weight"]))
+    pos = keep("pos_emb", p["pos_emb.weight"][:T])
+    x = keep("emb", drop(tok + pos))
+    for i in range(config.n_layers):
+        b = f"trf_blocks.{i}."
+        pre = keep(f"{b}resid_pre", x + 0)
+        h = keep(f"{b}norm1", norm(pre, f"{b}norm1"))
+        q, k, v = (
+            keep(f"{b}att.{n[2].lower()}", heads(affine(h, f"{b}att.{n}"))) for n in ("W_query", "W_key", "W_value")
+        )
+        scores = keep(f"{b}att.scores", (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(future, -torch.inf))
+        probs = keep(f"{b}att.probs", scores.softmax(-1))
+        h = keep(f"{b}att.heads", (drop(probs) @ v).transpose(1, 2).reshape(B, T, -1))
+        out = keep(f"{b}att.out", affine(h, f"{b}att.out_proj"))
+        mid = keep(f"{b}resid_mid", pre + drop(out))
+        h = keep(f"{b}norm2", norm(mid, f"{b}norm2"))
+        h = keep(f"{b}ff.act", F.gelu(keep(f"{b}ff.pre", affine(h, f"{b}ff.layers.0")), approximate="tanh"))
+        out = keep(f"{b}ff.out", affine(h, f"{b}ff.layers.2"))
+        x = keep(f"{b}resid_post", mid + drop(out))
+    h = keep("final_norm", norm(x, "final_norm"))
+    logits = keep("logits", F.linear(h, p["tok_emb.weight" if config.tie_weights else "out_head.weight"]))
+    loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten())
+    loss.backward()
+    grads = {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in (kept | p).items()}
+    arrays = [{n: t.detach().numpy() for n, t in found.items()} for found in (kept, grads)]
+    return TorchTrace(*arrays, loss.detach().numpy())
 
 
 def check_traces(config, got, want):
     """Every activation in the order of the pass, then every gradient in the order of the backward pass.
 
-    The first that diverges is the one named, with the operation that made it. The scale is the largest activation, and
-    for gradients the largest activation's gradient, as for the whole model.
+    The first that diverges is named, with what its gradient comes from. The scale is the largest activation, or the
+    largest gradient, as for the whole model.
     """
-    assert got.activations.keys() == want.activations.keys(), "names of the activations"
-    assert got.gradients.keys() == want.gradients.keys(), "names of the activations' gradients"
-    largest = max(float(np.abs(a).max()) for a in want.activations.values())
-    for name, activation in got.activations.items():
-        check(f"{name}", activation, want.activations[name], largest, compare.MODEL)
-    G = max(float(np.abs(g).max()) for g in want.gradients.values())
-    consumers = {name: step.consumer for step in steps(config) for name in parts(step)}
-    for name, gradient in got.gradients.items():
+    __tracebackhide__ = True
+    assert list(got.values) == names(config), "names of the activations"
+    assert list(got.grads) == [*names(config), *got.params], "names of the gradients"
+    for name, a in want.values.items():
+        check_infinite(name, got.values[name], a)
+    got_values, want_values = ({n: np.where(np.isinf(a), 0, a) for n, a in t.values.items()} for t in (got, want))
+    largest = max(float(np.abs(a).max()) for a in want_values.values())
+    for name, activation in got_values.items():
+        check(name, activation, want_values[name], largest, compare.MODEL)
+    G = max(float(np.abs(g).max()) for g in want.grads.values())
+    sources = dict(PARTS) | {"emb": "the first block", "tok_emb": "emb", "pos_emb": "emb", "final_norm": "logits"}
+    for name in [*reversed(got.values), *got.params]:
         try:
-            check(f"d {name}", gradient, want.gradients[name], G, compare.MODEL)
+            check(f"d {name}", got.grads[name], want.grads[name], G, compare.MODEL)
         except AssertionError as error:
-            raise AssertionError(f"{error}, made by the backward of {consumers[name]}") from None
+            source = (
+                "" if name in got.params else f", made of that of {sources.get(name.split('.', 2)[-1], 'the loss')}"
+            )
+            raise AssertionError(f"{error}{source}") from None
+
+
+def check_infinite(name, got, want):
+    """−inf is where torch has it."""
+    __tracebackhide__ = True
+    assert got.shape == want.shape, f"{name}: {got.shape} for {want.shape}"
+    assert np.array_equal(np.isinf(got), np.isinf(want)), f"{name}: infinite elsewhere"

@@ -1,0 +1,1 @@
+"""How any number of a pass came about: the pass as operations on named arrays, and the terms of each number."""
