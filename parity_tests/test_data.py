@@ -356,7 +356,7 @@ def test_and_otherwise_the_error_names_the_places(machine, tmp_path, monkeypatch
     assert str(error.value) == (
         f"the-verdict.txt was not found: {tmp_path / 'data' / 'the-verdict.txt'} is damaged or another file "
         f"(its SHA-256 is not {hashlib.sha256(TALE).hexdigest()[:8]}…); {cached} does not exist; "
-        f"{data.VERDICT_URL} holds another file than the one known (its SHA-256 differs): "
+        f"{data.VERDICT_URL} serves another file than expected (its SHA-256 differs): "
         "connect to the network once, put the file into $NUMPY_GPT_DATA, or choose the text python-manual"
     )
     assert not cached.exists()

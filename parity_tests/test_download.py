@@ -471,7 +471,7 @@ def test_a_redirect_to_a_malformed_address_is_told(web, tmp_path, place, sha256)
 
 def test_a_redirect_is_followed_and_a_circle_is_not(web, tmp_path):
     web.pages[FIRST] = Redirect(web.address(FIRST).encode())
-    assert f"{FIRST} redirects without end" in fail(tmp_path)
+    assert f"{FIRST} redirects endlessly" in fail(tmp_path)
     web.pages[FIRST] = Redirect(web.address(SECOND).encode())
     web.pages[SECOND] = CONTENT
     assert get(tmp_path) == CONTENT

@@ -251,7 +251,7 @@ def test_a_run_begun_in_the_folder_meanwhile_stays_as_it_is(tmp_path, text):
     with Run.create(out, for_tiny, "x") as first:
         before = snapshot(out)
         check_refused(
-            invoke(numpy_main, "pretrain", "--out", out, "--text", text, *SMALL), "already holds a run, which has not"
+            invoke(numpy_main, "pretrain", "--out", out, "--text", text, *SMALL), "already holds a run without a save"
         )
         check_refused(invoke(numpy_main, "pretrain", "--resume", out), "ended before its first save")
         with pytest.raises(InputError, match="already holds a run"):
@@ -339,7 +339,7 @@ def test_a_flag_that_changes_nothing_is_no_change(tmp_path, text):
     assert invoke(numpy_main, "pretrain", "--text", text, "--out", out, *flags).exit_code == 0
     result = invoke(numpy_main, "pretrain", "--resume", out, "--stride", 16, "--text", text, "--seed", 123)
     assert result.exit_code == 0, result.output
-    check_refused(invoke(numpy_main, "pretrain", "--resume", out, "--stride", 8), "was begun with --stride 16, not 8")
+    check_refused(invoke(numpy_main, "pretrain", "--resume", out, "--stride", 8), "was started with --stride 16, not 8")
 
 
 @pytest.mark.parametrize(

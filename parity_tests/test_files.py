@@ -82,9 +82,9 @@ def test_a_download_without_a_store_is_not_kept(web, tmp_path, monkeypatch):
 
 
 BAD_PAGES = {
-    "other content": (CONTENT[::-1], "holds another file than the one known (its SHA-256 differs)"),
+    "other content": (CONTENT[::-1], "serves another file than expected (its SHA-256 differs)"),
     "cut short": ((CONTENT[:-1], len(CONTENT)), "broke off before the end"),
-    "cut short, unnoticed": (CONTENT[:-1], "holds another file than the one known (its SHA-256 differs)"),
+    "cut short, unnoticed": (CONTENT[:-1], "serves another file than expected (its SHA-256 differs)"),
     "no such page": (404, "answered 404 Not Found"),
     "a login page": (
         Ranged(b"<p>Log in", {"Content-Type": "text/html"}),
@@ -198,7 +198,7 @@ def test_without_a_temporary_folder_a_sentence_says_so(temporary, tmp_path, monk
     (tmp_path / "story.txt").write_text("a story")
     monkeypatch.setattr("numpy_gpt.data.kind_of", lambda path: "pipe" if path == str(fifo) else "file")
     monkeypatch.setattr("numpy_gpt.data._read", lambda path: b"a story")
-    message = rf"needs a temporary folder, and none can be used \(.*{temporary}.*\): set TMPDIR to a folder with room"
+    message = rf"needs a temporary folder, but none is usable \(.*{temporary}.*\): set TMPDIR to a folder with free space"
     with pytest.raises(InputError, match=f"a text out of a pipe {message}"), rereadable(str(fifo)):
         pytest.fail("there is no such folder")
     _gpt2.cache_clear()

@@ -31,14 +31,14 @@ def test_a_proxy_that_cannot_be_one_is_told(monkeypatch, variable, proxy):
     """requests lets some of urllib3's errors through."""
     monkeypatch.setenv(variable, proxy)
     error = fail()
-    assert str(error).startswith(f"could not be reached through the proxy that ${variable.upper()} names (")
+    assert str(error).startswith(f"could not be reached through the proxy in ${variable.upper()} (")
     assert not error.again
 
 
 def test_a_proxy_that_does_not_answer_is_told_without_its_password(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:1")
     error = fail()
-    assert str(error) == "could not be reached through the proxy that $HTTPS_PROXY names (ProxyError)"
+    assert str(error) == "could not be reached through the proxy in $HTTPS_PROXY (ProxyError)"
     assert error.again
 
 

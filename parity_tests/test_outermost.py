@@ -93,7 +93,7 @@ def test_a_run_whose_report_cannot_be_written_ends_and_is_saved(monkeypatch, tmp
     code, errors = run(monkeypatch, *args, stdout=STREAMS[stream](), group=GROUPS[group])
     assert code == 0
     expected = 0 if stream == "a closed stdout" else 1
-    assert errors.count("the output cannot be written any more") == errors.count("\n") == expected, errors
+    assert errors.count("the output can no longer be written") == errors.count("\n") == expected, errors
     for name, array in load(tmp_path / "quiet").params.items():
         np.testing.assert_allclose(array, reported[name], rtol=0, atol=0 if group == "numpy-gpt" else 1e-5)
     assert (tmp_path / "quiet" / "losses.csv").read_text().count("\n") == 3
@@ -123,7 +123,7 @@ def test_dev_full_is_seen_by_a_process(checkpoint):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        "Error: the output cannot be written (No space left on device): direct it to where there is room\n"
+        "Error: the output cannot be written (No space left on device): redirect it to a writable place\n"
     )
 
 
@@ -280,7 +280,7 @@ def test_too_little_memory_is_said_with_what_is_needed(monkeypatch, tmp_path, te
 def test_memory_that_ends_elsewhere_is_one_sentence(monkeypatch):
     failing_inside(monkeypatch, MemoryError())
     code, errors = run(monkeypatch, "info", "--model", "tiny", stdout=io.StringIO())
-    assert (code, errors) == (2, "Error: the memory that this process may use is too small: free some\n")
+    assert (code, errors) == (2, "Error: too little memory is available to this process: free some\n")
 
 
 @pytest.mark.parametrize("module", ["numpy_gpt", "numpy_gpt.cli"])

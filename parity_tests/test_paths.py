@@ -112,7 +112,7 @@ def test_an_error_of_the_disk_that_nothing_foresees_is_one_sentence(monkeypatch,
 
 def test_prompt_and_checkpoint_exchanged(checkpoint):
     for prompt in ("hello", LONG):
-        check_refused(invoke("generate", prompt, checkpoint), "the prompt and the checkpoint are exchanged: give")
+        check_refused(invoke("generate", prompt, checkpoint), "the prompt and the checkpoint are swapped: give")
     assert invoke("generate", checkpoint, "hello", "--max-new-tokens", 1).exit_code == 0
 
 
@@ -126,7 +126,7 @@ def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, checkpoint):
         ["pretrain", "--text", "words.txt"],
         ["import", "a", "--out", "b"],
     ):
-        check_refused(invoke(*args), "is relative, and the working directory is gone")
+        check_refused(invoke(*args), "is relative, but the working directory is gone")
     assert invoke("info", checkpoint).exit_code == 0
     with pytest.raises(InputError, match="working directory is gone"):
         absolute("words.txt")

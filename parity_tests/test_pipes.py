@@ -132,4 +132,4 @@ def test_a_run_whose_losses_became_a_device_is_saved(tmp_path, text, monkeypatch
     monkeypatch.undo()
     (out / "losses.csv").unlink()
     shutil.copy(text, out / "losses.csv")
-    assert "put in its place a file with the one line" in invoke(main, "pretrain", "--resume", out).output
+    assert "replace it with a file of the one line" in invoke(main, "pretrain", "--resume", out).output

@@ -167,7 +167,7 @@ def test_a_best_that_cannot_be_judged_stays(tmp_path, text):
         before = file.read_bytes()
         result = invoke(main, "pretrain", "--resume", out, "--max-steps", 3 + number, "--save-freq", 1)
         assert result.exit_code == 0, result.output
-        assert result.output.count(f"note: {out / 'best'} stays as it is, since it cannot be compared") == 1
+        assert result.output.count(f"note: {out / 'best'} is unchanged, since it cannot be compared") == 1
         assert file.read_bytes() == before
 
 
@@ -204,7 +204,7 @@ def test_a_folder_of_the_users_is_no_save_and_stays(tmp_path, text, content):
         (mine / content).write_text("mine")
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 6, "--save-freq", 1, "--keep", 2)
     assert result.exit_code == 0, result.output
-    assert f"note: {mine} is not a save of this run, and stays: step 3 is not kept" in result.output
+    assert f"note: {mine} is not a save of this run, so it stays: step 3 is not kept" in result.output
     assert [p.name for p in mine.iterdir()] == ([content] if content else [])
     assert steps(out) == [3, 5, 6]
 
@@ -292,7 +292,7 @@ def test_the_best_is_no_save_to_resume_from(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     result = invoke(main, "pretrain", "--resume", out / "best", "--max-steps", 2)
-    check_refused(result, f"is a model without a training state: resume the run with --resume {out}, or begin another")
+    check_refused(result, f"is a model without a training state: resume the run with --resume {out}, or start another")
 
 
 def validation_loss(checkpoint, text):
@@ -361,9 +361,9 @@ def test_a_run_that_ended_before_its_first_save_says_so(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     shutil.rmtree(out / "checkpoint")
-    check_refused(invoke(main, "pretrain", "--resume", out), "ended before its first save: begin it again")
+    check_refused(invoke(main, "pretrain", "--resume", out), "ended before its first save: start it again")
     check_refused(
-        invoke(main, "pretrain", "--out", out, "--text", text, *SMALL), "has not saved yet: if it has ended delete it"
+        invoke(main, "pretrain", "--out", out, "--text", text, *SMALL), "without a save: if it has ended, delete it"
     )
 
 

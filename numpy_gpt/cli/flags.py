@@ -1,4 +1,4 @@
-"""The types of the commands' flags and arguments: what each refuses, it refuses before any work."""
+"""The types of the commands' flags and arguments, which refuse unusable values before any work."""
 
 import math
 import os
@@ -10,11 +10,11 @@ import click
 from numpy_gpt.io.paths import kind_of
 
 LARGEST = 2**63 - 1
-"""Of a count: NumPy's int64."""
+"""Largest count: NumPy's int64."""
 
 
 class Finite(click.FloatRange):
-    """A float within a range, which NaN and infinity never are: comparisons alone let NaN through."""
+    """A finite float within a range: comparisons alone let NaN through."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -24,7 +24,7 @@ class Finite(click.FloatRange):
 
 
 class Count(click.IntRange):
-    """A whole number from `min` up to what an int64 holds."""
+    """An integer from `min` to the largest int64."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -34,10 +34,10 @@ class Count(click.IntRange):
 
 
 class Place(click.Path):
-    """A path, existing or not, that the system can look at."""
+    """A path, existing or not, that the system can look up."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not os.fspath(value):  # which pathlib takes for the working directory
+        if not os.fspath(value):  # pathlib reads it as the working directory
             self.fail("an empty path names nothing; . is the working directory.", param, ctx)
         kind_of(value)  # raises InputError
         return super().convert(value, param, ctx)

@@ -1,4 +1,4 @@
-"""What a model is made of and what it costs, from its configuration alone."""
+"""A model's parameters, memory and FLOPs, from its configuration alone."""
 
 import math
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from numpy_gpt.parameters import parameter_shapes
 
 
 def forward_flops(config: GPTConfig, T: int) -> int:
-    """Floating-point operations of one token's forward pass in a window of T tokens: 2 a multiply-add.
+    """Floating-point operations per token of a forward pass over T tokens; a multiply-add counts as 2.
 
-    Matrix products only: 2 · (12 L C² + V C) for the weights, and for attention's two products with T positions
-    (counted whole, as is usual, though most of the masked half is left out here) 4 L T C. Backward costs twice the
+    Counts matrix products only: 2 · (12 L C² + V C) for the weights, 4 L T C for attention's two products with T
+    positions. As is usual, that includes the masked half, most of which is skipped here. Backward costs twice the
     forward pass (Kaplan et al. 2020, table 1).
     """
     C, L, V = config.emb_dim, config.n_layers, config.vocab_size
@@ -43,7 +43,7 @@ def describe(console: Console, config: GPTConfig) -> None:
         "configuration": ", ".join(f"{key}={value}" for key, value in config.to_dict().items()),
         "parameters": f"{total:,} ({tied})",
         "weights in float32": _bytes(4 * total),
-        "training in float32": f"{_bytes(16 * total)} for weights, gradients and AdamW's moments; activations beside",
+        "training in float32": f"{_bytes(16 * total)} for weights, gradients and AdamW's moments; activations extra",
         "key-value cache": f"{_bytes(8 * config.n_layers * T * config.emb_dim)} a sequence of {T} tokens in float32",
         "FLOPs a token": f"{flops:.3g} forward, {3 * flops:.3g} in training (T = {T})",
     }
@@ -54,7 +54,7 @@ def describe(console: Console, config: GPTConfig) -> None:
 
 @contextmanager
 def enough_memory(config: GPTConfig, bytes_per_parameter: int, purpose: str) -> Iterator[None]:
-    """Turns a lack of memory in the block, NumPy's or torch's, into an InputError with the memory that it takes."""
+    """Turn an out-of-memory error of NumPy or torch into an InputError that states the memory needed."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError
@@ -65,7 +65,7 @@ def enough_memory(config: GPTConfig, bytes_per_parameter: int, purpose: str) -> 
         asked = f" ({error})" if isinstance(error, MemoryError) and str(error) else ""
         needed = f"{_bytes(bytes_per_parameter * count)}, {bytes_per_parameter} bytes for each of {count:,} parameters"
         raise InputError(
-            f"not enough memory{asked}: {purpose} takes at least {needed}, and what a batch takes beside them: "
+            f"not enough memory{asked}: {purpose} takes at least {needed}, plus the batch's activations: "
             "free some, raise the limit (ulimit -v), or choose a smaller model, batch or context"
         ) from error
 

@@ -34,9 +34,9 @@ MODELS = ("tiny", *GPT2_SIZES)
 
 
 class Commands(click.Group):
-    """A group whose commands end with one sentence: exit code 2 for unusable input, 130 for a Ctrl-C.
+    """A command group that reports errors in one sentence: exit code 2 for unusable input, 130 for Ctrl-C.
 
-    With the process's own arguments (args None) `outermost` is around it as well; a test that gives its own sees every
+    With args None (the process's own arguments) it also runs inside `outermost`; a test that passes args sees every
     other exception.
     """
 
@@ -53,13 +53,13 @@ class Commands(click.Group):
                 say(f"Error: {os.fsdecode(error.filename)} cannot be used ({error.strerror}): {disk_fix(error)}")
                 raise SystemExit(2) from error
             except MemoryError as error:
-                say(f"Error: the memory that this process may use is too small: {str(error) or 'free some'}")
+                say(f"Error: too little memory is available to this process: {str(error) or 'free some'}")
                 raise SystemExit(2) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:  # which click would report as exit code 1
+        except KeyboardInterrupt as error:  # click would exit with code 1
             say("interrupted")
             raise SystemExit(INTERRUPTED) from error
 
@@ -68,14 +68,14 @@ class Commands(click.Group):
         self.params.append(_debug())
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        if not any(each.name == "debug" for each in cmd.params):
+        if not any(param.name == "debug" for param in cmd.params):
             cmd.params.append(_debug())
         super().add_command(cmd, name)
 
 
 def _debug() -> click.Option:
-    """--debug, before a command's name or after it; `outermost` finds it among the process's arguments."""
-    help_text = "Print the traceback of an unforeseen error instead of writing it to a file."
+    """The option --debug, before or after a command's name; `outermost` looks for it in the process's arguments."""
+    help_text = "Print the traceback of an unexpected error instead of writing it to a file."
     return click.Option(["--debug"], is_flag=True, expose_value=False, help=help_text)
 
 
@@ -88,7 +88,7 @@ def _default(name: str) -> str:
 
 
 def _setting(name: str, help_text: str, **kwargs: Any) -> Callable[[Any], Any]:
-    """An option for one field of Settings: not given means the model's own default, which the help names."""
+    """An option for one field of Settings; if omitted, the model's own default applies, as the help states."""
     flag = "--" + name.replace("_", "-")
     if kwargs.get("is_flag"):
         return click.option(flag, name, help=help_text, **kwargs)
@@ -117,7 +117,7 @@ SETTINGS = (
     _setting("qkv_bias", "Give the query, key and value projections a bias.", is_flag=True),
     _setting("seed", "Seed of the one random stream: weights, order of batches, dropout.", type=int, metavar="N"),
     _setting("eval_freq", "Steps from one evaluation to the next.", type=AT_LEAST_1, metavar="N"),
-    _setting("eval_iter", "Batches of either text in an evaluation.", type=AT_LEAST_1, metavar="N"),
+    _setting("eval_iter", "Batches of each text per evaluation.", type=AT_LEAST_1, metavar="N"),
     _setting("prompt", "Beginning of the sample after each epoch.", metavar="TEXT"),
 )
 
@@ -128,21 +128,21 @@ FILES = (
         type=PATH,
         default=None,
         metavar="DIR",
-        help="Continue the run in this folder by its settings; or from an earlier save of it, DIR/checkpoint-STEP.",
+        help="Continue the run in this folder with its settings, or from an earlier save, DIR/checkpoint-STEP.",
     ),
     click.option(
         "--init",
         type=PATH,
         default=None,
         metavar="CHECKPOINT",
-        help="Begin with these weights instead of random ones.",
+        help="Start from these weights instead of random ones.",
     ),
     click.option(
         "--save-freq",
         type=AT_LEAST_1,
         default=None,
         metavar="N",
-        help="Save first, and every N steps; give it to --resume too.  [default: at the end]",
+        help="Save at the start and every N steps; repeat it with --resume.  [default: at the end]",
     ),
     click.option(
         "--keep",
@@ -150,7 +150,7 @@ FILES = (
         default=1,
         show_default=True,
         metavar="N",
-        help="Keep copies of the last N saves, as checkpoint-STEP; one that is made read-only stays for good.",
+        help="Keep copies of the last N saves as checkpoint-STEP; read-only copies are never removed.",
     ),
 )
 
@@ -163,7 +163,7 @@ def pretrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_pretrain(make_learner: MakeLearner, backend: str, flags: dict[str, Any]) -> None:
-    """pretrain with the flags as click hands them over; after a signal exit code 128 + its number, 130 for Ctrl-C."""
+    """Run pretrain with click's flags; after a signal, exit with 128 + its number (130 for Ctrl-C)."""
     files = {name: flags.pop(name) for name in ("out", "resume", "init", "save_freq", "keep")}
     given = {name: value for name, value in flags.items() if value is not None and value is not False}
     with ExitStack() as stack:
@@ -179,7 +179,7 @@ def run_pretrain(make_learner: MakeLearner, backend: str, flags: dict[str, Any])
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="numpy-gpt")
 def main() -> None:
-    """A GPT-2 whose every forward and backward line is NumPy: pretrain, evaluate, sample, look inside.
+    """A GPT-2 with every forward and backward line in NumPy: pretrain, evaluate, sample, inspect.
 
     CHECKPOINT is a run's folder, a checkpoint folder or a .safetensors file.
     """
@@ -190,11 +190,11 @@ def main() -> None:
 def pretrain_command(**flags: Any) -> None:
     """Train a GPT on a text, with NumPy alone.
 
-    Without any flag: the tiny model learns the bytes of Python's own language reference, offline, in about a minute.
-    With --model 124M: the book's run (chapter 5); give it --text the-verdict for the book's story.
+    Without flags, the tiny model learns the bytes of Python's language reference, offline, in about a minute. With
+    --model 124M it is the book's run (chapter 5); add --text the-verdict for the book's story.
 
-    The run's folder gets losses.csv, losses.png, the checkpoint, and best: the model of those saved with the lowest
-    validation loss. Ctrl-C stops between two steps and saves first.
+    The run's folder gets losses.csv, losses.png, the checkpoint, and best: the saved model with the lowest validation
+    loss. Ctrl-C stops between two steps and saves first.
     """
     from numpy_gpt.runs.learner import NumpyLearner
 
@@ -206,13 +206,13 @@ ENCODING = click.option("--encoding", metavar="NAME|DIR", help=f"{ENCODING_HELP}
 
 @main.command(short_help="Loss and perplexity on a text.")
 @click.argument("checkpoint", type=PATH)
-@click.option("--text", metavar="NAME|FILE", help="A text to take whole.  [default: the run's own validation part]")
+@click.option("--text", metavar="NAME|FILE", help="Text to evaluate on.  [default: the run's own validation part]")
 @click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True, metavar="N", help="Windows at a time.")
 @ENCODING
 def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str | None) -> None:
     """Loss (nats per token) and perplexity of CHECKPOINT on a text, over all its tokens but the first.
 
-    The text is cut into windows of the context length, one after the other; the last one may be shorter.
+    The text is cut into consecutive windows of the context length; the last one may be shorter.
     """
     header = read_header(checkpoint)
     tokens = _encoding(header, encoding)
@@ -224,7 +224,7 @@ def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str 
         name = f"the last {1 - TRAIN_RATIO:.0%} of {name}"
     ids = encode(tokens, content)
     if len(ids) < 2:
-        raise InputError(f"{name} is too short to evaluate: it has {len(ids)} tokens, and 2 are needed")
+        raise InputError(f"{name} is too short to evaluate: it has {len(ids)} tokens, but 2 are needed")
     report = Report(required=True)
     with enough_memory(header.config, 4, "evaluating the model"):
         loss = mean_loss(load(checkpoint), ids, batch_size, lambda batches: report.track(batches, "evaluating"))
@@ -235,7 +235,7 @@ def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str 
 
 
 def _perplexity(loss: float) -> float:
-    """exp(loss), infinite where a float cannot hold it (above 709 nats)."""
+    """exp(loss), or infinity where that overflows a float (above 709 nats)."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -247,16 +247,16 @@ def _encoding(header: Header, asked: str | None) -> Any:
     encoding = get_encoding(encoding_of(header) if asked is None else asked)
     if least_vocab_size(encoding) > header.config.vocab_size:
         raise InputError(
-            f"{header.file} knows {header.config.vocab_size:,} tokens, and the encoding {encoding.name} has "
-            f"{least_vocab_size(encoding):,}: give the one it was trained with by --encoding"
+            f"{header.file} knows {header.config.vocab_size:,} tokens, but the encoding {encoding.name} has "
+            f"{least_vocab_size(encoding):,}: pass the one it was trained with as --encoding"
         )
     return encoding
 
 
 @main.command(short_help="Continue a prompt.")
-@click.argument("checkpoint")  # a path, unless it was exchanged for the prompt
+@click.argument("checkpoint")  # a path, unless swapped with the prompt
 @click.argument("prompt")
-@click.option("--max-new-tokens", type=AT_LEAST_0, default=100, show_default=True, metavar="N", help="Longest answer.")
+@click.option("--max-new-tokens", type=AT_LEAST_0, default=100, show_default=True, metavar="N", help="Tokens to add.")
 @click.option(
     "--temperature",
     type=NOT_NEGATIVE,
@@ -265,12 +265,12 @@ def _encoding(header: Header, asked: str | None) -> Any:
     metavar="X",
     help="0: always the likeliest token. Higher: more variety.",
 )
-@click.option("--top-k", type=AT_LEAST_1, metavar="N", help="Draw among the N likeliest tokens only.")
+@click.option("--top-k", type=AT_LEAST_1, metavar="N", help="Draw only from the N likeliest tokens.")
 @click.option(
     "--top-p",
     type=SHARE,
     metavar="X",
-    help="Draw among the fewest tokens that hold this much of the probability.",
+    help="Draw from the fewest tokens whose probabilities sum to at least X.",
 )
 @click.option("--seed", type=int, default=123, show_default=True, metavar="N", help="Seed of the draws.")
 @ENCODING
@@ -284,7 +284,7 @@ def generate(
     seed: int,
     encoding: str | None,
 ) -> None:
-    """Continue PROMPT with the model in CHECKPOINT; tokens appear as they are made.
+    """Continue PROMPT with the model in CHECKPOINT; tokens appear as they are generated.
 
     Ends after --max-new-tokens or at the token <|endoftext|>. --top-k and --top-p need a --temperature above 0.
     """
@@ -292,9 +292,9 @@ def generate(
     from numpy_gpt.random.generator import Generator
 
     if temperature == 0 and (top_k is not None or top_p is not None):
-        raise InputError("--top-k and --top-p choose among tokens to draw: give a --temperature above 0 with them")
+        raise InputError("--top-k and --top-p limit which tokens are drawn: give a --temperature above 0 with them")
     if _exists(prompt) and not _exists(checkpoint):
-        raise InputError(f"the prompt and the checkpoint are exchanged: give {prompt} first, then the prompt")
+        raise InputError(f"the prompt and the checkpoint are swapped: give {prompt} first, then the prompt")
     header = read_header(checkpoint)
     words, T = _encoding(header, encoding), header.config.context_length
     ids = encode(words, _as_typed(prompt))
@@ -302,7 +302,7 @@ def generate(
         raise InputError("the prompt is empty: give at least one character to continue from")
     rng = Generator(seed)
     if len(ids) > T:
-        say(f"the prompt has {len(ids):,} tokens; the model sees its context's length of them, the last {T:,}")
+        say(f"the prompt has {len(ids):,} tokens; the model sees only the last {T:,}, its context length")
     report = Report(required=True)
     with enough_memory(header.config, 4, "generating"):
         sampling = Sampling(temperature, top_k, top_p, end_id(words), rng, words.n_vocab)
@@ -314,7 +314,7 @@ def generate(
 
 
 def _as_typed(text: str) -> str:
-    """An argument that Python read in a locale without its characters (LC_ALL=C), in UTF-8."""
+    """Decode as UTF-8 an argument that Python read in a locale without its characters (LC_ALL=C)."""
     try:
         return os.fsencode(text).decode() if any("\udc80" <= c <= "\udcff" for c in text) else text
     except UnicodeDecodeError as error:
@@ -322,23 +322,23 @@ def _as_typed(text: str) -> str:
 
 
 def _exists(path: str | Path) -> bool:
-    """Whether there is something at a path that may as well be a text."""
+    """Whether a path exists; the argument may just as well be a text."""
     try:
         return kind_of(path) != "missing"
     except InputError:
         return False
 
 
-@main.command(short_help="Parameters, memory and work of a model.")
+@main.command(short_help="Parameters, memory and FLOPs of a model.")
 @click.argument("checkpoint", type=PATH, required=False)
-@click.option("--model", type=click.Choice(MODELS), help="A size by its name, instead of a checkpoint.")
+@click.option("--model", type=click.Choice(MODELS), help="A size by name, instead of a checkpoint.")
 def info(checkpoint: Path | None, model: str | None) -> None:
-    """Every parameter's name and shape, totals, memory and FLOPs a token, of CHECKPOINT or of a size by name.
+    """Parameter names and shapes, totals, memory and FLOPs per token of CHECKPOINT or of a size by name.
 
     A checkpoint's tensors are not read, so this is quick for any size.
     """
     if (checkpoint is None) == (model is None):
-        raise click.UsageError("give a CHECKPOINT or --model NAME, one of the two")
+        raise click.UsageError("give either a CHECKPOINT or --model NAME")
     report = Report(required=True)
     if checkpoint is not None:
         describe(report.console, read_header(checkpoint).config)
@@ -349,15 +349,15 @@ def info(checkpoint: Path | None, model: str | None) -> None:
 
 @main.command(short_help="The book's chapter 5, figure by figure.")
 @click.option(
-    "--text", default="the-verdict", show_default=True, metavar="FILE", help="The chapter's story, where it is a file."
+    "--text", default="the-verdict", show_default=True, metavar="FILE", help="The chapter's story, if it is a file."
 )
 @click.option("--quick", is_flag=True, help="Stop before the ten epochs: half a minute.")
-@click.option("--no-torch", is_flag=True, help="Leave torch out where it is installed: half the time and memory.")
+@click.option("--no-torch", is_flag=True, help="Do not run torch even if installed: half the time and memory.")
 def chapter5(text: str, quick: bool, no_torch: bool) -> None:
-    """The book's chapter 5 from the seed to the last sample, with NumPy alone: each figure beside the printed one.
+    """Reproduce the book's chapter 5 with NumPy alone, from the seed to the last sample, next to the printed figures.
 
-    Where PyTorch is installed it does the same beside it, in a column of its own. The ten epochs take NumPy five to
-    ten minutes on two cores and 4 GB of memory; PyTorch needs as much again.
+    If PyTorch is installed, its figures are shown too. The ten epochs take NumPy five to ten minutes on two cores and
+    4 GB of memory; PyTorch needs as much again.
 
     Exit code 1 if any figure is off.
     """

@@ -1,1 +1,1 @@
-"""Paths, formats, the network and standard streams, as users' machines have them."""
+"""Paths, file formats, the network and standard streams, with their faults on users' machines."""

@@ -1,4 +1,4 @@
-"""JSON in files of any origin: how much memory it may take is known before it is parsed."""
+"""JSON from untrusted files, with its memory bounded before it is parsed."""
 
 import json
 import os
@@ -10,16 +10,16 @@ from numpy_gpt.io.formats import foreign
 from numpy_gpt.io.paths import check_regular, refusal
 
 SMALL = 2 << 20
-"""Bytes of memory that the contents of any file may take, however short the file."""
+"""Bytes of memory that any file's content may take, however short the file."""
 
 VOCABULARY_TIMES = 40
-"""Times its size that a vocabulary may take by json_memory: short tokens, one number each, take half of that."""
+"""Largest json_memory of a vocabulary over its file size: short tokens with one number each reach half of it."""
 
 
 def read_json(file: Path, times: int = 2) -> dict[str, Any]:
-    """The JSON object in a file, which may take `times` the file's size in memory, or 2 MiB.
+    """Read a file's JSON object, which may take `times` the file's size in memory, or 2 MiB.
 
-    Raises InputError if it is not there, holds something else, or would take more: that is judged before it is parsed.
+    Raises InputError if the file is missing or holds anything else, or, before parsing, if it might take more.
     """
     try:
         check_regular(file)
@@ -41,18 +41,18 @@ def read_json(file: Path, times: int = 2) -> dict[str, Any]:
 
 
 def parse_json(content: bytes, room: int) -> Any:
-    """The value that JSON in UTF-8 describes. Raises ValueError if that may take more than `room` bytes of memory."""
+    """Parse JSON in UTF-8. Raises ValueError if it might take more than `room` bytes of memory."""
     if (most := json_memory(content)) > room:
         raise ValueError(f"its {len(content):,} bytes may become {most:,} in memory, more than the {room:,} allowed")
     return json.loads(content.decode("utf-8"))
 
 
 def json_memory(content: bytes) -> int:
-    """An upper bound of the bytes that this JSON takes while it is parsed, from its length and its punctuation.
+    """An upper bound on the bytes that parsing this JSON takes, from its length and punctuation.
 
     Each value follows a comma or a bracket and takes up to 96 bytes: a short string, or a list of one value. A key
-    takes up to 192: itself, and its slots in the dict and in the parser's memo, which double as they grow. The text is
-    there as bytes, as a string and inside the values; one character beyond Latin-1 widens all others of its string.
+    takes up to 192: itself, and its slots in the dict and in the parser's memo, which double as they grow. The text
+    exists as bytes, as a string and inside the values; one character beyond Latin-1 widens its entire string.
     """
     wide = not content.isascii() or b"\\u" in content
     return (9 if wide else 4) * len(content) + 96 * sum(map(content.count, b",[{")) + 192 * content.count(b":")

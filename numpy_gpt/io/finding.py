@@ -1,4 +1,4 @@
-"""Files that do not travel with the package, known by their SHA-256: found, or downloaded once."""
+"""Files not shipped with the package, identified by SHA-256: found locally, or downloaded once."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from numpy_gpt.io.paths import check_regular
 def temporary_files(use: str, contents: Mapping[str, bytes]) -> Iterator[Path]:
     """A temporary folder with these files, name -> content, removed at the end.
 
-    Raises InputError, which names their use, where no folder can be made or there is no room.
+    Raises InputError, which names their use, if no folder can be made or the disk is full.
     """
     with ExitStack() as stack:
         try:
@@ -26,25 +26,25 @@ def temporary_files(use: str, contents: Mapping[str, bytes]) -> Iterator[Path]:
                 (folder / name).write_bytes(content)
         except OSError as error:
             raise InputError(
-                f"{use} needs a temporary folder, and none can be used ({error.strerror or error}): "
-                "set TMPDIR to a folder with room in it"
+                f"{use} needs a temporary folder, but none is usable ({error.strerror or error}): "
+                "set TMPDIR to a folder with free space"
             ) from error
         yield folder
 
 
 def data_folder_file(name: str) -> Path | str:
-    """Where the relative path `name` would lie in $NUMPY_GPT_DATA, or a phrase that says no such folder is set."""
+    """The path of `name` in $NUMPY_GPT_DATA, or a phrase saying that the variable is not set."""
     folder = os.environ.get("NUMPY_GPT_DATA")
     return Path(folder, name) if folder else "$NUMPY_GPT_DATA is not set"
 
 
 def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: Path | None, fix: str) -> bytes:
-    """The bytes of the first file among `places` with this SHA-256, else of the download from `url`, kept as `store`.
+    """The bytes of the first file among `places` with this SHA-256, else of a download from `url`, kept as `store`.
 
-    A place is a path, or a phrase that says why no path is known. A file with another hash is passed over, and only a
-    download replaces it; nothing but a whole and verified file ever takes the name `store`. None keeps nothing.
+    A place is a path, or a phrase saying why no path is known. A file with another hash is skipped; only a download
+    replaces it, and `store` only ever names a complete, verified file. store None: the download is not kept.
 
-    Raises InputError, which says what was wrong with each place and ends with `fix`.
+    Raises InputError, which lists what was wrong with each place and ends with `fix`.
     """
     wrong: list[str] = []
     for place in places:
@@ -60,7 +60,7 @@ def find(what: str, sha256: str, places: Iterable[Path | str], url: str, store: 
         except OSError as error:
             wrong.append(f"{place} cannot be read ({error.strerror})")
         else:
-            # These very bytes are what the caller gets: a file changed after the check could not slip in.
+            # return the bytes that were checked: the file may change after the check
             if hashlib.sha256(content).hexdigest() == sha256:
                 return content
             wrong.append(f"{place} is damaged or another file (its SHA-256 is not {sha256[:8]}…)")
@@ -86,12 +86,12 @@ def _download(url: str, sha256: str, store: Path) -> bytes:
                 raise refused_by(answer)
             content = b"".join(read(answer, 1 << 16))  # these files are small
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise NetworkError("holds another file than the one known (its SHA-256 differs)")
+            raise NetworkError("serves another file than expected (its SHA-256 differs)")
         Path(file).write_bytes(content)
-        # pooch makes files only their owner can read, and tiktoken fails on such a file in the cache that users share.
+        # pooch makes files that only their owner can read; in a shared cache, tiktoken fails on them.
         Path(file).chmod(0o644)
 
-    store.parent.mkdir(parents=True, exist_ok=True)  # pooch fails where another process makes it at the same time
+    store.parent.mkdir(parents=True, exist_ok=True)  # pooch fails if another process makes it at the same time
     # pooch writes under another name, verifies, and only then renames.
     return Path(
         pooch.retrieve(url, f"sha256:{sha256}", fname=store.name, path=store.parent, downloader=fetch)

@@ -1,4 +1,4 @@
-"""New folders: taken by one process alone, or filled under another name until they are complete."""
+"""New folders: locked by one process, or filled under a temporary name until complete."""
 
 import os
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from numpy_gpt.files import PARTIAL, flush, lock, partial_folder, remove, unlock
 
 @contextmanager
 def taken(folder: Path) -> Iterator[None]:
-    """Make a folder, or take an empty one, for this process alone until the block ends.
+    """Make a folder, or use an empty one, locked by this process until the block ends.
 
-    Raises InputError if there is something in it, another process has taken it, or it cannot be made. If the block
-    fails, the folders made here are removed as far as they are empty: what others put there stays.
+    Raises InputError if it is not empty, is locked by another process, or cannot be made. If the block fails, removes
+    the folders it made, unless others have put files in them.
     """
     with _made(folder):
         try:
@@ -32,13 +32,13 @@ def taken(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill in the block under another name; what is in it at the end appears in `folder`.
+    """A temporary folder to fill in the block; its content is moved to `folder` at the end.
 
-    `folder` must be new or empty, before and after. A block that fails leaves nothing, and removes nothing that others
-    have put there meanwhile. Raises InputError if it is not empty, or cannot be made.
+    `folder` must be new or empty, before and after. A block that fails leaves nothing behind, and removes nothing that
+    others have put there meanwhile. Raises InputError if `folder` is not empty or cannot be made.
     """
     check_free(folder)
-    # inside a folder that exists, for it may be a disk of its own
+    # inside an existing folder, which may be a mount point: renames work only within one disk
     beside = folder / (folder.name or "new") if folder.is_dir() else folder  # "." has no name
     with _made(folder.parent), ExitStack() as stack:
         try:
@@ -51,10 +51,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_free(folder: Path) -> None:
-    """Raise InputError unless a folder can be made here, or is there and empty (but for what is being written)."""
+    """Raise InputError unless the folder is missing, or empty except for unfinished files."""
     try:
         if folder.is_dir():
-            free = all(PARTIAL.fullmatch(each.name) for each in folder.iterdir())
+            free = all(PARTIAL.fullmatch(child.name) for child in folder.iterdir())
         else:
             free = not os.path.lexists(folder)
     except OSError as error:
@@ -65,45 +65,45 @@ def check_free(folder: Path) -> None:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents; those made are removed if the block fails, as far as they are empty."""
+    """Make a folder and its parents; if the block fails, remove those made here that are empty."""
     made: list[Path] = []
     try:
         try:
-            for each in [*reversed(folder.parents), folder]:
-                if not each.is_dir():
+            for level in [*reversed(folder.parents), folder]:
+                if not level.is_dir():
                     try:
-                        each.mkdir()
+                        level.mkdir()
                     except FileExistsError:
-                        if not each.is_dir():
+                        if not level.is_dir():
                             raise
-                    else:  # and no other process did
-                        made.append(each)
+                    else:  # made here, not by another process
+                        made.append(level)
         except OSError as error:
             raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
         yield
     except BaseException:
-        for each in reversed(made):
+        for level in reversed(made):
             with suppress(OSError):
-                each.rmdir()  # which removes none with something in it
+                level.rmdir()  # fails unless empty
         raise
 
 
 def _move_content(source: Path, folder: Path) -> None:
-    """Move what is in source to folder; if that fails, remove what has been moved."""
+    """Move the content of source to folder; if that fails, remove what was moved."""
     moved: list[Path] = []
     try:
-        for each in sorted(source.iterdir()):
-            moved.append(folder / each.name)
+        for child in sorted(source.iterdir()):
+            moved.append(folder / child.name)
             try:
-                each.rename(folder / each.name)
+                child.rename(folder / child.name)
             except OSError:
-                moved.pop()  # another's, where no lock tells
+                moved.pop()  # without locks, it may be another process's
                 raise
         flush(folder)
         flush(folder.parent)
     except BaseException as error:
-        for each in moved:
-            remove(each)
+        for path in moved:
+            remove(path)
         if isinstance(error, OSError):
             raise InputError(f"cannot write into {folder}: {error.strerror}; choose another --out") from error
         raise

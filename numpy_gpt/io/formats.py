@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes: for the sentence about one that is not what its reader expects."""
+"""File formats recognised by their first bytes, for messages about a file of the wrong format."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 from numpy_gpt.io.paths import check_regular
 
 HEAD = 512
-"""Bytes that are looked at."""
+"""Bytes examined at the start of a file."""
 
 GIVE = "give a .safetensors file, or a folder of OpenAI's or Hugging Face's GPT-2"
 
@@ -37,7 +37,7 @@ MAGIC: dict[str, bytes] = {
     "zip": rb"PK\x03\x04",
     "zeros": rb"\0{64}",
 }
-"""Kind -> how such a file begins; the first that fits is it."""
+"""Kind -> pattern of such a file's start; the first match wins."""
 
 WORDS: dict[str, str | Callable[[Path], str]] = {
     "empty": "it is empty: copy or download it again",
@@ -45,27 +45,27 @@ WORDS: dict[str, str | Callable[[Path], str]] = {
     "npy": f"it is one NumPy array, as numpy.save writes it: {GIVE}",
     "npz": f"it is an .npz of NumPy arrays: {GIVE}",
     "hdf5": f"it is HDF5, as Keras saves weights: {GIVE}",
-    "llm.c": "it is a file of llm.c: bring in the folder that llm.c's own dev/eval/export_hf.py makes of its weights",
-    "lfs": "it is a pointer of Git LFS in place of the file: fetch the file itself, git lfs pull",
+    "llm.c": "it is a file of llm.c: import the folder that llm.c's dev/eval/export_hf.py makes of its weights",
+    "lfs": "it is a Git LFS pointer in place of the file: fetch the file itself with git lfs pull",
     "web": "it is a web page or a server's error: download the file itself",
-    "saved model": f"it is a SavedModel of TensorFlow: {GIVE}",
-    "graph": f"it is a graph of TensorFlow: {GIVE}",
+    "saved model": f"it is a TensorFlow SavedModel: {GIVE}",
+    "graph": f"it is a TensorFlow graph: {GIVE}",
     "onnx": f"it is ONNX: {GIVE}",
     "tflite": f"it is TensorFlow Lite: {GIVE}",
     "msgpack": f"it is MessagePack, as Flax saves weights: {GIVE}",
     "torch": lambda file: f"it is a PyTorch pickle, which only PyTorch reads: torch-gpt import {file} --out DIR",
-    "pickle": "it is a pickle, which may run code as it is read: save the state_dict by torch.save or as safetensors",
+    "pickle": "it is a pickle, which may run code when read: save the state_dict with torch.save or as safetensors",
     "tar": "it is a tar archive: unpack it first",
     "zip": "it is a zip archive: unpack it first",
-    "zeros": "it begins with zeros, as an interrupted copy does: copy or download it again",
-    "text": lambda file: f"it is a text that begins {_start(file)!r}: {GIVE}",
-    **{each: f"it is compressed by {each}: unpack it first" for each in ("gzip", "xz", "bzip2", "zstandard", "7-Zip")},
+    "zeros": "it starts with zeros, like an interrupted copy: copy or download it again",
+    "text": lambda file: f"it is a text that starts with {_start(file)!r}: {GIVE}",
+    **{tool: f"it is compressed by {tool}: unpack it first" for tool in ("gzip", "xz", "bzip2", "zstandard", "7-Zip")},
 }
-"""Kind -> what to say of such a file where another was expected."""
+"""Kind -> the message for such a file where another kind was expected."""
 
 
 def kind_of_file(file: Path) -> str:
-    """The key in WORDS of what a file holds; "" if its beginning tells nothing, or it cannot be read."""
+    """The key in WORDS of a file's kind; "" if its start is not recognised or it cannot be read."""
     head = _head(file)
     if head is None:
         return ""
@@ -79,9 +79,9 @@ def kind_of_file(file: Path) -> str:
 
 
 def foreign(file: Path, *own: str, fix: str = GIVE) -> str:
-    """What to say of a file that is of another kind than its reader's own; "" if that is not known.
+    """The message for a file of another kind than its reader's `own`; "" if the kind is not recognised.
 
-    fix: what to do where the kind itself does not say it, GIVE being for who brings in weights.
+    fix: the advice where the kind's message has none; the default is for importing weights.
     """
     kind = kind_of_file(file)
     words = "" if kind in own else WORDS.get(kind, "")

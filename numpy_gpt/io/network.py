@@ -1,8 +1,8 @@
-"""HTTP requests, whose failures all become one exception in the user's words.
+"""HTTP requests, whose failures all become one exception worded for the user.
 
-requests lets exceptions of every layer below through: its own, urllib3's, OSError for a CA bundle that is missing,
-ValueError and UnicodeError for a redirect to a malformed address. They are caught around the request and each read,
-and nowhere else, so an OSError of the disk is never taken for one of the network, or the other way round.
+requests lets exceptions of every layer below through: its own, urllib3's, OSError for a missing CA bundle, ValueError
+and UnicodeError for a redirect to a malformed address. They are caught only around the request and each read, so that
+errors of the disk and of the network are never confused.
 """
 
 import os
@@ -20,7 +20,7 @@ TIMEOUT = 10.0
 
 
 class NetworkError(Exception):
-    """What went wrong with an address, in words that follow it. again: the next request may fare better."""
+    """A failed request, in words that follow the address. again: retrying may help."""
 
     def __init__(self, words: str, again: bool = False):
         super().__init__(words)
@@ -28,9 +28,9 @@ class NetworkError(Exception):
 
 
 def ask(url: str, headers: dict[str, str] | None = None) -> "requests.Response":
-    """The answer, of which only the headers have been read: a context manager, whatever its status.
+    """Request url and return the answer, whatever its status, as a context manager; its body is not yet read.
 
-    Raises NetworkError, also for a web page: none of the files wanted here is HTML, but login and error pages are.
+    Raises NetworkError, also for a web page: no file requested here is HTML, but login and error pages are.
     """
     import requests  # here, since it takes longer to import than all of numpy_gpt
 
@@ -54,7 +54,7 @@ def read(answer: "requests.Response", size: int) -> Iterator[bytes]:
 
 
 def refused_by(answer: "requests.Response") -> NetworkError:
-    """The error for an answer whose status is not the one asked for."""
+    """The error for an answer with an unexpected status."""
     return NetworkError(f"answered {answer.status_code} {answer.reason or ''}".rstrip())
 
 
@@ -78,15 +78,15 @@ def _worded(url: str, error: Exception) -> NetworkError:
     if "Connection broken" in text or "ended prematurely" in text:
         return NetworkError("broke off before the end", again=True)
     if isinstance(error, requests.TooManyRedirects):
-        return NetworkError("redirects without end")
+        return NetworkError("redirects endlessly")
     if isinstance(error, requests.exceptions.SSLError) or "CA certificate" in text:
         again = "certificate" not in text.lower()
         return NetworkError(f"could not be reached securely ({_certificate_fault(text)})", again)
     if proxy := _proxy_variable(url):
         again = isinstance(error, requests.ConnectionError)
         fault = type(error).__name__ if again else text
-        return NetworkError(f"could not be reached through the proxy that ${proxy} names ({fault})", again)
-    if isinstance(error, ValueError):  # urllib3's, Python's, or those of requests: not our address, which is known
+        return NetworkError(f"could not be reached through the proxy in ${proxy} ({fault})", again)
+    if isinstance(error, ValueError):  # from urllib3, Python or requests; our own addresses are valid
         return NetworkError(f"redirects to an address that cannot be used ({text})")
     return NetworkError(f"could not be reached ({type(error).__name__})", again=True)
 
@@ -98,7 +98,7 @@ def _certificate_fault(text: str) -> str:
 
 
 def _proxy_variable(url: str) -> str | None:
-    """The variable that sends requests to this address through a proxy. Its value may hold a password."""
+    """The environment variable of the proxy for this address. Its value may hold a password."""
     import requests
 
     proxies = requests.utils.get_environ_proxies(url)

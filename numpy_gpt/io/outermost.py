@@ -1,4 +1,4 @@
-"""The outermost layer of every command: streams that may fail, and exceptions that nothing else has caught."""
+"""The outermost layer of every command: failing streams, and exceptions not caught elsewhere."""
 
 import io
 import os
@@ -15,15 +15,15 @@ from typing import Any, TextIO
 from numpy_gpt.errors import OutputError
 
 INTERRUPTED, UNFORESEEN = 130, 70
-"""Exit codes: after a Ctrl-C, as a shell reports it, and EX_SOFTWARE of sysexits.h."""
+"""Exit codes: 130 after Ctrl-C, as shells report it, and EX_SOFTWARE of sysexits.h."""
 
 
 class Output(io.TextIOBase):
-    """A text stream around another (None where the process was started with it closed).
+    """A text stream around another (None if it was closed when the process started).
 
     Characters that its encoding lacks are written as backslash escapes. Once the stream cannot be written (its reader
-    or terminal is gone, the disk is full), a required one raises OutputError, always on the main thread; any other
-    says so on stderr, once, and drops what follows.
+    or terminal is gone, the disk is full), a required one raises OutputError, on the main thread only. Any other
+    reports it once on stderr and drops further output.
     """
 
     def __init__(self, stream: TextIO | None, required: bool):
@@ -54,7 +54,7 @@ class Output(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        if self._stream is not None:  # a stream that was closed from the start has nothing to lose
+        if self._stream is not None:  # closed from the start: nothing to flush
             self._attempt(lambda stream: stream.flush())
 
     def close(self) -> None:
@@ -64,24 +64,24 @@ class Output(io.TextIOBase):
         if self._error is None and self._stream is not None:
             try:
                 action(self._stream)
-            except (OSError, ValueError) as error:  # ValueError: closed by now
+            except (OSError, ValueError) as error:  # ValueError: closed
                 self._error = error
                 _discard(self._stream)
                 if not self.required and self is not sys.stderr:
-                    say(f"the output cannot be written any more ({_words(error)}): the work goes on without it")
+                    say(f"the output can no longer be written ({_words(error)}): continuing without it")
         if self._error is not None and self.required and threading.current_thread() is threading.main_thread():
-            message = f"the output cannot be written ({_words(self._error)}): direct it to where there is room"
+            message = f"the output cannot be written ({_words(self._error)}): redirect it to a writable place"
             raise OutputError(message, isinstance(self._error, BrokenPipeError)) from self._error
 
 
 def optional_output() -> None:
-    """Output that cannot be written must not end this command: its result is in files or in an exit code."""
+    """Let this command continue if stdout cannot be written: its result is in files or the exit code."""
     if isinstance(sys.stdout, Output):
         sys.stdout.required = False
 
 
 def say(line: str) -> None:
-    """One line on stderr, if that can be written."""
+    """Print one line to stderr, if it can be written."""
     if sys.stderr is not None:
         try:
             print(line, file=sys.stderr, flush=True)
@@ -91,14 +91,15 @@ def say(line: str) -> None:
 
 @contextmanager
 def outermost() -> Iterator[None]:
-    """Around a whole command: stdout and stderr become Outputs, and what ends the command becomes one sentence.
+    """Wrap a command: make stdout and stderr Outputs, and report what ends the command in one sentence.
 
-    Exit codes: 130 after a Ctrl-C; 70 after an exception that was not foreseen, whose traceback goes to a file that the
-    sentence names, or with --debug on the command line to stderr; for an output that cannot be written 2, or 1 and no
-    word where its reader has closed the pipe. SystemExit passes. SIGTERM and SIGHUP end the process as they always do,
-    once the command has cleaned up as after an exception.
+    Exit codes:
+        130 after Ctrl-C.
+        70 after an unexpected exception; its traceback goes to a file named in the sentence, or to stderr with --debug.
+        2 if the output cannot be written; 1, silently, if its reader has closed the pipe.
+    SystemExit passes. SIGTERM and SIGHUP end the process as usual, after the command has cleaned up.
     """
-    if isinstance(sys.stdout, Output):  # there is one around this already
+    if isinstance(sys.stdout, Output):  # already wrapped
         yield
         return
     before = sys.stdout, sys.stderr
@@ -135,17 +136,17 @@ class _Ended(BaseException):
 
 @contextmanager
 def _ending_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise in the block, so that it removes what is unfinished; then they end the process."""
+    """Make SIGTERM and SIGHUP raise in the block, so that it removes unfinished files before the process ends."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
         raise _Ended(number)
 
     before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # others may not handle signals
+    if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
         for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # ignored by nohup
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP
                 before[number] = signal.signal(number, end)
     try:
         yield
@@ -159,7 +160,7 @@ def _ending_signals() -> Iterator[None]:
 
 
 def report_unforeseen(error: Exception) -> None:
-    """One sentence that says where the traceback is; the traceback itself with --debug, or if no file can be made."""
+    """Write the traceback to a file and say where; with --debug, or if no file can be made, print it instead."""
     lines = "".join(traceback.format_exception(error))
     if "--debug" not in sys.argv:
         try:
@@ -184,17 +185,17 @@ def _words(error: Exception) -> str:
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what a stream still holds go to the null device: Python writes it out again at exit, and would fail."""
+    """Redirect a stream to the null device: Python flushes its buffer again at exit, which would fail."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
-    except (OSError, ValueError):  # no file of the system's
+    except (OSError, ValueError):  # not a system file
         pass
 
 
 def _occupy_standard_streams() -> None:
-    """Give the descriptors 0 to 2 to the null device where they are closed, lest a checkpoint's file becomes stdout."""
+    """Open the null device on closed descriptors 0 to 2, so that no checkpoint file can become stdout."""
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(null)

@@ -1,4 +1,4 @@
-"""Paths as users give them: whatever the system says of one becomes an InputError in the user's words."""
+"""Paths given by users, whose system errors become InputErrors worded for the user."""
 
 import errno
 import os
@@ -12,9 +12,9 @@ Kind = Literal["missing", "file", "folder", "pipe", "other"]
 
 
 def kind_of(path: str | os.PathLike[str]) -> Kind:
-    """What lies at path, links followed: "pipe" is a FIFO or <(command), "other" a device or a socket.
+    """The kind of file at path, following links: "pipe" is a FIFO or <(command), "other" a device or a socket.
 
-    Raises InputError for a path that cannot be looked at, so that nothing unreadable is taken for missing.
+    Raises InputError for a path that cannot be looked up, rather than calling it missing.
     """
     try:
         mode = os.stat(path).st_mode
@@ -27,7 +27,7 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether path is a regular file. Raises InputError as kind_of does, which Path.is_file in part takes for a no."""
+    """Whether path is a regular file. Raises InputError as kind_of does; Path.is_file would return False for some."""
     return kind_of(path) == "file"
 
 
@@ -37,7 +37,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def check_readable(file: Path) -> None:
-    """Raises InputError unless this user may read a file that exists."""
+    """Raise InputError unless this user may read an existing file."""
     try:
         file.open("rb").close()
     except OSError as error:
@@ -45,9 +45,9 @@ def check_readable(file: Path) -> None:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise OSError unless a file or folder lies at path.
+    """Raise OSError unless path is a regular file or a folder.
 
-    To open a FIFO is to wait for its other end, and a device may have no end.
+    Opening a FIFO waits for its other end, and reading a device may never end.
     """
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
@@ -55,9 +55,9 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """The path from the root, links followed except at a pipe, whose link (/dev/stdin) is its only usable name.
+    """The absolute path, following links except to a pipe, whose link (/dev/stdin) is its only usable name.
 
-    Raises InputError for a path that cannot be looked at, or a relative one in a working directory that is gone.
+    Raises InputError for a path that cannot be looked up, or a relative one in a working directory that is gone.
     """
     kind = kind_of(path)
     try:
@@ -67,14 +67,14 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def refusal(path: str | os.PathLike[str], error: Exception) -> str:
-    """The sentence for a path that this error forbids to use, and the fix."""
+    """The message, with the fix, for a path that is unusable because of this error."""
     name = os.fspath(path)
     shown = name if len(name) <= 80 else f"{name[:60]}... ({len(name):,} characters)"
     code = getattr(error, "errno", None)
     if code == errno.ENAMETOOLONG:
         return f"{shown!r} is too long to be a path: give the path of a file or folder here, not a text"
     if code == errno.ELOOP or isinstance(error, RuntimeError):
-        return f"{shown} is a symbolic link that leads back to itself: give the path of the real file or folder"
+        return f"{shown} is a symbolic link to itself: give the path of the real file or folder"
     if isinstance(error, PermissionError):
         return f"{shown} may not be read by this user ({error.strerror}): change its permissions or its folder's"
     if isinstance(error, UnicodeError):
@@ -82,12 +82,12 @@ def refusal(path: str | os.PathLike[str], error: Exception) -> str:
     if isinstance(error, ValueError):
         return f"{shown!r} has a NUL character, which no path can have: give another path"
     if not _has_place(path):
-        return f"{shown} is relative, and the working directory is gone: cd to one that exists, or give a full path"
+        return f"{shown} is relative, but the working directory is gone: cd to another, or give an absolute path"
     return f"{shown} cannot be read ({getattr(error, 'strerror', None) or error}): give another path"
 
 
 def _has_place(path: str | os.PathLike[str]) -> bool:
-    """Whether a path has a folder to be looked up from: a relative one needs the working directory."""
+    """Whether a path can be looked up: a relative one needs an existing working directory."""
     try:
         return os.path.isabs(path) or bool(os.getcwd())
     except OSError:

@@ -1,1 +1,1 @@
-"""A training run: its settings, its batches, the folder that it leaves, the job itself, and the loss on a text."""
+"""A training run: its settings, batches and folder, the training itself, and the loss on a text."""

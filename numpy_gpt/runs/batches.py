@@ -1,4 +1,4 @@
-"""A run's text, its tokens, and the loaders of both parts."""
+"""A run's text, its tokens, and the training and validation loaders."""
 
 import hashlib
 
@@ -9,14 +9,14 @@ from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_file
 from numpy_gpt.train import Learner
 
 TRAIN_RATIO = 0.9
-"""Share of the text's characters that is trained on; the rest is for validation (the book's)."""
+"""Share of the text's characters used for training, as in the book; the rest is for validation."""
 
 
 class Batches:
     """A run's text, tokens and loaders."""
 
     def __init__(self, settings: Settings):
-        """Reads the text. Raises InputError if it cannot be had, or either part is too short for one window."""
+        """Read the text. Raises InputError if it cannot be read, or if either part is too short for one window."""
         self.encoding = get_encoding(settings.encoding)
         self.text = load_text(settings.text)
         words = {} if settings.encoding in ENCODINGS else vocabulary_files(settings.encoding)
@@ -40,7 +40,7 @@ class Batches:
         self.val_tokens = self._val[0].size
 
     def loaders(self, learner: Learner) -> tuple[Loader, Loader]:
-        """Train (shuffled, last batch dropped) and validation loader (neither), on the learner's random stream."""
+        """The training (shuffled, last batch dropped) and validation (neither) loaders, on the learner's stream."""
         train = Loader(*self._train, self._batch_size, drop_last=True, begin_epoch=learner.shuffled_order)
         val = Loader(*self._val, self._batch_size, drop_last=False, begin_epoch=learner.file_order)
         return train, val

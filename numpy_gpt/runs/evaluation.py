@@ -11,9 +11,9 @@ Batch = tuple[Array, Array]
 def mean_loss(
     model: GPT, ids: Array, batch_size: int, track: Callable[[Sequence[Batch]], Iterable[Batch]] = iter
 ) -> float:
-    """Nats per token of ids (n,) but the first, in windows of the context length one after the other.
+    """Mean loss in nats per token over ids (n,), all but the first, in consecutive windows of the context length.
 
-    batch_size: windows at a time; the last window may be shorter. track: gives the batches on, and shows progress.
+    batch_size: windows at a time; the last window may be shorter. track: passes the batches through, showing progress.
     """
     T = model.config.context_length
     full = (len(ids) - 1) // T * T  # tokens in full windows

@@ -1,4 +1,4 @@
-"""The folder that a run leaves: begun, taken, resumed, saved into."""
+"""A run's folder: created, locked, resumed, saved into."""
 
 import hashlib
 import json
@@ -36,21 +36,21 @@ from numpy_gpt.typing import Params
 from numpy_gpt.weights.checkpoint import MODEL_FILE, load_training, read_header, save_params
 
 VOCABULARY = "vocabulary"
-"""The folder of a run for the two files of an encoding that is not known by its name."""
+"""The run's subfolder for the two files of an encoding without a built-in name."""
 
 
 class Validation(NamedTuple):
-    """Of weights: their loss in nats per token over so many batches of the validation text, its first."""
+    """The loss of the weights in nats per token, over the first `batches` batches of the validation text."""
 
     loss: float
     batches: int
 
 
 class Run:
-    """The folder of a run. `settings` are those it was begun with; nothing is written before `create`."""
+    """A run's folder. `settings` are those it was started with; nothing is written before `create`."""
 
     def __init__(self, folder: Path, settings: Settings, save: Path | None = None):
-        """save: the folder of the save to resume from, if it is not the newest, checkpoint."""
+        """save: the folder of the save to resume from; default: the newest, checkpoint."""
         self.folder, self.settings = folder, settings
         self._save = save or folder / CHECKPOINT
         self.losses = Losses(folder)
@@ -58,10 +58,10 @@ class Run:
     @classmethod
     @contextmanager
     def create(cls, folder: Path | None, settings: Settings, text_sha256: str) -> Iterator["Run"]:
-        """A new run, which no other process trains until the block ends.
+        """Create a run, locked against other processes until the block ends.
 
-        folder must be new or empty; None: runs/MODEL-TEXT-N with the first N that is free. Raises InputError if it is
-        not, having changed nothing.
+        folder must be new or empty; None: runs/MODEL-TEXT-N with the first free N. Otherwise raises InputError and
+        changes nothing.
         """
         for place in _numbered_folders(settings) if folder is None else [folder]:
             with ExitStack() as held:
@@ -89,7 +89,7 @@ class Run:
         try:
             with written(self.folder):
                 try:
-                    made[0].open("x").close()  # the one act that decides who has the folder where nothing can be locked
+                    made[0].open("x").close()  # decides which process gets the folder where locks are unavailable
                 except FileExistsError as error:
                     made = []
                     raise InputError(_already(self.folder)) from error
@@ -101,13 +101,13 @@ class Run:
                     for name, content in vocabulary_files(self.settings.encoding).items():
                         (made[2] / name).write_bytes(content)
         except BaseException:
-            for each in reversed(made):  # run.json last: while it is there, the rest is a run that has not saved
-                remove(each)
+            for path in reversed(made):  # run.json last: until then the rest still reads as a run without a save
+                remove(path)
             raise
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """The run in folder, or the one that folder is a save of. Raises InputError if it is neither."""
+        """Open the run in folder, or the run that folder is a save of. Raises InputError if it is neither."""
         if not is_file(folder / RUN_FILE) and is_file(folder.absolute().parent / RUN_FILE):
             run = cls.open(folder.absolute().parent)
             if kind_of(folder) == "missing":
@@ -138,14 +138,14 @@ class Run:
 
     @property
     def text_sha256(self) -> str:
-        """Of the text and the vocabulary it was begun with, as Batches.sha256."""
+        """Batches.sha256 (text and vocabulary) at the start of the run."""
         return str(read_json(self.folder / RUN_FILE)["text_sha256"])
 
     @property
     def to_resume(self) -> Path:
         """The folder of the save to resume from. Raises InputError if there is none yet.
 
-        The newest that is kept, should checkpoint be missing: as where a link of this name was being replaced.
+        If checkpoint is missing (a kill while a link of that name was being replaced), this is the newest kept save.
         """
         if is_file(self._save / MODEL_FILE) or self._save.name != CHECKPOINT:
             return self._save
@@ -155,32 +155,32 @@ class Run:
             raise InputError(f"{self.folder} cannot be read ({error.strerror}): try again") from error
         if not saves:
             raise InputError(
-                f"{self.folder} ended before its first save: begin it again with another --out, or delete it"
+                f"{self.folder} ended before its first save: start it again with another --out, or delete it"
             )
         return saves[max(saves)]
 
     def resume(self, settings: Settings, text_sha256: str) -> tuple[Position, Params]:
-        """Where the save to resume from left off, and the state to restore. Writes nothing: that is what `go_on` does.
+        """The position at which the save ended, and the state to restore. Writes nothing: `go_on` does.
 
-        settings: the run's own, but for MAY_CHANGE. Raises InputError if more, or the text, is different.
+        settings: the run's own, except those in MAY_CHANGE. Raises InputError if others, or the text, differ.
         """
         changed = [name for name, value in asdict(self.settings).items() if value != getattr(settings, name)]
         if text_sha256 != self.text_sha256:
             raise InputError(
-                f"{settings.text} (or the vocabulary) is not the text that {self.folder} was begun with: "
-                f"put the old one back, or begin another run with --init {self.folder}"
+                f"{settings.text} (or the vocabulary) is not the text that {self.folder} was started with: "
+                f"restore the old one, or start another run with --init {self.folder}"
             )
         for name in changed:
             if name not in MAY_CHANGE and effective(settings, name) != effective(self.settings, name):
                 raise InputError(
-                    f"{self.folder} was begun with --{name.replace('_', '-')} {getattr(self.settings, name)}, "
-                    f"not {getattr(settings, name)}: leave it out to resume, or begin another run with "
+                    f"{self.folder} was started with --{name.replace('_', '-')} {getattr(self.settings, name)}, "
+                    f"not {getattr(settings, name)}: leave it out to resume, or start another run with "
                     f"--init {self.folder}"
                 )
         if self._save.name == BEST and not any(self._save.glob("training-*")):
             raise InputError(
                 f"{self._save} is a model without a training state: resume the run with --resume {self.folder}, or "
-                f"begin another one from it with --init {self._save}"
+                f"start another run from it with --init {self._save}"
             )
         state = load_training(self.to_resume)
         position = Position.restored(state)
@@ -190,8 +190,8 @@ class Run:
     def go_on(self, settings: Settings, text_sha256: str, position: Position, keep: int) -> list[str]:
         """Continue the run from this position, with these settings; returns what `save` returns.
 
-        An earlier save becomes the checkpoint first, then rows of losses.csv beyond it are removed. What a kill
-        interrupted after the last save, a copy or an update of the best, is finished.
+        An earlier save first becomes the checkpoint; then later rows of losses.csv are removed. Finishes what a kill
+        interrupted after the last save: copying it, or updating the best.
         """
         for place in (self.folder, self.folder / CHECKPOINT, self.folder / BEST):
             sweep_folder(place)
@@ -201,7 +201,7 @@ class Run:
             with written(self.folder):
                 newest = own_folder(self.folder, CHECKPOINT)
                 newest.mkdir(exist_ok=True)
-                for name in (read_header(self.to_resume).about["training"], MODEL_FILE):  # the model's last: it decides
+                for name in (read_header(self.to_resume).about["training"], MODEL_FILE):  # the model last: it commits
                     with replacing(newest / name) as beside:
                         shutil.copyfile(self.to_resume / name, beside)
         rows = [row for row in self.losses.read() if row["step"] < position.step]
@@ -211,9 +211,9 @@ class Run:
         return notes + copy_newest(self.folder, keep)
 
     def _keep_newest(self) -> list[str]:
-        """Keep the checkpoint, which an earlier save is about to replace, as checkpoint-STEP, if it can be read.
+        """Keep the checkpoint as checkpoint-STEP, if readable, before an earlier save replaces it.
 
-        Raises InputError if something else has that name.
+        Raises InputError if that name is in use.
         """
         try:
             about = read_header(self.folder / CHECKPOINT).about
@@ -226,7 +226,7 @@ class Run:
         return [f"the newest save, of step {step}, stays as {CHECKPOINT}-{step:06d}; best and later saves stay too"]
 
     def best_batches(self, eval_iter: int) -> int:
-        """Over how many validation batches saves are compared: as many as the best was, eval_iter if there is none."""
+        """The number of validation batches that saves are compared over: the best save's, or eval_iter without one."""
         try:
             return max(1, int(read_header(self.folder / BEST).about["val_batches"]))
         except (InputError, KeyError, ValueError):
@@ -241,12 +241,12 @@ class Run:
         validation: Validation,
         keep: int = 1,
     ) -> list[str]:
-        """Write the checkpoint, at every instant the old one or the new; a copy of the newest `keep`; and the best.
+        """Write the checkpoint, then update the copies of the last `keep` saves, and best.
 
-        checkpoint is the newest; with keep above 1 checkpoint-STEP is a copy of it, beside those before it; best is the
-        model of those saved with the lowest validation loss, which is that of the weights being saved. Each is a file
-        of its own: none changes with another. Returns a sentence for each copy that could not be made or judged, which
-        ends no run. Raises InputError if the checkpoint cannot be written.
+        checkpoint is replaced atomically. With keep above 1, checkpoint-STEP is a copy of it next to the earlier ones.
+        best is the saved model with the lowest validation loss (`validation` is that of the weights being saved). No
+        save shares files with another. Returns a sentence for each copy that could not be made or judged, which ends
+        no run. Raises InputError if the checkpoint cannot be written.
         """
         encoding = self.settings.encoding
         about = {
@@ -265,9 +265,9 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process from training in this folder meanwhile. Raises InputError if one is.
+        """Lock the folder against other processes. Raises InputError if another is training in it.
 
-        Where the system or the file system has no such locks (Windows) nothing is done.
+        Does nothing where the system (Windows) or the file system lacks such locks.
         """
         try:
             held = lock(self.folder)
@@ -294,10 +294,10 @@ def _sha256(settings: dict[str, Any], text_sha256: str) -> str:
 def _already(folder: Path) -> str:
     if is_file(folder / CHECKPOINT / MODEL_FILE):
         return f"{folder} already holds a run: resume it with --resume {folder}, or choose another --out"
-    return f"{folder} already holds a run, which has not saved yet: if it has ended delete it, or choose another --out"
+    return f"{folder} already holds a run without a save: if it has ended, delete it, or choose another --out"
 
 
 def _numbered_folders(settings: Settings) -> Iterator[Path]:
-    """runs/MODEL-TEXT-N for N = 1, 2, …: where a run goes without --out."""
+    """runs/MODEL-TEXT-N for N = 1, 2, …: the candidates for a run without --out."""
     for number in count(1):
         yield Path("runs", f"{settings.model}-{Path(settings.text).stem[:60]}-{number}")

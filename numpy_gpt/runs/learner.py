@@ -1,4 +1,4 @@
-"""The NumPy model as a learner: what train.py's loop calls, on one random stream."""
+"""The NumPy model behind the interface that train.py's loop calls, on one random stream."""
 
 import math
 
@@ -23,7 +23,7 @@ class NumpyLearner:
         total_steps: int,
         params: Weights | None = None,
     ):
-        """One seeding, then the model (unless params are given), then training, all on one stream."""
+        """Seed once; the model (unless params are given) and then training draw from that one stream."""
         self._settings, self._total_steps = settings, total_steps
         self.rng = Generator(settings.seed)
         self.model = GPT(config, self.rng) if params is None else GPT.from_params(config, params)
@@ -39,7 +39,7 @@ class NumpyLearner:
         try:
             check_finite_step(float(loss), norm, step, self.optimizer.lr)
         except DivergedError:
-            self.rng.set_state(before)  # the masks are not drawn, as if the step had not begun
+            self.rng.set_state(before)  # undo drawing the dropout masks: the step did not happen
             raise
         self.optimizer.step(grads)
         return float(loss), self.optimizer.lr
@@ -75,7 +75,7 @@ class NumpyLearner:
 
     def restore(self, state: Params) -> None:
         if "rng" not in state:
-            raise InputError("the checkpoint holds no random state: start from it with --init instead")
+            raise InputError("the checkpoint has no random state: start from it with --init instead")
         self.rng.set_state(state["rng"])
         prefix = "optimizer."
         self.optimizer.restore({k.removeprefix(prefix): a for k, a in state.items() if k.startswith(prefix)})

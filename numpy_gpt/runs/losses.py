@@ -1,4 +1,4 @@
-"""losses.csv: a row an evaluation, and the plot of them."""
+"""losses.csv, with one row per evaluation, and its plot."""
 
 import csv
 import os
@@ -13,13 +13,13 @@ from numpy_gpt.io.paths import check_regular
 from numpy_gpt.train import Step
 
 COLUMNS = ("step", "epoch", "tokens_seen", "train_loss", "val_loss", "step_loss", "learning_rate", "seconds")
-"""Of losses.csv: nats per token, epochs counted from 1, seconds since this process began to train."""
+"""Columns of losses.csv: nats per token, epochs counted from 1, seconds since this process started training."""
 
 LINE = 4096
-"""Characters of a line of losses.csv that are read at once: ten times the longest."""
+"""Most characters of a line of losses.csv to read at once: ten times the longest line."""
 
 ROW_BYTES = 640
-"""What a row of losses.csv takes in memory."""
+"""Bytes of memory that a parsed row of losses.csv takes."""
 
 
 class Losses:
@@ -29,7 +29,7 @@ class Losses:
         self.file = run / "losses.csv"
 
     def append(self, step: Step, seconds: float) -> None:
-        """One more row of losses.csv, for a step with an evaluation."""
+        """Append a row for a step with an evaluation."""
         assert step.evaluation is not None
         e = step.evaluation
         row = (step.step, step.epoch, step.tokens_seen, e.train_loss, e.val_loss, step.loss, step.lr, round(seconds, 3))
@@ -37,10 +37,10 @@ class Losses:
             check_regular(self.file)
             with self.file.open("a", newline="") as f:
                 csv.writer(f).writerow(map(_digits, row))
-        except FileNotFoundError:  # removed meanwhile: a row alone would be no table
+        except FileNotFoundError:  # removed meanwhile: write the header too
             self.write([dict(zip(COLUMNS, row, strict=True))])
-        except OSError:  # a part of it may be there
-            before = [each for each in self.read() if each["step"] < step.step]
+        except OSError:  # part of the row may have been written
+            before = [old for old in self.read() if old["step"] < step.step]
             self.write([*before, dict(zip(COLUMNS, row, strict=True))])
 
     def read(self) -> list[dict[str, float]]:
@@ -58,19 +58,19 @@ class Losses:
                 return [_row(row) for row in reader if row[COLUMNS[-1]]]
         except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise InputError(
-                f"{self.file} cannot be read as a table of losses ({brief(error)}): put it back, or put in its "
-                f"place a file with the one line {','.join(COLUMNS)}"
+                f"{self.file} cannot be read as a table of losses ({brief(error)}): restore it, or replace it with "
+                f"a file of the one line {','.join(COLUMNS)}"
             ) from error
 
     def write(self, rows: list[dict[str, float]]) -> None:
-        """Replace the table by these rows."""
+        """Replace the table with these rows."""
         with written(self.file), replacing(self.file) as beside, beside.open("w", newline="") as f:
             writer = csv.writer(f)
             writer.writerow(COLUMNS)
             writer.writerows([_digits(row[name]) for name in COLUMNS] for row in rows)
 
     def plot(self, batches_per_epoch: int) -> Path:
-        """Draw losses.png: both losses against epochs, and against tokens seen on the upper axis, as the book does."""
+        """Draw losses.png as the book does: both losses against epochs, with tokens seen on the upper axis."""
         from matplotlib.figure import Figure  # without pyplot: no window system, no global state
 
         rows = self.read()
@@ -101,7 +101,7 @@ class Losses:
 
 
 def _row(texts: dict[str, str]) -> dict[str, float]:
-    """A row of losses.csv. Raises ValueError for a count that no run can have reached, and for more columns."""
+    """Parse a row of losses.csv. Raises ValueError for an impossible count or extra columns."""
     if len(texts) > len(COLUMNS):
         raise ValueError(f"a row has more than {len(COLUMNS)} columns")
     row: dict[str, float] = {n: int(texts[n]) if n in COLUMNS[:3] else float(texts[n]) for n in COLUMNS}
@@ -111,4 +111,4 @@ def _row(texts: dict[str, str]) -> dict[str, float]:
 
 
 def _digits(value: float) -> str:
-    return repr(value)  # the shortest digits that give the same float again
+    return repr(value)  # the shortest digits that round-trip

@@ -1,4 +1,4 @@
-"""The saves in a run's folder: the newest, the best, and those that are kept; none changes once it is made."""
+"""The saves in a run's folder: the newest, the best, and the kept copies; no save is changed in place."""
 
 import math
 import os
@@ -17,14 +17,14 @@ from numpy_gpt.weights.checkpoint import MODEL_FILE, read_header
 RUN_FILE = "run.json"
 
 CHECKPOINT, BEST = "checkpoint", "best"
-"""The folders of a run for its newest save, and for the model of those saved with the lowest validation loss."""
+"""The run's subfolders for its newest save, and for the saved model with the lowest validation loss."""
 
 COPY = re.compile(r"checkpoint-(\d{6,})")
-"""The folder of a save that --keep keeps, and the steps made by then."""
+"""The name of a save kept by --keep, and its step."""
 
 
 def own_folder(run: Path, name: str) -> Path:
-    """The folder of this name in a run's. A link to another save becomes a copy: no save changes later."""
+    """The run's subfolder of this name. A link to another save is first replaced with a copy, so that save survives."""
     place = run / name
     with written(place):
         if place.is_symlink() and _is_a_save(place.resolve()):
@@ -36,12 +36,12 @@ def own_folder(run: Path, name: str) -> Path:
 
 
 def copy_newest(run: Path, keep: int) -> list[str]:
-    """Copy the checkpoint to best and to the kept saves, where it is due there; what went wrong, in words."""
+    """Copy the checkpoint to best and to the kept saves where due; returns a sentence for each failure."""
     notes: list[str] = []
     try:
         about = read_header(run / CHECKPOINT).about
     except InputError as error:
-        return [f"the checkpoint is saved, and could not be read for its copies: {error}"]
+        return [f"the checkpoint is saved, but could not be read for copying: {error}"]
     works: dict[str, Callable[[dict[str, str]], list[str]]] = {
         f"{BEST} could not be updated": partial(_copy_best, run),
         "a copy of it could not be kept": partial(copy_kept, run, keep=keep),
@@ -50,7 +50,7 @@ def copy_newest(run: Path, keep: int) -> list[str]:
     for failed, work in works.items():
         try:
             notes += work(about)
-        except (InputError, OSError) as error:  # its path may be an unfinished folder's, which is another each time
+        except (InputError, OSError) as error:  # no path: a temporary folder's name changes each time
             why = f"{error.strerror or error}; {disk_fix(error)}" if isinstance(error, OSError) else str(error)
             notes.append(f"the checkpoint is saved, but {failed}: {why}")
     return notes
@@ -65,13 +65,13 @@ def _copy_best(run: Path, about: dict[str, str]) -> list[str]:
         try:
             old = read_header(best).about
             if old["val_batches"] != about["val_batches"]:
-                raise ValueError("its validation loss is over other batches")
+                raise ValueError("its validation loss covers other batches")
             if not math.isfinite(best_loss := float(old["val_loss"])):
                 raise ValueError(f"its validation loss is {best_loss}")
             if loss >= best_loss:
                 return []
         except (InputError, KeyError, ValueError) as error:
-            return [f"{best} stays as it is, since it cannot be compared with this save: {error}"]
+            return [f"{best} is unchanged, since it cannot be compared with this save: {error}"]
     best = own_folder(run, BEST)
     best.mkdir(exist_ok=True)
     with replacing(best / MODEL_FILE) as beside:
@@ -87,12 +87,12 @@ def copy_kept(run: Path, about: dict[str, str], keep: int) -> list[str]:
     if old == about:
         return []
     if os.path.lexists(place) and (why := "is not a save of this run" if old is None else owned(place)):
-        return [f"{place} {why}, and stays: step {about['step']} is not kept"]
+        return [f"{place} {why}, so it stays: step {about['step']} is not kept"]
     with partial_folder(place) as beside:
         for name in (about["training"], MODEL_FILE):
             shutil.copyfile(run / CHECKPOINT / name, beside / name)
             flush(beside / name)
-        if old is not None:  # made before the run was gone back from
+        if old is not None:  # saved before the run went back to an earlier step
             _discard(place)
         beside.rename(place)
         flush(run)
@@ -103,7 +103,7 @@ def _prune(run: Path, about: dict[str, str], keep: int) -> list[str]:
     if keep < 2 or "step" not in about:
         return []
     saves = kept_saves(run)
-    # those beyond this step are of a run that was gone back from: none of this one's last
+    # saves beyond this step predate a return to an earlier one: not among this run's last
     old = sorted(step for step in saves if step <= int(about["step"]))[:-keep]
     for step in old:
         if not owned(saves[step]):
@@ -112,23 +112,23 @@ def _prune(run: Path, about: dict[str, str], keep: int) -> list[str]:
 
 
 def check_about(save: Path, step: int) -> None:
-    """Raise InputError if the metadata of a save, of this step, has a count or a loss that `Run.save` never writes."""
+    """Raise InputError if the metadata of this step's save has a count or a loss that `Run.save` never writes."""
     about = read_header(save).about
     try:
         if about.get("step", str(step)) != str(step):
-            raise ValueError(f"step {about['step']:.80}, and its training state {step}")
-        if (loss := float(about.get("val_loss", "0"))) < 0:  # it may be NaN, where training has diverged
+            raise ValueError(f"step {about['step']:.80}, but its training state is of step {step}")
+        if (loss := float(about.get("val_loss", "0"))) < 0:  # NaN is fine: training may have diverged
             raise ValueError(f"the validation loss {loss}")
         if not 1 <= int(about.get("val_batches", "1")) < 1 << 63:
             raise ValueError(f"{about['val_batches']:.80} validation batches")
     except ValueError as error:
         raise InputError(
-            f"{save / MODEL_FILE} says of itself what no run writes ({error!s:.200}): start from it with --init"
+            f"{save / MODEL_FILE} has metadata that no run writes ({error!s:.200}): start from it with --init"
         ) from error
 
 
 def kept_save(folder: Path) -> dict[str, str] | None:
-    """What a save kept in this folder says of itself; None if it is anything else."""
+    """The metadata of the kept save in this folder; None if it is anything else."""
     match = COPY.fullmatch(folder.name)
     if match is None or folder.is_symlink() or not folder.is_dir():
         return None
@@ -140,12 +140,12 @@ def kept_save(folder: Path) -> dict[str, str] | None:
 
 
 def kept_saves(run: Path) -> dict[int, Path]:
-    """Step -> folder of the saves that are kept in a run's folder."""
-    return {int(about["step"]): each for each in run.iterdir() if (about := kept_save(each)) is not None}
+    """Step -> folder of the kept saves in a run's folder."""
+    return {int(about["step"]): folder for folder in run.iterdir() if (about := kept_save(folder)) is not None}
 
 
 def owned(save: Path) -> str:
-    """How the user has made a save theirs, so that it stays: it is read-only, or has more in it; "" if neither."""
+    """Why a save is the user's and must stay: it is read-only, or has other files in it; "" if neither."""
     if not all(each.stat().st_mode & stat.S_IWUSR for each in (save, save / MODEL_FILE)):
         return "is read-only"
     saved = (MODEL_FILE, read_header(save).about.get("training"))
@@ -154,11 +154,11 @@ def owned(save: Path) -> str:
 
 
 def _is_a_save(folder: Path) -> bool:
-    """Whether a folder is a save: it lies in a run, this one or another, or has the name of one that is kept."""
+    """Whether a folder is a save: it lies in a run (this or another), or has a kept save's name."""
     return is_file(folder.parent / RUN_FILE) or COPY.fullmatch(folder.name) is not None
 
 
 def _discard(folder: Path) -> None:
-    """Remove a folder: its name at once, then what is in it."""
+    """Remove a folder: rename it away at once, then delete its content."""
     with partial_folder(folder) as beside:
         folder.rename(beside / folder.name)

@@ -1,4 +1,4 @@
-"""What a run was asked for: all that decides its numbers, and which of it a resumed run may change."""
+"""The settings of a run: all that decides its numbers, and which of them a resumed run may change."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.tokenizer import ENCODINGS
 
 TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
-"""The size called tiny: half a million parameters with the encoding bytes, for a laptop and a minute."""
+"""The size called tiny: half a million parameters with the encoding bytes, a minute's training on a laptop."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ COUNTED_FROM_0 = ("epochs", "max_steps", "warmup_steps", "sample_tokens")
 """Settings that may be 0; the other counts are at least 1."""
 
 MAY_CHANGE = {"epochs", "max_steps", "eval_freq", "eval_iter", "prompt"}
-"""What --resume lets a run be continued with; the rest would make it another run."""
+"""Settings that --resume may change; changing the others would make it another run."""
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise ValueError for a setting of another type, or of a value that no run can have been begun with."""
+    """Raise ValueError for a setting of the wrong type, or with a value that no run can be started with."""
     for field in fields(Settings):
         name, value = field.name, getattr(settings, field.name)
         if value is None and field.name in ("max_steps", "stride", "clip"):
@@ -96,7 +96,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def effective(settings: Settings, name: str) -> Any:
-    """What a setting comes to. The text and the vocabulary are compared by their SHA-256 instead."""
+    """A setting's effective value; None for the text and the vocabulary, which are compared by SHA-256 instead."""
     if name == "stride":
         return settings.stride or settings.context_length
     return (
