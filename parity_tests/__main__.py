@@ -1,4 +1,4 @@
-"""python -m parity_tests: what the suite has to show besides red and green."""
+"""python -m parity_tests: commands that measure, break and judge beyond the test suite."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ PAGE = Path(__file__).parent / "museum.md"
 
 
 def can_be_written(ctx, param, path):
-    """The path of a file, or of a folder, once it is known before all work that it can be written."""
+    """Check before any work that the path of a file or folder can be written, and return it."""
     if path is None:
         return None
     try:
@@ -31,9 +31,9 @@ def can_be_written(ctx, param, path):
 
 
 class Bench(Commands):
-    """A group whose commands end with one line and exit code 2 where what they run on is not installed."""
+    """A command group that ends with one line and exit code 2 if a package it needs is not installed."""
 
-    def invoke(self, ctx):  # within the outermost handler, to which it would be unforeseen
+    def invoke(self, ctx):  # inside the outermost handler, which would report a bug
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -45,21 +45,21 @@ class Bench(Commands):
 
 @click.group(cls=Bench, context_settings={"help_option_names": ["-h", "--help"]})
 def main():
-    """numpy_gpt's numbers on the bench: errors against the truth, faults on show, and your own operations judged."""
+    """Measure numpy_gpt's errors, put deliberate faults into it, and judge your own operations."""
 
 
-@main.command(short_help="Every fault put in, and the test that finds it.")
+@main.command(short_help="Apply every known fault and show the test that finds it.")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     callback=can_be_written,
     metavar="FILE",
-    help=f"Write the page too: the committed one is parity_tests/{PAGE.name}.",
+    help=f"Also write the page; the committed one is parity_tests/{PAGE.name}.",
 )
 def museum(out):
-    """Put every fault of the museum into numpy_gpt, one after the other, and see which test turns red.
+    """Apply the museum's faults to numpy_gpt one by one, and see which test fails.
 
-    Beside it stands what a naive check (weights times 0.02, atol 1e-4, the gradient of .sum()) says of the same fault.
+    Also shows the result of a naive check (weights times 0.02, atol 1e-4, the gradient of .sum()) for the same fault.
     Takes two to five minutes. Exit code 1 if a fault goes unnoticed.
     """
     from parity_tests import profiles
@@ -73,20 +73,21 @@ def museum(out):
     console = Console()
     shown = [exhibit(fault) for fault in track(FAULTS, "faults", console=Console(stderr=True))]
     table = Table(*(Column(name, overflow="fold") for name in ("fault", "naive check", "found by")))
-    for each in shown:
-        found = each.killed_by.rpartition("::")[2] if each.killed_by else "[bold red]nothing[/]"
-        table.add_row(escape(str(each.fault)), f"[{'green' if each.naive_is_green else 'red'}]{each.naive}[/]", found)
+    for exhibited in shown:
+        found = exhibited.killed_by.rpartition("::")[2] if exhibited.killed_by else "[bold red]nothing[/]"
+        colour = "green" if exhibited.naive_is_green else "red"
+        table.add_row(escape(str(exhibited.fault)), f"[{colour}]{exhibited.naive}[/]", found)
     console.print(table)
     if out is not None:
         out.write_text(page(shown), encoding="utf-8")
-    missed = [str(each.fault) for each in shown if each.killed_by is None]
-    green = sum(each.naive_is_green for each in shown)
+    missed = [str(exhibited.fault) for exhibited in shown if exhibited.killed_by is None]
+    green = sum(exhibited.naive_is_green for exhibited in shown)
     console.print(f"{len(shown)} faults: found {len(shown) - len(missed)}; the naive check, {len(shown) - green}.")
     if missed:
         sys.exit(f"not found: {', '.join(missed)}")
 
 
-@main.command(short_help="How far from the truth each number is.")
+@main.command(short_help="The error of every result.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -96,16 +97,16 @@ def museum(out):
     metavar="DIR",
 )
 @click.option("--all", "everything", is_flag=True, help="Print every row, not only the worst of each tensor.")
-@click.option("--quick", is_flag=True, help="A few of the cases, in seconds.")
+@click.option("--quick", is_flag=True, help="Measure only a few cases, in seconds.")
 def report(out, everything, quick):
-    """Measure how far from the truth each number is: NumPy's error beside torch's, and the share of the budget.
+    """Measure the error of every result: NumPy's and torch's, and the share of the budget used.
 
-    For every operation and for whole models, by dtype, depth, T and the weights' scale. The table shows of each tensor
-    the worst case, by ratio in float32 and by share of the budget in float64. Errors are shares of the tensor's largest
-    number; "budget" says how much of what the suite allows is used. In float64 the error is the distance from torch,
-    and torch's own that between its two attentions: a deep model with weights of scale 3 is so badly conditioned that
-    both leave the budget. Writes report.json (every row) and report.png (how errors grow with depth and with T). Takes
-    half a minute.
+    Covers every operation and complete models, by dtype, depth, T and the weights' scale. The table shows the worst
+    case of each tensor, by ratio in float32 and by share of the budget in float64. Errors are relative to the tensor's
+    largest number; "budget" is the used share of what the suite allows. In float64, NumPy's error is its distance from
+    torch, and torch's is that between its two attentions: a deep model with weights of scale 3 is so badly conditioned
+    that both exceed the budget. Writes report.json (every row) and report.png (how errors grow with depth and with T).
+    Takes half a minute.
     """
     from parity_tests.judge.progress import counted, shown
     from parity_tests.tools.report import DTYPES, cases, draw, float32_rule, machine, sort, worst_rows, write_json
@@ -142,30 +143,30 @@ def report(out, everything, quick):
 
 
 class WithSignatures(click.Command):
-    """Lists the functions that can be judged at the end of its help, from their signatures."""
+    """A command whose help ends with the signatures of the functions that can be judged."""
 
     def format_epilog(self, ctx, formatter):
         from parity_tests.tools.student import signatures
 
-        with formatter.section("The functions of FILE (numpy_gpt/plain.py tells shapes and returns)"):
-            for each in signatures():
-                formatter.write_text(each)
+        with formatter.section("The functions of FILE (shapes and results: numpy_gpt/plain.py)"):
+            for signature in signatures():
+                formatter.write_text(signature)
 
 
 @main.command(cls=WithSignatures, short_help="Judge operations that you wrote.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def check(file):
-    """Judge your own operations: FILE.py has functions under numpy_gpt.ops' names, as many as you like.
+    """Judge your own operations: FILE.py defines any of the functions in numpy_gpt.ops, under the same names.
 
-    numpy_gpt/plain.py is such a file: the textbook, which you may copy and change.
+    numpy_gpt/plain.py is such a file: textbook code that you may copy and change.
 
-    Each function takes the place of ours; every output and gradient is compared with torch's on hundreds of cases in
-    float64 and float32, within the budget that ours are held to. For what is wrong you see the first wrong tensor, the
-    index, both values, the smallest case that shows it, what it may be, and at the end a few lines of Python that show
-    it again. A backward without its forward gets our forward's cache; a forward without its backward is judged by its
-    output alone. What is being judged is said on stderr. Exit code 1 if anything is wrong.
+    Each function replaces ours; every output and gradient is compared with torch's on hundreds of cases in float64 and
+    float32, within the same budget. A failure shows the first wrong tensor, the index, both values, the smallest
+    failing case, a possible cause, and at the end a few lines of Python that reproduce it. A backward without its
+    forward gets our forward's cache; a forward without its backward is judged by its output alone. Progress goes to
+    stderr. Exit code 1 if anything is wrong.
 
-    The file is run, so run only one that you trust.
+    The file is executed, so use only one that you trust.
     """
     from parity_tests import profiles
 
@@ -200,19 +201,18 @@ def check(file):
     sys.exit(1 if wrong else 0)
 
 
-@main.command(short_help="Damaged files through every reader.")
-@click.option("--mutants", type=click.IntRange(min=1), default=100_000, show_default=True, help="Of each reader.")
+@main.command(short_help="Feed damaged files to every reader.")
+@click.option("--mutants", type=click.IntRange(min=1), default=100_000, show_default=True, help="Files per reader.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.argument("readers", nargs=-1, metavar="[checkpoint|openai|huggingface|run|pth|vocabulary]...")
 def fuzz(mutants, seed, readers):
-    """Damage the files of a small model, one thing at a time, and let the readers have them: all, or those named.
+    """Damage the files of a small model, one change at a time, and feed them to the readers: all, or those named.
 
-    Of a format of weights a quarter of the mutants each is damaged in a header, an index, the data, the configuration;
-    of a run the checkpoint's metadata, its training state, run.json, losses.csv; half of them get their checksums made
-    right again. Every answer has to be one clear error, or what an independent reader finds in the mutant, within two
-    and a half times the files' size in memory (or what is allowed for any file, however short). Takes
-    some ten minutes a reader on two cores. Exit code 1 if anything else comes of one; the line says how to make it
-    again.
+    In formats of weights, a quarter of the mutants each are damaged in a header, an index, the data, the configuration;
+    in runs, in the checkpoint's metadata, its training state, run.json, losses.csv. Half of them get valid checksums
+    again. Every answer must be one clear error, or what an independent reader finds in the mutant, within two and a
+    half times the files' size in memory (or the fixed allowance for short files). Takes about ten minutes per reader on
+    two cores. Exit code 1 otherwise; the line printed says how to reproduce the mutant.
     """
     from concurrent.futures import as_completed
 
@@ -220,7 +220,7 @@ def fuzz(mutants, seed, readers):
     from parity_tests.tools.fuzz import SPECIMENS, Findings, fuzz_part
 
     if unknown := set(readers) - SPECIMENS.keys():
-        raise click.UsageError(f"no reader {min(unknown)}: choose among {', '.join(SPECIMENS)}")
+        raise click.UsageError(f"no reader {min(unknown)}: choose from {', '.join(SPECIMENS)}")
     console, part = Console(), 2000
     sizes = [min(part, mutants - start) for start in range(0, mutants, part)]
     found = {reader: Findings() for reader in readers or SPECIMENS}
@@ -231,15 +231,15 @@ def fuzz(mutants, seed, readers):
         for job in track(as_completed(jobs), "mutants", total=len(jobs), console=Console(stderr=True)):
             found[jobs[job]].add(job.result())
     table = Table("", *found, box=SIMPLE)
-    for place in dict.fromkeys(place for each in found.values() for place in each.errors + each.loaded):
-        tried = ((each.errors[place], each.loaded[place]) for each in found.values())
+    for place in dict.fromkeys(place for findings in found.values() for place in findings.errors + findings.loaded):
+        tried = ((findings.errors[place], findings.loaded[place]) for findings in found.values())
         counts = (f"{errors:,} errors, {loaded:,} load" if errors or loaded else "" for errors, loaded in tried)
         table.add_row(f"damaged in {place}", *counts)
-    table.add_row("slowest answer", *(f"{each.slowest:.2f} s" for each in found.values()))
-    table.add_row("largest memory", *(f"{each.largest:.2f} × files" for each in found.values()))
-    table.add_row("faults", *(str(len(each.faults)) for each in found.values()))
+    table.add_row("slowest answer", *(f"{findings.slowest:.2f} s" for findings in found.values()))
+    table.add_row("largest memory", *(f"{findings.largest:.2f} × files" for findings in found.values()))
+    table.add_row("faults", *(str(len(findings.faults)) for findings in found.values()))
     console.print(table)
-    faults = [f"{reader}: {fault}" for reader, each in found.items() for fault in each.faults]
+    faults = [f"{reader}: {fault}" for reader, findings in found.items() for fault in findings.faults]
     for fault in faults[:20]:
         console.print(escape(fault), highlight=False, soft_wrap=True)
     sys.exit(1 if faults else 0)
@@ -249,11 +249,11 @@ def fuzz(mutants, seed, readers):
 @click.option("--trials", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def kills(trials, seed):
-    """Kill a training run that saves after every step, see what is left, and resume it.
+    """Kill a training run that saves after every step, check what is left, and resume it.
 
-    Each time a whole checkpoint must be there, and the run resumed must end with the very bits of one that was never
-    stopped: parameters, optimiser, random state and losses. Some are killed again as they go on. Takes some ten minutes
-    (needs fork: not on Windows). Exit code 1 at the first that differs.
+    Each kill must leave a complete checkpoint, and the resumed run must match an uninterrupted one bit for bit:
+    parameters, optimiser, random state and losses. Some runs are killed again while resuming. Takes about ten minutes
+    (needs fork: not on Windows). Exit code 1 at the first difference.
     """
     import tempfile
 
@@ -266,30 +266,29 @@ def kills(trials, seed):
         except DifferentError as error:
             sys.exit(str(error))
     print(
-        f"{trials} kills, after saves of step {min(steps)} to {max(steps)}: each left a whole checkpoint, and each run"
+        f"{trials} kills, after saves of step {min(steps)} to {max(steps)}: each left a complete checkpoint, and each"
     )
-    print("resumed ended as the uninterrupted one, bit for bit")
+    print("resumed run matched the uninterrupted one, bit for bit")
 
 
-@main.command(short_help="Interrupts, errors, signals and races, at every place where a run writes.")
+@main.command(short_help="Interrupts, errors, signals and races wherever a run writes.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--share", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="One trial in N.")
-@click.option("--again", metavar="NAME", help="Repeat one trial, by the name that a fault was reported with.")
+@click.option("--again", metavar="NAME", help="Repeat one trial, by the name in its reported fault.")
 @click.argument("kinds", nargs=-1, metavar="[bytecodes|operations|errors|chains|races]...")
 def interrupts(seed, share, again, kinds):
-    """Disturb training runs and commands in every way that must not cost a save: all kinds, or those named.
+    """Disturb training runs and commands in ways that must not cost a save: all kinds, or those named.
 
     \b
     bytecodes   1,000 KeyboardInterrupts at random bytecodes inside saves, half of them followed by a second one
-    operations  one after every file operation of a run that saves at each step
-    errors      EIO, ENOSPC, EACCES, EINVAL, EROFS at every file operation, once and from then on
-    chains      100 chains of one to five signals (kill -9, SIGINT, SIGTERM, SIGHUP, two of them) upon resumed runs
-    races       520 races of two or three commands begun at once
+    operations  a KeyboardInterrupt after every file operation of a run that saves at each step
+    errors      EIO, ENOSPC, EACCES, EINVAL, EROFS at every file operation, once or from then on
+    chains      100 chains of one to five signals (kill -9, SIGINT, SIGTERM, SIGHUP, two of them) to resumed runs
+    races       520 races of two or three commands started at once
 
-    Each time what is there must load, the run resumed must end with the very bits of one that nothing happened to, and
-    nothing may be left over; in a race one command gets the folder, and the others end with a sentence. Takes an
-    hour on two cores (needs fork: not on Windows). Exit code 1 if anything else comes of a trial; the line begins
-    with the trial's name.
+    Each time the saves must load, the resumed run must match an undisturbed one bit for bit, and nothing may be left
+    over; in a race one command gets the folder, and the others end with one sentence. Takes an hour on two cores (needs
+    fork: not on Windows). Exit code 1 if a trial fails; its line starts with the trial's name.
     """
     from concurrent.futures import as_completed
 
@@ -297,24 +296,24 @@ def interrupts(seed, share, again, kinds):
     from parity_tests.tools.interrupts import KINDS, LONG, Findings, do, plan
 
     if unknown := set(kinds) - KINDS.keys():
-        raise click.UsageError(f"no kind {min(unknown)}: choose among {', '.join(KINDS)}")
+        raise click.UsageError(f"no kind {min(unknown)}: choose from {', '.join(KINDS)}")
     if again is not None and again.partition(" ")[0] not in KINDS:
-        raise click.UsageError(f"no trial is called {again!r}: give the beginning of a reported fault, up to the colon")
+        raise click.UsageError(f"no trial is called {again!r}: give the start of a reported fault, up to the colon")
     console, part, found = Console(), 25, Findings()
     progress = Console(stderr=True)
     if again is not None:
         names = [again]
     else:
-        each = {kind: LONG[kind] for kind in kinds or KINDS}
-        each = {kind: n * share if n == 1 else max(1, n // share) for kind, n in each.items()}
+        numbers = {kind: LONG[kind] for kind in kinds or KINDS}
+        numbers = {kind: n * share if n == 1 else max(1, n // share) for kind, n in numbers.items()}
         with progress.status("looking for the places to disturb"):
-            names = [name for kind, number in each.items() for name in plan(kind, number, seed)]
+            names = [name for kind, number in numbers.items() for name in plan(kind, number, seed)]
     parts = [names[start : start + part] for start in range(0, len(names), part)]
     with workers() as pool:
-        jobs = [pool.submit(do, each) for each in parts]
+        jobs = [pool.submit(do, trials) for trials in parts]
         for job in track(as_completed(jobs), "trials", total=len(jobs), console=progress):
             found.add(job.result())
-    table = Table("", "trials", "faults", "what came of them", box=SIMPLE)
+    table = Table("", "trials", "faults", "results", box=SIMPLE)
     for kind in dict.fromkeys(name.partition(" ")[0] for name in names):
         endings = {ending: n for (of, ending), n in sorted(found.endings.items()) if of == kind}
         shown = ", ".join(f"{ending}: {n}" for ending, n in endings.items())

@@ -252,8 +252,8 @@ MINUS_1 = 2**64 - 1
 """As it is stored."""
 
 LIES = {
-    "an empty index": ({"m.index": b""}, "does not end as TensorFlow's index files do"),
-    "another kind of file": ({"m.index": b"PK" * 99}, "does not end as TensorFlow's index files do"),
+    "an empty index": ({"m.index": b""}, "does not end like TensorFlow's index files"),
+    "another kind of file": ({"m.index": b"PK" * 99}, "does not end like TensorFlow's index files"),
     "no block": (index(), "no header"),
     "an empty block": (index(block([])), "no header"),
     "no header": (index(block([(b"a", GOOD)])), "no header"),
@@ -261,11 +261,11 @@ LIES = {
     "a number of shards below 0": (index(block([(b"", header(MINUS_1))])), "negative or 2"),
     "shards without end": (index(block([(b"", header(HUGE)), (b"a", GOOD)])), f"of-{HUGE} does not exist"),
     "an unknown order": (index(block([(b"", header(1, 2))])), "no header"),
-    "a later format": (index(block([(b"", header(1, 0, 2))])), "asks for a newer reader"),
+    "a later format": (index(block([(b"", header(1, 0, 2))])), "requires a newer reader"),
     "a header of other types": (index(block([(b"", message((1, b"x")))])), "field 1 is written in another way"),
     "Snappy": (index(HEADED, kind=1), "compressed with Snappy.*save it again"),
     "an unknown compression": (index(HEADED, kind=2), "compressed in an unknown way"),
-    "a block twice": (index(HEADED, handles=[(0, len(HEADED))] * 2), "begins before the end"),
+    "a block twice": (index(HEADED, handles=[(0, len(HEADED))] * 2), "overlaps the previous one"),
     "a block beyond the file": (index(HEADED, handles=[(0, HUGE)]), "reaches beyond its end"),
     "a block far beyond": (index(HEADED, handles=[(HUGE, HUGE)]), "reaches beyond its end"),
     "a block before the file": (index(HEADED, handles=[(MINUS_1, 5)]), "negative or 2"),
@@ -281,20 +281,20 @@ LIES = {
     "a length cut short": (lying_block(b"\0\x80"), "cut short or too long"),
     "a length of 11 bytes": (lying_block(b"\x80" * 10 + b"\1" * 99), "cut short or too long"),
     "keys that grow": (lying_block(*(one(b"a", b"", shared=k) for k in range(20_000))), "share more than TensorFlow's"),
-    "keys twice": (index_of((b"a", GOOD), (b"a", GOOD)), "b'a' is there twice or out of order"),
-    "keys out of order": (index_of((b"b", GOOD), (b"a", GOOD)), "b'a' is there twice or out of order"),
-    "keys out of order over blocks": (index(HEADED, HEADED), "b'' is there twice or out of order"),
-    "two headers": (index_of((b"", header())), "b'' is there twice"),
+    "keys twice": (index_of((b"a", GOOD), (b"a", GOOD)), "b'a' is repeated or out of order"),
+    "keys out of order": (index_of((b"b", GOOD), (b"a", GOOD)), "b'a' is repeated or out of order"),
+    "keys out of order over blocks": (index(HEADED, HEADED), "b'' is repeated or out of order"),
+    "two headers": (index_of((b"", header())), "b'' is repeated"),
     "a key that is no text": (index_of((b"a\xff", GOOD)), "no UTF-8"),
-    "a shard too many": (index_of((b"a", entry(shard=1))), "a lies in shard 1 of 1"),
+    "a shard too many": (index_of((b"a", entry(shard=1))), "a is in shard 1 of 1"),
     "a shard below 0": (index_of((b"a", entry(shard=MINUS_1))), "negative or 2"),
     "an offset below 0": (index_of((b"a", entry(offset=MINUS_1))), "negative or 2"),
-    "an offset beyond the data": (index_of((b"a", entry(offset=1))), "has 8 bytes, and a would end at 9:"),
+    "an offset beyond the data": (index_of((b"a", entry(offset=1))), "has 8 bytes, but a would end at 9:"),
     "an offset far beyond": (index_of((b"a", entry(offset=2**63 - 1))), f"and a would end at {2**63 + 7}:"),
     "a size beyond the data": (index_of((b"a", entry(shape=(HUGE // 16,), size=HUGE // 4))), f"end at {HUGE // 4}:"),
     "a size below 0": (index_of((b"a", entry(size=MINUS_1))), "negative or 2"),
     "a size that overflows": (index_of((b"a", entry(shape=(2**32, 2**30), size=0))), "too long"),
-    "a shape for another size": (index_of((b"a", entry(shape=(3,)))), r"shape \(3,\), 4 bytes a number, has 8 bytes"),
+    "a shape for another size": (index_of((b"a", entry(shape=(3,)))), r"shape \(3,\), 4 bytes per number, has 8 bytes"),
     "an axis below 0": (index_of((b"a", entry(shape=(MINUS_1,)))), "negative or 2"),
     "a long axis beside an empty one": (index_of((b"a", entry(shape=(0, HUGE, HUGE), size=0))), "too long"),
     "65 axes": (index_of((b"a", entry(shape=(1,) * 65, size=4))), "more than 64 axes"),
@@ -379,12 +379,12 @@ def test_files_that_are_missing_or_change_are_named(tmp_path, monkeypatch):
             stored.read()
     assert next(iter(bundle.values())).read().size, "the first tensor is whole"
     data.write_bytes(content[:-1])
-    with pytest.raises(InputError, match=f"{data} has 29711 bytes, and {name} would end at 29712: download it again"):
+    with pytest.raises(InputError, match=f"{data} has 29711 bytes, but {name} would end at 29712: download it again"):
         read_bundle(prefix)
     data.unlink()
     with pytest.raises(InputError, match=f"{name} cannot be read from {data} .*No such file"):
         stored.read()
-    with pytest.raises(InputError, match=f"{data} does not exist, and {index} needs it"):
+    with pytest.raises(InputError, match=f"{data} does not exist, but {index} needs it"):
         read_bundle(prefix)
     data.write_bytes(content)
     for error in (OSError(5, "no reason"), MemoryError("no reason")):

@@ -295,7 +295,7 @@ def test_two_writers_in_one_folder_never_leave_half_a_file(tmp_path):
 
 @pytest.mark.parametrize("about", [{"step": 3}, {"x": "\udcff"}, {"numpy-gpt.sha256": "x"}, {"config": "{}"}])
 def test_what_cannot_be_metadata_is_refused_before_anything_is_written(tmp_path, about):
-    with pytest.raises(InputError, match=r"cannot be stored|is the checkpoint's own"):
+    with pytest.raises(InputError, match=r"cannot be stored|is a reserved name"):
         save(GPT(CONFIG), tmp_path, about=about)
     assert not list(tmp_path.iterdir())
 
@@ -316,7 +316,7 @@ def test_checksums_that_are_none_are_refused(tmp_path, sums):
     metadata["numpy-gpt.sha256"] = hashlib.sha256(said.encode()).hexdigest()
     text = json.dumps(header | {"__metadata__": metadata}).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + content[stop:])
-    with pytest.raises(InputError, match="has no checksums of its tensors"):
+    with pytest.raises(InputError, match="has a checksum of its header but not of every tensor"):
         load(file)
 
 
@@ -406,7 +406,7 @@ def test_a_file_of_another_time_or_without_its_checksum_is_refused(tmp_path):
     file = tmp_path / "x.safetensors"
     about = ABOUT | {"config": json.dumps(CONFIG.to_dict())}
     write_tensors(file, GPT(CONFIG).params, about | {"version": "2"})
-    with pytest.raises(InputError, match="is of version 2 of the format, and 1 is known: update numpy-gpt"):
+    with pytest.raises(InputError, match="uses format 2; this release reads format 1: update numpy-gpt"):
         load(file)
     save_file(GPT(CONFIG).params, file, about)
     with pytest.raises(InputError, match="has no checksum"):

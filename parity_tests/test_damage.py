@@ -99,7 +99,7 @@ def test_the_kills_notice_a_random_state_that_is_not_restored(tmp_path, monkeypa
     from numpy_gpt.random.generator import Generator
 
     monkeypatch.setattr(Generator, "set_state", lambda self, state: None)
-    with pytest.raises(DifferentError, match="is not what it is without it"):
+    with pytest.raises(DifferentError, match="differs from the undisturbed run"):
         list(kill_and_resume(5, tmp_path, 1))
 
 

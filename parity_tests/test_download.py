@@ -308,7 +308,7 @@ def test_a_stream_without_end_is_cut_at_the_announced_length(web, tmp_path, monk
 @pytest.mark.parametrize("length", [None, "soon", "-1", "²", "9" * 5000])
 def test_a_length_must_be_announced(web, tmp_path, length):
     web.pages[FIRST] = Ranged(CONTENT, ETAG | {"Content-Length": length})
-    assert f"{FIRST} does not say how long the file is" in fail(tmp_path)
+    assert f"{FIRST} does not give the file's length" in fail(tmp_path)
 
 
 def test_a_file_of_another_length_than_the_known_one_is_not_fetched(web, tmp_path):
@@ -355,7 +355,7 @@ def test_wrong_files_everywhere_are_told_and_leave_nothing(web, tmp_path):
     wrong = f"gave a file that is damaged or another file (its SHA-256 is not {SHA256[:8]}…)"
     assert words == (
         f"thing could not be fetched: {FIRST} {wrong}; {SECOND} {wrong}: try again when the network is better, and it "
-        "continues from what has come, or use --from DIR with files that you already have"
+        "resumes, or use --from DIR with files that you already have"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -635,7 +635,7 @@ def test_room_is_looked_for_first(web, tmp_path, monkeypatch):
     web.pages[FIRST] = CONTENT
     monkeypatch.setattr(shutil, "disk_usage", usage(2047))
     words = fail(tmp_path)
-    assert words == (f"{tmp_path} has 2,047 bytes free, and 2,048 of thing are still to come: make room there")
+    assert words == (f"{tmp_path} has 2,047 bytes free, but 2,048 of thing are still to come: free some space")
     monkeypatch.setattr(shutil, "disk_usage", usage(2048))
     assert get(tmp_path) == CONTENT
 
@@ -791,7 +791,7 @@ def test_after_ctrl_c_the_part_stays(gpt2, tmp_path, monkeypatch):
     report = Stopped()
     with pytest.raises(KeyboardInterrupt):
         fetch_gpt2("124M", tmp_path, report)
-    assert report.lines == [f"stopped: what has come stays in {tmp_path}, and the same command continues from it"]
+    assert report.lines == [f"stopped: the partial download stays in {tmp_path}; run the same command to resume it"]
     assert (tmp_path / ".hparams.json.part").read_bytes() == STAND_INS["hparams.json"][:320]
     fetch_gpt2("124M", tmp_path, Lines())
     assert gpt2.headers[1]["Range"] == "bytes=320-"
@@ -819,7 +819,7 @@ def test_a_file_that_cannot_be_read_is_told(gpt2, tmp_path, monkeypatch):
 WRONG_FOLDERS = {
     "missing": (lambda path: path.unlink(), "does not exist"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"(has [\d,]+ bytes, not|is damaged|is empty)"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is no file"),
+    "a folder": (lambda path: (path.unlink(), path.mkdir()), "is not a file"),
 }
 
 

@@ -198,7 +198,9 @@ def test_without_a_temporary_folder_a_sentence_says_so(temporary, tmp_path, monk
     (tmp_path / "story.txt").write_text("a story")
     monkeypatch.setattr("numpy_gpt.data.kind_of", lambda path: "pipe" if path == str(fifo) else "file")
     monkeypatch.setattr("numpy_gpt.data._read", lambda path: b"a story")
-    message = rf"needs a temporary folder, but none is usable \(.*{temporary}.*\): set TMPDIR to a folder with free space"
+    message = (
+        rf"needs a temporary folder, but none is usable \(.*{temporary}.*\): set TMPDIR to a folder with free space"
+    )
     with pytest.raises(InputError, match=f"a text out of a pipe {message}"), rereadable(str(fifo)):
         pytest.fail("there is no such folder")
     _gpt2.cache_clear()

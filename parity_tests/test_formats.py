@@ -114,7 +114,7 @@ def test_content_counts_and_not_the_name(tmp_path):
     model = GPT.from_params(source.config, {n: t.astype(np.float64) for n, t in source.tensors.items()})
     check_logits(model(TOKENS), gpt2_logits(gpt2_tensors(), 2, TOKENS))
     assert read_pth(safe, 2).config == source.config
-    with pytest.raises(InputError, match=r"is a folder: give a file that .* to numpy-gpt import"):
+    with pytest.raises(InputError, match=r"is a folder: give a file that .* use numpy-gpt import"):
         read_pth(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match=r"is a folder: .*, such as .*pytorch_model\.bin, or"):

@@ -93,7 +93,7 @@ def test_a_clean_up_that_takes_the_new_training_state_is_noticed(saves, monkeypa
 
 def test_a_random_state_that_is_not_restored_is_noticed(saves, monkeypatch):
     monkeypatch.setattr(Generator, "set_state", lambda self, state: None)
-    with pytest.raises(DifferentError, match="is not what it is without it"):
+    with pytest.raises(DifferentError, match="differs from the undisturbed run"):
         saves.trial("bytecodes new ours 2 100 0")
 
 

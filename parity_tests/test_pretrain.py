@@ -367,7 +367,7 @@ def test_devices():
     result = invoke(torch_main, "pretrain", "--device", "toaster")
     check_refused(result, "unknown device 'toaster'")
     result = invoke(torch_main, "pretrain", "--device", "cuda:99")
-    check_refused(result, "device cuda:99 is not on this machine")
+    check_refused(result, "device cuda:99 is not available here")
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):

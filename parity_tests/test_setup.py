@@ -83,7 +83,7 @@ def test_a_compiler_that_fails_is_told_in_one_sentence(monkeypatch, kind):
     with pytest.raises(InputError) as error:
         check_compiler(torch.device("cpu"))
     assert words in str(error.value)
-    assert str(error.value).endswith("install g++ and python3-dev, correct $CXX, or leave it out")
+    assert str(error.value).endswith("install g++ and python3-dev, correct $CXX, or omit --compile")
 
 
 BROKEN_COMPILERS = {"fails": "exit 1", "does nothing": "exit 0", "lacks headers": 'echo "g++ (GCC) 12"; exit 0'}

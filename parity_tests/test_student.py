@@ -66,7 +66,7 @@ FAULTS = [  # what is changed into what, the operation, how the report of the wr
         "it needs no eps",
     ),
     ("* (dloss / len(ids))", "* dloss", "cross_entropy", "dlogits[", "backward without 1/N"),
-    ("* (dloss / len(ids))", "/ len(ids)", "cross_entropy", "dlogits[", "dloss taken for 1"),
+    ("* (dloss / len(ids))", "/ len(ids)", "cross_entropy", "dlogits[", "dloss assumed to be 1"),
     ("z = z - z.max(axis=1, keepdims=True)", "z = z * 1", "cross_entropy", "loss[", "not finite: exp overflows"),
     (" / (1 - drop_rate if drop_rate < 1 else 1)", "", "dropout", "mask[", "not rescaled"),
     ("rows(dy).sum(axis=0)  # (O,)", "rows(dy).mean(axis=0)", "linear", "db[", "a bias gradient averaged"),

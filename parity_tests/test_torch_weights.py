@@ -111,13 +111,13 @@ def test_what_is_no_gpt2_is_named(tmp_path):
             read_pth(file)
     for content in ([1, 2], {}, {"model": {}}, torch.ones(3)):
         torch.save(content, file)
-        with pytest.raises(InputError, match="holds no state_dict"):
+        with pytest.raises(InputError, match="has no state_dict"):
             read_pth(file)
     torch.save({"x": torch.ones(3)}, file)
-    with pytest.raises(InputError, match=r"holds no GPT-2: no wte\.weight or wpe\.weight"):
+    with pytest.raises(InputError, match=r"is not a GPT-2: it has no wte\.weight or wpe\.weight"):
         read_pth(file)
     torch.save(tensors_of(gpt2_tensors()), file)
-    with pytest.raises(InputError, match="does not say how many heads its 8 features are: give --n-heads"):
+    with pytest.raises(InputError, match="does not give the number of heads for its 8 features: pass --n-heads"):
         read_pth(file)
     with pytest.raises(InputError, match="emb_dim 8 does not divide into 3 heads"):
         read_pth(file, 3)
@@ -143,7 +143,7 @@ def test_heads_that_contradict_each_other_are_refused(tmp_path):
     torch.save({f"transformer.{n}": t for n, t in tensors_of(gpt2_tensors()).items()}, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
     message = run(tmp_path / "pytorch_model.bin", tmp_path / "out", "--n-heads", "4", code=2)
-    assert "has 4 heads, and config.json beside it says 2" in message
+    assert "has 4 heads, but config.json next to it says 2" in message
 
 
 def test_tensors_that_numpy_has_not_are_named_where_they_are_wanted(tmp_path):
@@ -191,7 +191,7 @@ def test_tensors_that_share_their_numbers_come_in_unless_they_are_a_multiple_of_
         n: state[n.replace(f"blocks.{n.split('.')[1]}.", "blocks.0.", 1)] if "blocks" in n else state[n] for n in state
     }
     torch.save(shared, file)
-    assert "share the numbers of" in run(file, tmp_path / "out", "--n-heads", "4", code=2)
+    assert "share numbers in a file of" in run(file, tmp_path / "out", "--n-heads", "4", code=2)
     few = {n: t for n, t in shared.items() if "blocks" not in n or int(n.split(".")[1]) < 2}
     torch.save(few, file)
     run(file, tmp_path / "out", "--n-heads", "4")
@@ -211,5 +211,5 @@ def test_an_archive_whose_members_are_not_what_lies_in_it_is_refused(tmp_path, f
     else:
         content[at + 24 : at + 28] = (1 << 31).to_bytes(4, "little")
     file.write_bytes(content)
-    with pytest.raises(InputError, match=r"members (marked as folders|that say they are larger)"):
+    with pytest.raises(InputError, match=r"members (marked as folders|that claim to be larger)"):
         read_pth(file, 1)

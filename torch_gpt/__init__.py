@@ -1,4 +1,4 @@
-"""The same GPT in PyTorch: the judge of numpy_gpt's numbers, and the way to a GPU."""
+"""The same GPT in PyTorch: the reference for numpy_gpt's numbers, and the way to a GPU."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["GPTModel", "from_params", "loss_and_grads", "to_params"]
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, from torch_gpt.model. torch is loaded only then, so that torch-gpt can say it is missing."""
+    """Load the names above from torch_gpt.model on demand, so that torch-gpt can report a missing torch."""
     if name in __all__:
         from torch_gpt import model
 

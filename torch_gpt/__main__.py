@@ -4,8 +4,8 @@ from numpy_gpt.io.outermost import outermost, say
 
 
 def main() -> None:
-    """The command torch-gpt; without torch one line that says so, and exit code 2."""
-    with outermost():  # a Ctrl-C may come in the seconds that importing torch takes
+    """Run the command torch-gpt; without torch, print one line and exit with code 2."""
+    with outermost():  # importing torch takes seconds, in which a Ctrl-C may come
         try:
             from torch_gpt.cli import main as command
         except ModuleNotFoundError as error:

@@ -15,7 +15,7 @@ from torch_gpt.train import TorchLearner
 
 
 class TorchChapter(TorchLearner):
-    """The chapter in torch, as in the book: on the CPU, attention step by step. See numpy_gpt.book.chapter5.Chapter."""
+    """The book's chapter in torch: on the CPU, attention step by step. See numpy_gpt.book.chapter5.Chapter."""
 
     def __init__(self, config: GPTConfig, settings: Settings, total_steps: int):
         super().__init__(config, settings, total_steps, device=torch.device("cpu"), attention="plain")
@@ -64,7 +64,7 @@ class TorchChapter(TorchLearner):
 
 
 def answer(text: str, quick: bool) -> None:
-    """For every line on stdin, the replay's next item on stdout, as a line of JSON, until there is none."""
+    """For every line on stdin, write the replay's next item to stdout as a line of JSON, until the replay ends."""
     items = replay(TorchChapter, text, quick)
     for _ in sys.stdin:
         item = next(items, None)

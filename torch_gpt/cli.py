@@ -25,7 +25,7 @@ def main() -> None:
 @main.command("pretrain", short_help="Train a GPT on a text, in PyTorch.")
 @pretrain_options
 @click.option(
-    "--device", default=None, metavar="NAME", help="cuda, mps or cpu.  [default: the first of them that is here]"
+    "--device", default=None, metavar="NAME", help="cuda, mps or cpu.  [default: the first one available]"
 )
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="bfloat16 is autocast.")
 @click.option(
@@ -33,14 +33,14 @@ def main() -> None:
     type=click.Choice(get_args(Attention)),
     default="sdpa",
     show_default=True,
-    help="Matrix products one by one, or scaled_dot_product_attention.",
+    help="Separate matrix products, or scaled_dot_product_attention.",
 )
-@click.option("--compile", "compiled", is_flag=True, help="Through torch.compile (needs a C++ compiler on the CPU).")
+@click.option("--compile", "compiled", is_flag=True, help="Use torch.compile (needs a C++ compiler on the CPU).")
 def pretrain_command(device: str | None, dtype: str, attention: Attention, compiled: bool, **flags: Any) -> None:
-    """Train a GPT on a text: `numpy-gpt pretrain` in PyTorch, on the same batches, printing the same lines.
+    """Train a GPT on a text: `numpy-gpt pretrain` in PyTorch, with the same batches and output.
 
-    With the same seed the weights and the order of the batches are the same too, and on the CPU so are the dropout
-    masks.
+    With the same seed, the initial weights and the order of the batches are the same too, and on the CPU also the
+    dropout masks.
     """
     chosen = choose_device(device)
     check_dtype(dtype, chosen)
@@ -53,15 +53,15 @@ def pretrain_command(device: str | None, dtype: str, attention: Attention, compi
     run_pretrain(learner, f"torch-gpt · PyTorch {torch.__version__} · {chosen} · {options}", flags)
 
 
-@main.command("import", short_help="Bring in PyTorch's weights of a GPT-2.")
+@main.command("import", short_help="Import PyTorch's weights of a GPT-2.")
 @click.argument("file", type=PATH)
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="The checkpoint's new folder.")
-@click.option("--n-heads", type=AT_LEAST_1, metavar="N", help="Heads, where the file and its width do not tell.")
+@click.option("--n-heads", type=AT_LEAST_1, metavar="N", help="Heads, if neither the file nor its width implies them.")
 def import_command(file: Path, out: Path, n_heads: int | None) -> None:
-    """Make a checkpoint for numpy-gpt and torch-gpt of FILE, which torch.save wrote.
+    """Convert FILE, written by torch.save, to a checkpoint for numpy-gpt and torch-gpt.
 
     FILE is a .pth or .pt with the state_dict of the book's GPTModel (alone or as model_state_dict), nanoGPT's ckpt.pt,
-    or transformers' pytorch_model.bin with config.json beside it. It is read as data: code in it is refused.
+    or transformers' pytorch_model.bin with config.json next to it. It is read as data: code in it is refused.
     """
     bring_in(read_pth(file, n_heads), file, out)
 
@@ -70,7 +70,7 @@ def import_command(file: Path, out: Path, n_heads: int | None) -> None:
 @click.option("--text", default="the-verdict")
 @click.option("--quick", is_flag=True)
 def chapter5_command(text: str, quick: bool) -> None:
-    """The torch column of `numpy-gpt chapter5`: a figure as JSON for every line that is read."""
+    """The torch column of `numpy-gpt chapter5`: a figure as JSON for every line on stdin."""
     answer(text, quick)
 
 

@@ -1,6 +1,6 @@
-"""The reference: the book's GPT out of torch's own operations, under numpy_gpt's parameter names.
+"""The reference: the book's GPT in torch's own operations, under numpy_gpt's parameter names.
 
-Nothing here is clever, and nothing of numpy_gpt's mathematics is used: torch's layers, torch's autograd.
+It is deliberately simple and uses none of numpy_gpt's mathematics, only torch's layers and autograd.
 """
 
 import math
@@ -16,10 +16,10 @@ from numpy_gpt.config import GPTConfig
 from numpy_gpt.typing import Params, Weights
 
 Attention = Literal["plain", "sdpa"]
-"""plain: matrix products, softmax and dropout one by one; sdpa: torch's scaled_dot_product_attention."""
+"""plain: separate matrix products, softmax and dropout; sdpa: torch's scaled_dot_product_attention."""
 
 Masks = Iterator[Tensor] | None
-"""Dropout factors handed in from outside, in the order of their use, in place of torch's own draws."""
+"""Given dropout factors, in order of use, replacing torch's own draws."""
 
 
 class Dropout(nn.Module):
@@ -107,7 +107,7 @@ class TransformerBlock(nn.Module):
 
 
 class GPTModel(nn.Module):
-    """(B, T) token ids -> (B, T, V) logits. The layers are made, and so their weights drawn, in the book's order."""
+    """(B, T) token ids -> (B, T, V) logits. Layers are created, so their weights are drawn, in the book's order."""
 
     def __init__(self, config: GPTConfig, attention: Attention = "sdpa"):
         super().__init__()
@@ -128,14 +128,14 @@ class GPTModel(nn.Module):
         return F.linear(x, self.tok_emb.weight if self.out_head is None else self.out_head.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token; float32 at least, whatever autocast makes of the logits."""
+        """Mean cross-entropy in nats per token, computed in at least float32 even under autocast."""
         logits = self(tokens)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def use_masks(self, masks: Iterable[Tensor] | None) -> None:
-        """Take dropout's factors from masks from here on, in order of use; None: draw them again."""
+        """From now on, take dropout's factors from masks, in order of use; None: resume drawing them."""
         shared = None if masks is None else iter(masks)
         for module in self.modules():
             if isinstance(module, MultiHeadAttention) and shared is not None and module.attention == "sdpa":
@@ -152,12 +152,12 @@ def from_params(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> GPTModel:
-    """A GPTModel with copies of numpy_gpt's parameters, bit for bit, in their dtype unless another is given.
+    """A GPTModel with exact copies of numpy_gpt's parameters, in their dtype unless another is given.
 
-    Raises RuntimeError, as torch does, naming missing or unknown parameters and shapes that do not fit.
+    Raises torch's RuntimeError, which names missing or unknown parameters and wrong shapes.
     """
     dtype = dtype or torch.from_numpy(np.empty(0, params["tok_emb.weight"].dtype)).dtype
-    with torch.device("meta"):  # no memory, and no draws, for weights that are replaced at once
+    with torch.device("meta"):  # no memory and no draws for weights replaced at once
         model = GPTModel(config, attention)
     model = model.to_empty(device="cpu").to(dtype)
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in params.items()})
@@ -165,14 +165,14 @@ def from_params(
 
 
 def to_params(model: GPTModel) -> Params:
-    """The parameters as NumPy arrays of their own, under their names and in their order."""
+    """Copies of the parameters as NumPy arrays, by name, in order."""
     return {name: p.detach().cpu().numpy().copy() for name, p in model.named_parameters()}
 
 
 def loss_and_grads(
     model: GPTModel, tokens: np.ndarray, targets: np.ndarray, masks: Iterable[np.ndarray] | None = None
 ) -> tuple[float, Params]:
-    """Loss and autograd's gradients as numpy_gpt's model gives them; masks: dropout's factors, in order of use."""
+    """Loss and autograd's gradients, in the form numpy_gpt's model returns; masks: dropout factors, in order of use."""
     device = model.tok_emb.weight.device
     model.train(masks is not None)
     model.use_masks(None if masks is None else [torch.from_numpy(mask).to(device) for mask in masks])

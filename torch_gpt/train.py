@@ -1,4 +1,4 @@
-"""The reference as a learner: torch's AdamW, schedulers, loaders and random stream under numpy_gpt's training loop."""
+"""The reference's learner: torch's AdamW, schedulers, loaders and random stream in numpy_gpt's training loop."""
 
 import math
 import os
@@ -22,11 +22,11 @@ from numpy_gpt.typing import Array, Params, Weights
 from torch_gpt.model import Attention, GPTModel, from_params, to_params
 
 DTYPES = ("float32", "float64", "bfloat16")
-"""Of the arithmetic; bfloat16 is autocast over float32 parameters."""
+"""Arithmetic dtypes; bfloat16 is autocast over float32 parameters."""
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """The device called name, or None: CUDA, else MPS, else the CPU. Raises InputError for one that is not here."""
+    """The device called name; None: CUDA, else MPS, else the CPU. Raises InputError if it is not available."""
     here = ["cpu"]
     if torch.backends.mps.is_available():
         here.insert(0, "mps")
@@ -39,12 +39,12 @@ def choose_device(name: str | None = None) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"unknown device {name!r}: choose one of {', '.join(here)}") from error
     if device.type not in here or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"device {name} is not on this machine: choose one of {', '.join(here)}")
+        raise InputError(f"device {name} is not available here: choose one of {', '.join(here)}")
     return device
 
 
 def check_dtype(name: str, device: torch.device) -> None:
-    """Raises InputError if the device does not compute in this dtype."""
+    """Raise InputError if the device does not support this dtype."""
     if name == "float64" and device.type == "mps":
         raise InputError("MPS has no float64: choose --dtype float32 or --device cpu")
     if name == "bfloat16" and not (
@@ -54,26 +54,26 @@ def check_dtype(name: str, device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises InputError unless torch.compile can compile here: it needs a C++ compiler and Python's headers."""
+    """Raise InputError unless torch.compile works here: it needs a C++ compiler and Python's headers."""
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))):
         raise InputError(
-            "--compile needs a C++ compiler on the CPU, and there is none here: install g++, or leave it out"
+            "--compile needs a C++ compiler on the CPU, but none was found: install g++, or omit --compile"
         )
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except (RuntimeError, OSError) as error:  # torch's own are RuntimeErrors, whatever the compiler did
+    except (RuntimeError, OSError) as error:  # torch raises RuntimeErrors for all compiler faults
         words = str(error)
         fault = found[0] if (found := re.search(r"(fatal )?error: .*", words)) else words.partition("\n")[0]
         raise InputError(
-            f"--compile needs a C++ compiler that works and Python's headers, and torch.compile fails here ({fault}): "
-            "install g++ and python3-dev, correct $CXX, or leave it out"
+            f"--compile needs a working C++ compiler and Python's headers, but torch.compile fails here ({fault}): "
+            "install g++ and python3-dev, correct $CXX, or omit --compile"
         ) from error
 
 
 def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> Iterator[float]:
-    """The rate of each step, by torch's schedulers: linear up to lr, then half a cosine down to a tenth of it.
+    """Yield each step's rate from torch's schedulers: linear up to lr, then half a cosine down to a tenth of it.
 
-    One at a time: a run may be given more steps than a list can hold, and be stopped.
+    A generator, since max_steps may exceed what a list can hold.
     """
     if not warmup_steps:
         yield from repeat(lr)
@@ -82,7 +82,7 @@ def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> Iterator[f
     steps_down = max(1, total_steps - 1 - warmup_steps)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, steps_down, eta_min=lr / 10)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # SequentialLR calls its parts in a way torch itself warns of
+        warnings.simplefilter("ignore", UserWarning)  # SequentialLR itself triggers torch's warning
         schedule = torch.optim.lr_scheduler.SequentialLR(sgd, [warmup, cosine], [warmup_steps])
     while True:
         yield float(sgd.param_groups[0]["lr"])
@@ -95,9 +95,9 @@ def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> Iterator[f
 class TorchLearner:
     """torch_gpt's model with torch.optim.AdamW. See numpy_gpt.train.Learner for the methods.
 
-    device: as torch names it; dtype: one of DTYPES; attention: "plain" or "sdpa"; compiled: through torch.compile.
-    Weights and orders of batches are drawn on the CPU, so they are those of numpy_gpt for the same seed; dropout masks
-    are too where the device is the CPU.
+    device: torch's device; dtype: one of DTYPES; attention: "plain" or "sdpa"; compiled: use torch.compile. Weights and
+    batch orders are drawn on the CPU and so equal numpy_gpt's for the same seed; dropout masks do too if the device is
+    the CPU.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class TorchLearner:
         try:
             check_finite_step(loss.item(), norm.item(), step, lr)
         except DivergedError:
-            self._restore_random(before)  # the masks are not drawn, as if the step had not begun
+            self._restore_random(before)  # undo drawing the dropout masks: the step did not happen
             raise
         self.optimizer.step()
         return loss.item(), lr
@@ -159,7 +159,7 @@ class TorchLearner:
         top_k: int | None = None,
         n_vocab: int | None = None,
     ) -> Array:
-        """As the book's generate: the whole window again for every token."""
+        """Generate like the book: recompute the full window for every token."""
         self.model.eval()
         generator = torch.Generator().manual_seed(self._seed)
         tokens = torch.as_tensor(ids, device=self._device)
@@ -168,7 +168,7 @@ class TorchLearner:
                 logits = self.model(tokens[:, -self.model.config.context_length :])[:, -1, :n_vocab]
                 if temperature == 0:
                     chosen = logits.argmax(dim=-1, keepdim=True)
-                else:  # on the CPU, so that every device draws the same numbers
+                else:  # on the CPU, so that all devices draw the same numbers
                     if top_k is not None:
                         lowest = torch.topk(logits, top_k).values[:, -1:]
                         logits = logits.masked_fill(logits < lowest, -torch.inf)
@@ -194,7 +194,7 @@ class TorchLearner:
         for name, p in self.model.named_parameters():
             own = self.optimizer.state[p]
             for short, long in moments.items():
-                moment = own[long] if own else torch.zeros_like(p)  # there is none before the first step
+                moment = own[long] if own else torch.zeros_like(p)  # none before the first step
                 state[f"optimizer.{short}.{name}"] = moment.cpu().numpy().copy()
             state["optimizer.t"] = np.array([int(own["step"]) if own else 0])
         return state
@@ -204,7 +204,7 @@ class TorchLearner:
             self._check_state(state)
             t = torch.tensor(float(state["optimizer.t"][0]))
             for name, p in self.model.named_parameters():
-                m, v = (torch.from_numpy(state[f"optimizer.{each}.{name}"]).to(p, copy=True) for each in "mv")
+                m, v = (torch.from_numpy(state[f"optimizer.{moment}.{name}"]).to(p, copy=True) for moment in "mv")
                 self.optimizer.state[p] = {"step": t.clone(), "exp_avg": m, "exp_avg_sq": v}
             self._restore_random(state)
         except KeyError as error:
@@ -213,16 +213,16 @@ class TorchLearner:
             ) from error
 
     def _check_state(self, state: Params) -> None:
-        """Raise InputError for what neither this optimiser nor these generators can have reached; KeyError."""
+        """Raise InputError for an impossible state of the optimiser or the generators, KeyError for a missing part."""
         if state["optimizer.t"].shape != (1,):
-            raise InputError("the optimiser's state has no one number of steps: is it another model's?")
+            raise InputError("the optimiser's state does not have one step count: is it another model's?")
         check_state("t", state["optimizer.t"], np.dtype(np.int64))
         for name, p in self.model.named_parameters():
-            for each in "mv":
-                array = state[f"optimizer.{each}.{name}"]
+            for moment in "mv":
+                array = state[f"optimizer.{moment}.{name}"]
                 if array.shape != p.shape:
                     raise InputError(f"the optimiser's state of {name} has another shape: is it another model's?")
-                check_state(f"{each}.{name}", array, torch.empty(0, dtype=p.dtype).numpy().dtype)
+                check_state(f"{moment}.{name}", array, torch.empty(0, dtype=p.dtype).numpy().dtype)
         try:
             torch.Generator().set_state(torch.from_numpy(state["rng"]))
         except (RuntimeError, TypeError) as error:
@@ -231,10 +231,10 @@ class TorchLearner:
             ) from error
         cuda = state.get("rng.cuda")
         if cuda is not None and (cuda.dtype != np.uint8 or cuda.shape != (16,)):
-            raise InputError("the checkpoint has no usable random state of the GPU: start from it with --init instead")
+            raise InputError("the checkpoint has no usable GPU random state: start from it with --init instead")
 
     def _random_state(self) -> Params:
-        """Of the CPU's generator, and of the GPU's where that draws the dropout masks."""
+        """The state of the CPU's generator, and of the GPU's if that draws the dropout masks."""
         state: Params = {"rng": torch.get_rng_state().numpy()}
         if self._device.type == "cuda":
             state["rng.cuda"] = torch.cuda.get_rng_state(self._device).numpy()
@@ -246,6 +246,6 @@ class TorchLearner:
             torch.cuda.set_rng_state(torch.from_numpy(state["rng.cuda"]), self._device)
 
     def _forward(self, x: Array, y: Array) -> Tensor:
-        tokens, targets = (torch.as_tensor(each, device=self._device) for each in (x, y))
+        tokens, targets = (torch.as_tensor(ids, device=self._device) for ids in (x, y))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             return self._loss(tokens, targets)

@@ -1,1 +1,1 @@
-"""Vocabularies in folders, and the encodings that they make."""
+"""Vocabularies in folders, and their encodings."""

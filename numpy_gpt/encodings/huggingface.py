@@ -1,7 +1,7 @@
-"""Hugging Face's tokenizer files, in and out: vocab.json and merges.txt, tokenizer.json, and the settings beside them.
+"""Hugging Face's tokenizer files, read and written: vocab.json and merges.txt, tokenizer.json, and their settings.
 
-What transformers would make of them is what is made here, or they are refused: a setting that is passed over means
-other tokens without a word. Source of the rules: transformers' tokenization_gpt2.py, tokenization_utils_base.py and
+The files either give the same tokens as in transformers or are refused: ignoring a setting could silently change the
+tokens. Source of the rules: transformers' tokenization_gpt2.py, tokenization_utils_base.py and
 tokenization_utils_tokenizers.py.
 """
 
@@ -28,7 +28,7 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.io.bounded_json import VOCABULARY_TIMES, read_json
 
 VOCABULARY = {IDS: "vocab.json", MERGES: "merges.txt"}
-"""OpenAI's names of the vocabulary's two files, under which they are kept here -> Hugging Face's."""
+"""OpenAI's names of the vocabulary's two files, also used here -> Hugging Face's."""
 
 CONFIG, TOKENIZER, MAP, ADDED = (
     "tokenizer_config.json",
@@ -38,10 +38,10 @@ CONFIG, TOKENIZER, MAP, ADDED = (
 )
 
 REBUILT = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
-"""The classes that take only the vocabulary and the added tokens of a tokenizer.json."""
+"""The classes that use only the vocabulary and the added tokens of a tokenizer.json."""
 
 AS_WRITTEN = ("PreTrainedTokenizerFast", "TokenizersBackend")
-"""The classes that take a tokenizer.json as it is."""
+"""The classes that use a tokenizer.json as written."""
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -56,7 +56,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "vocab": (None,),
     "merges": (None,),
 }
-"""What a tokenizer_config.json may say of what changes the tokens."""
+"""Accepted values of the keys in tokenizer_config.json that affect the tokens."""
 
 FIXED_MODEL: dict[str, tuple[Any, ...]] = {
     "type": (None, "BPE"),
@@ -64,7 +64,7 @@ FIXED_MODEL: dict[str, tuple[Any, ...]] = {
     "continuing_subword_prefix": (None, ""),
     "end_of_word_suffix": (None, ""),
 }
-"""The same of the model in a tokenizer.json."""
+"""Accepted values in the model of a tokenizer.json."""
 
 STEPS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     "normalizer": ("normalizers", "", (None,)),
@@ -80,32 +80,32 @@ STEPS: dict[str, tuple[str, str, tuple[Any, ...]]] = {
     ),
     "decoder": ("decoders", "", (None, {"type": "ByteLevel"})),
 }
-"""The same of its steps: where a sequence has its parts, what matters beside the type, and what may be there."""
+"""Steps of a tokenizer.json -> the key of a sequence's parts, the key that matters besides type, accepted values."""
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
-"""The pre-tokenizer of a tokenizer.json that names none, as GPT2Tokenizer has it."""
+"""The pre-tokenizer of a tokenizer.json without one: GPT2Tokenizer's."""
 
 ALONE = "to import the weights alone, move the tokenizer's files out of the folder"
 
 AGREE = "make them agree"
 
 MORE = "more "
-"""Before the number of a special token without a role."""
+"""Prefix of the number of a special token without a role."""
 
 UNNUMBERED = -1
 
 
 class Declared(NamedTuple):
-    """An added token, its id UNNUMBERED where none is given, and the file that declares it."""
+    """An added token, with the id UNNUMBERED if none is given, and the file that declares it."""
 
     token: AddedToken
     file: Path
 
 
 def read_tokenizer(folder: Path) -> dict[str, bytes]:
-    """encoder.json and vocab.bpe, and tokens.json where needed, of the tokenizer files in folder; empty without any.
+    """Convert folder's tokenizer files to encoder.json, vocab.bpe and, if needed, tokens.json; empty if it has none.
 
-    Raises InputError, naming the file and the setting, for what would make other tokens than transformers does.
+    Raises InputError, naming the file and the setting, if the tokens would differ from those of transformers.
     """
     tokenizer = _read(folder / TOKENIZER)
     files = _vocabulary(folder, tokenizer)
@@ -122,7 +122,7 @@ def read_tokenizer(folder: Path) -> dict[str, bytes]:
         raise InputError(f"{folder / TOKENIZER}: its pre_tokenizer is missing, which is not supported: {ALONE}")
     padding = tokenizer.get("padding")
     if not rebuilt and isinstance(padding, dict) and "pad_token" in padding:
-        config.setdefault("pad_token", padding["pad_token"])  # which transformers makes an added token
+        config.setdefault("pad_token", padding["pad_token"])  # transformers adds it as a token
     named = _named(folder, config)
     added = _added(folder, config, tokenizer, rebuilt, named)
     default = Declared(AddedToken(END_OF_TEXT, UNNUMBERED), folder / CONFIG)
@@ -133,7 +133,7 @@ def read_tokenizer(folder: Path) -> dict[str, bytes]:
 
 
 def tokenizer_files(vocabulary: Mapping[str, bytes], context_length: int) -> dict[str, bytes]:
-    """The files of which GPT2Tokenizer makes the same tokens as the encoding of a vocabulary's files."""
+    """The files with which GPT2Tokenizer gives the same tokens as the encoding of a vocabulary's files."""
     extras = parse_extras(vocabulary, parse_ids(vocabulary[IDS]))
     flags = ("content", "lstrip", "rstrip", "normalized", "special")
     config = {
@@ -161,12 +161,12 @@ def _check(file: Path, values: Mapping[str, Any], fixed: Mapping[str, tuple[Any,
 
 
 def _vocabulary(folder: Path, tokenizer: Mapping[str, Any]) -> dict[str, bytes]:
-    """The two files, by OpenAI's names, from under either name or from tokenizer.json."""
+    """The two files, under OpenAI's names, read under either name or from tokenizer.json."""
     found: dict[str, bytes] = {}
     for ours, theirs in VOCABULARY.items():
         files = [folder / name for name in (theirs, ours) if (folder / name).is_file()]
         if len({file.read_bytes() for file in files}) > 1:
-            raise InputError(f"{files[0]} and {files[1]} are two names of one file and differ: remove the wrong one")
+            raise InputError(f"{files[0]} and {files[1]} should be the same file but differ: remove the wrong one")
         if files:
             found[ours] = files[0].read_bytes()
     if not tokenizer:
@@ -181,15 +181,15 @@ def _vocabulary(folder: Path, tokenizer: Mapping[str, Any]) -> dict[str, bytes]:
         except (ValueError, TypeError, RecursionError):
             agree = False
         if not agree:
-            raise InputError(f"{folder / TOKENIZER} and {VOCABULARY[name]} beside it disagree: remove the wrong one")
+            raise InputError(f"{folder / TOKENIZER} and {VOCABULARY[name]} next to it disagree: remove the wrong one")
     return made | found
 
 
 def _from_tokenizer(file: Path, tokenizer: Mapping[str, Any]) -> dict[str, bytes]:
-    """The two files out of a tokenizer.json that does nothing else to a text than GPT-2's."""
+    """The two files from a tokenizer.json. Raises InputError if it processes text differently from GPT-2's."""
     try:
         model = tokenizer["model"]
-        pairs = [each.split(" ") if isinstance(each, str) else each for each in model["merges"]]
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
         if wrong := next((pair for pair in pairs if len(pair) != 2 or pair[0].startswith("#version")), None):
             raise ValueError(f"the merge {wrong!r}")
         lines = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in pairs), ""])
@@ -197,7 +197,7 @@ def _from_tokenizer(file: Path, tokenizer: Mapping[str, Any]) -> dict[str, bytes
         parse_ids(made[IDS])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{file} holds no vocabulary in GPT-2's format ({error!r}): remove it, or replace it"
+            f"{file} has no vocabulary in GPT-2's format ({error!r}): remove it, or replace it"
         ) from error
     _check(file, model, FIXED_MODEL)
     for step, (_, matters, choices) in STEPS.items():
@@ -209,7 +209,7 @@ def _from_tokenizer(file: Path, tokenizer: Mapping[str, Any]) -> dict[str, bytes
 
 
 def _step(tokenizer: Mapping[str, Any], step: str) -> Any:
-    """A step of a tokenizer.json, out of a sequence that holds no other."""
+    """A step of a tokenizer.json, unwrapped from sequences of one step."""
     value, parts = tokenizer.get(step, BYTE_LEVEL if step == "pre_tokenizer" else None), STEPS[step][0]
     while isinstance(value, dict) and value.get("type") == "Sequence":
         sequence = value.get(parts) or []
@@ -220,29 +220,29 @@ def _step(tokenizer: Mapping[str, Any], step: str) -> Any:
 
 
 def _short(value: Any) -> str:
-    """A step in a line."""
+    """A value in one short line."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else text[:119] + "…"
 
 
 def _prefix_space(folder: Path, config: Mapping[str, Any], tokenizer: Mapping[str, Any], rebuilt: bool) -> bool:
-    """Whether a text gets a leading space. Raises InputError where the two files that say it disagree."""
+    """Whether a text gets a leading space. Raises InputError if the two files that set it disagree."""
     asked = config.get("add_prefix_space")
     if not tokenizer:
         return bool(asked)
     written = _step(tokenizer, "pre_tokenizer").get("add_prefix_space")
     if type(written) is not bool or written != (written if asked is None and not rebuilt else bool(asked)):
         raise InputError(
-            f"add_prefix_space is {written!r} in {folder / TOKENIZER} and {bool(asked)} in {CONFIG} beside it, which "
-            "transformers reads differently in its releases: make them agree"
+            f"add_prefix_space is {written!r} in {folder / TOKENIZER} but {bool(asked)} in {CONFIG} next to it, which "
+            "releases of transformers read differently: make them agree"
         )
     return written
 
 
 def _named(folder: Path, config: Mapping[str, Any]) -> dict[str, Declared | None]:
-    """The special tokens that the settings name, by their role; None for a role that is said to be unfilled."""
+    """Role -> special token named in the settings; None for a role set to null."""
     places = [(folder / CONFIG, config)]
-    if "added_tokens_decoder" not in config:  # else transformers does not look there
+    if "added_tokens_decoder" not in config:  # with it, transformers ignores the map
         places.append((folder / MAP, _read(folder / MAP)))
     named: dict[str, Declared | None] = {}
     more: list[Declared] = []
@@ -250,23 +250,23 @@ def _named(folder: Path, config: Mapping[str, Any]) -> dict[str, Declared | None
         for key, value in values.items():
             if key in ("extra_special_tokens", "additional_special_tokens"):
                 if not isinstance(value, dict | list | None):
-                    raise InputError(f"{file}: {key} is {_short(value)}, which is no list of tokens: correct it")
+                    raise InputError(f"{file}: {key} is {_short(value)}, which is not a list of tokens: correct it")
                 own = value if isinstance(value, dict) else {}  # its keys are further roles
                 named |= {
-                    role: Declared(_token(file, each, UNNUMBERED, special=True), file) for role, each in own.items()
+                    role: Declared(_token(file, entry, UNNUMBERED, special=True), file) for role, entry in own.items()
                 }
                 listed = value if isinstance(value, list) else []
-                more += [Declared(_token(file, each, UNNUMBERED, special=True), file) for each in listed]
+                more += [Declared(_token(file, entry, UNNUMBERED, special=True), file) for entry in listed]
             elif key.endswith("_token") and not isinstance(value, bool):
                 if file.name == CONFIG and key not in NAMED and isinstance(value, dict) and "__type" not in value:
-                    continue  # transformers takes it for no token
+                    continue  # transformers does not read it as a token
                 named[key] = None if value is None else Declared(_token(file, value, UNNUMBERED, special=True), file)
     ordered = {key: named[key] for key in (*NAMED, *named) if key in named}
-    return ordered | {f"{MORE}{n}": each for n, each in enumerate(more)}
+    return ordered | {f"{MORE}{n}": declared for n, declared in enumerate(more)}
 
 
 def _token(file: Path, value: Any, number: Any, special: bool | None = None) -> AddedToken:
-    """A token as the files write it: its text, or its text and flags."""
+    """Parse a token from a file: its text, or its text and flags."""
     try:
         entry: dict[str, Any] = {"content": value} if isinstance(value, str) else dict(value)
         is_special = entry.get("special", False) if special is None else special
@@ -292,34 +292,34 @@ def _added(
     rebuilt: bool,
     named: Mapping[str, Declared | None],
 ) -> dict[str, Declared]:
-    """The tokens that are added to the vocabulary by their id, by their text; InputError where files disagree."""
+    """Text -> token for those added with an id. Raises InputError if the files disagree."""
     declared = _declared(folder, config, tokenizer, named)
     apart = _apart({token.content for token, _ in declared})
-    complete = "added_tokens_decoder" in config  # then transformers looks nowhere else, unless it takes TOKENIZER as is
+    complete = "added_tokens_decoder" in config  # then transformers reads no other file, except TOKENIZER if AS_WRITTEN
     added: dict[str, Declared] = {}
     for token, file in declared:
         before = added.get(token.content)
         if before is None and complete and file.name != CONFIG:
-            raise InputError(f"{file} adds {token.content!r}, and added_tokens_decoder in {CONFIG} does not: {AGREE}")
+            raise InputError(f"{file} adds {token.content!r}, but added_tokens_decoder in {CONFIG} does not: {AGREE}")
         if before and not (before.token.id == token.id and (file.name == ADDED or _alike(token, before.token, apart))):
             raise InputError(
-                f"{file} and {before.file.name} beside it disagree about the token {token.content!r}: {AGREE}"
+                f"{file} and {before.file.name} next to it disagree about the token {token.content!r}: {AGREE}"
             )
         if before is None or (file.name == TOKENIZER and not rebuilt):
             added[token.content] = Declared(token, file)
-    written = [each.token.id for each in added.values() if each.file.name == TOKENIZER]
+    written = [token.id for token, file in added.values() if file.name == TOKENIZER]
     for token, file in added.values():
         if not rebuilt and file.name != TOKENIZER and token.id < max(written, default=0):  # it would come last
-            raise InputError(f"{file} adds {token.content!r}, and {TOKENIZER} beside it does not: {AGREE}")
+            raise InputError(f"{file} adds {token.content!r}, but {TOKENIZER} next to it does not: {AGREE}")
     return added
 
 
 def _declared(
     folder: Path, config: Mapping[str, Any], tokenizer: Mapping[str, Any], named: Mapping[str, Declared | None]
 ) -> list[Declared]:
-    """What the three files say of added tokens; the last has no flags, so that the first two know better."""
-    usual = {key: each for key, each in named.items() if key in NAMED or key.startswith(MORE)}
-    specials = {each.token.content for each in usual.values() if each}
+    """The added tokens in the three files; the last file has no flags, so the first two take precedence."""
+    usual = [declared for key, declared in named.items() if key in NAMED or key.startswith(MORE)]
+    specials = {declared.token.content for declared in usual if declared}
     try:
         sources = {
             CONFIG: [(value, number) for number, value in (config.get("added_tokens_decoder") or {}).items()],
@@ -328,42 +328,42 @@ def _declared(
         }
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: its added tokens cannot be read ({error!r}): {ALONE}") from error
-    tokens = {name: [_token(folder / name, *each) for each in entries] for name, entries in sources.items()}
+    tokens = {name: [_token(folder / name, *entry) for entry in entries] for name, entries in sources.items()}
     if (numbers := [token.id for token in tokens[TOKENIZER]]) != sorted(numbers):
         raise InputError(f"{folder / TOKENIZER}: its added_tokens are not in the order of their ids: sort them")
-    return [Declared(token, folder / name) for name, each in tokens.items() for token in each]
+    return [Declared(token, folder / name) for name, declared in tokens.items() for token in declared]
 
 
 def _alike(a: AddedToken, b: AddedToken, apart: bool) -> bool:
-    """Whether two entries of a token take the same out of a text; which is looked for first matters to others only."""
+    """Whether two entries of a token match the same text; if apart, the search order (normalized) does not matter."""
     return replace(a, special=b.special, normalized=b.normalized if apart else a.normalized) == b
 
 
 def _apart(tokens: Iterable[str]) -> bool:
-    """Whether no two tokens can overlap in a text, so that the order in which they are looked for does not matter."""
-    whole = list(tokens)
-    return not any(a in b or any(a.endswith(b[:size]) for size in range(1, len(b))) for a, b in permutations(whole, 2))
+    """Whether no two tokens can overlap in a text, so that the order of searching for them does not matter."""
+    pairs = permutations(tokens, 2)
+    return not any(a in b or any(a.endswith(b[:size]) for size in range(1, len(b))) for a, b in pairs)
 
 
 def _extras(
     added: dict[str, Declared], named: Mapping[str, Declared | None], ids: Mapping[str, int], prefix: bool
 ) -> Extras:
-    """All of it: the named tokens are special, those not yet added come after the others, and each gets its id."""
-    filled = {role: each for role, each in named.items() if each and each.token.content}
-    apart = _apart({*added, *(each.token.content for each in filled.values())})
-    roles: dict[str, str] = {}  # of the tokens that are named alone
-    for role, each in filled.items():
-        token, file = added.get(each.token.content, each)
+    """The complete Extras: named tokens are special, new ones follow the others, and all get their ids."""
+    filled = {role: declared for role, declared in named.items() if declared and declared.token.content}
+    apart = _apart({*added, *(declared.token.content for declared in filled.values())})
+    roles: dict[str, str] = {}  # text -> first role, of tokens that are only named
+    for role, declared in filled.items():
+        token, file = added.get(declared.token.content, declared)
         first = roles.get(token.content) if token.content in added else roles.setdefault(token.content, role)
-        if first and not _alike(each.token, token, apart):
+        if first and not _alike(declared.token, token, apart):
             one, other = (name.replace(MORE, "additional token ") for name in (first, role))
             raise InputError(
-                f"{each.file}: the token {token.content!r} takes other white space along, or is normalized otherwise, "
-                f"as {other} than as {one}: {AGREE}, or declare it in added_tokens_decoder"
+                f"{declared.file}: the token {token.content!r} strips white space or is normalized differently as "
+                f"{other} than as {one}: {AGREE}, or declare it in added_tokens_decoder"
             )
         added[token.content] = Declared(replace(token, special=True), file)
     numbered = list(_numbered(added.values(), ids))
-    if len({token.normalized for token in numbered}) == 1:  # then all are looked for at once, whichever it is
+    if len({token.normalized for token in numbered}) == 1:  # then there is one search, whatever the flag
         numbered = [replace(token, normalized=False) for token in numbered]
     _check_white_space(added.values())
     eos = named.get("eos_token")
@@ -372,25 +372,25 @@ def _extras(
 
 
 def _check_white_space(added: Iterable[Declared]) -> None:
-    """Raise InputError where a token could take along what another begins with: there tokenizers itself may fail."""
-    takes = next((each for each in added if each.token.rstrip), None)
-    blank = next((each for each in added if each.token.content[0].isspace()), None)
-    if takes and blank:
+    """Raise InputError if a token could strip the start of another: tokenizers itself may fail on these."""
+    strips = next((declared for declared in added if declared.token.rstrip), None)
+    blank = next((declared for declared in added if declared.token.content[0].isspace()), None)
+    if strips and blank:
         raise InputError(
-            f"{takes.file}: rstrip is true for the token {takes.token.content!r}, which is not supported beside "
-            f"{blank.token.content!r}, a token that begins with white space: {ALONE}"
+            f"{strips.file}: rstrip is true for the token {strips.token.content!r}, which is not supported together "
+            f"with {blank.token.content!r}, a token that starts with white space: {ALONE}"
         )
 
 
 def _numbered(added: Iterable[Declared], ids: Mapping[str, int]) -> Iterator[AddedToken]:
-    """The tokens with their ids, as transformers gives them: the vocabulary's own, else the next one that is free."""
+    """The tokens with the ids that transformers assigns: the vocabulary's, else the next free one."""
     free = len(ids)
-    for token, file in sorted(added, key=lambda each: (each.token.id == UNNUMBERED, each.token.id)):
+    for token, file in sorted(added, key=lambda entry: (entry.token.id == UNNUMBERED, entry.token.id)):
         number = ids.get(token.content, free)
         free = max(free, number + 1)
         if token.id not in (UNNUMBERED, number):
             raise InputError(
-                f"{file}: the added token {token.content!r} has the id {token.id} there, and {number} in transformers, "
-                "which counts on from the vocabulary: give it that one"
+                f"{file}: the added token {token.content!r} has the id {token.id}, but transformers assigns {number}, "
+                "counting on from the vocabulary: change it to that"
             )
         yield replace(token, id=number)

@@ -10,16 +10,16 @@ import tiktoken
 from numpy_gpt.encodings.vocabulary import AddedToken, Vocabulary, read_vocabulary
 
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""How GPT-2 cuts a text before it merges: no merge goes across two pieces (encoder.py of its release)."""
+"""GPT-2's pattern for splitting a text before merging; merges never cross pieces (encoder.py of its release)."""
 
 WHITE_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000").union(
     map(chr, range(0x2000, 0x200B))
 )
-"""Unicode's White_Space, which is what an added token takes along; str.isspace has four more."""
+"""Unicode's White_Space, which added tokens strip; str.isspace accepts four more."""
 
 
 def own_encoding(files: Mapping[str, bytes], where: str) -> "OwnEncoding":
-    """The encoding, called `where`, of a vocabulary's files. Raises InputError as read_vocabulary does."""
+    """The encoding of a vocabulary's files, named `where`. Raises InputError as read_vocabulary does."""
     return _own_encoding(tuple(sorted(files.items())), where)
 
 
@@ -29,9 +29,9 @@ def _own_encoding(files: tuple[tuple[str, bytes], ...], where: str) -> "OwnEncod
 
 
 class OwnEncoding(tiktoken.Encoding):
-    """tiktoken's encoding, in which a text is searched for added tokens first.
+    """tiktoken's encoding, with a search for added tokens first.
 
-    end_id: the token that ends a text, if there is one. least_vocab_size: how many ids a model has to know.
+    end_id: the id of the end-of-text token, or None. least_vocab_size: the number of ids a model must know.
     """
 
     def __init__(self, name: str, vocabulary: Vocabulary):
@@ -45,7 +45,7 @@ class OwnEncoding(tiktoken.Encoding):
         self._searches = [_Search(group) for group in groups if group]
 
     def encode(self, text: str, **special: Any) -> list[int]:
-        """The ids of a text; with allowed_special="all" every added token in it is found, else as tiktoken does."""
+        """The ids of a text; with allowed_special="all", added tokens are recognised, else tiktoken decides."""
         if special.get("allowed_special") != "all":
             return super().encode(text, **special)
         parts: list[str | int] = [text] if text else []
@@ -57,12 +57,12 @@ class OwnEncoding(tiktoken.Encoding):
         return ids
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """The ids of a text in which nothing is an added token."""
+        """The ids of a text, without recognising added tokens."""
         return super().encode_ordinary(text if text.startswith(" ") or not text else self._prefix + text)
 
 
 class _Search:
-    """Finds added tokens in a text: from the left, of those that begin at one place the longest."""
+    """Finds added tokens in a text, from the left, the longest first."""
 
     def __init__(self, tokens: Sequence[AddedToken]):
         self._tokens: Mapping[str, AddedToken] = {token.content: token for token in tokens}
@@ -70,7 +70,7 @@ class _Search:
         self._pattern = re.compile("|".join(map(re.escape, longest_first)))
 
     def split(self, text: str) -> Iterator[str | int]:
-        """The text in order: the id of each token found, and what lies between."""
+        """The text in order: the ids of the tokens found, and the text between them."""
         done = 0
         for match in self._pattern.finditer(text):
             token = self._tokens[match[0]]

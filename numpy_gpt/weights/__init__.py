@@ -1,1 +1,1 @@
-"""Files of weights on one side, the model's one parameter dict on the other."""
+"""Reading and writing weights: the file formats, and the model's parameter dict."""

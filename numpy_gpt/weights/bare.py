@@ -1,6 +1,6 @@
-"""A GPT-2 in a file without a configuration: whose it is by its tensors' names, its sizes by their shapes.
+"""A GPT-2 in a file without a configuration: its origin from the tensors' names, its sizes from their shapes.
 
-The heads show in no shape. Where nothing tells them they are those of GPT-2's size of the same width.
+The number of heads cannot be inferred from shapes. If not given, it is that of the GPT-2 size of the same width.
 """
 
 import re
@@ -19,11 +19,11 @@ from numpy_gpt.weights.huggingface import BUFFERS, read_parameters, same
 from numpy_gpt.weights.stored import Stored
 
 WRAPPED = re.compile(r"^(module\.|_orig_mod\.|model\.)+")
-"""What DistributedDataParallel, torch.compile and Lightning put before every name."""
+"""Prefixes that DistributedDataParallel, torch.compile and Lightning add to every name."""
 
 
 class Bare(NamedTuple):
-    """Whose GPT-2 it is, in words, its configuration and the book's parameters of it."""
+    """A GPT-2: its origin in words, its configuration, and its parameters under the book's names."""
 
     what: str
     config: GPTConfig
@@ -31,7 +31,7 @@ class Bare(NamedTuple):
 
 
 def unwrapped(name: str) -> str:
-    """The name as the model itself has it."""
+    """The name without those prefixes."""
     return WRAPPED.sub("", name)
 
 
@@ -41,7 +41,7 @@ def is_books(tensors: Mapping[str, Stored]) -> bool:
 
 
 def read_books(file: Path, tensors: Mapping[str, Stored], n_heads: int | None) -> Bare:
-    """The book's GPTModel, whose causal masks are passed over. Raises InputError where the shapes are no GPT's."""
+    """The book's GPTModel, ignoring its causal masks. Raises InputError if the shapes are not a GPT's."""
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".att.mask")}
     config, guessed = _config(file, tensors, n_heads, ("tok_emb.weight", "pos_emb.weight"), r"trf_blocks\.(\d{1,9})\.")
     head = tensors.get("out_head.weight")
@@ -53,9 +53,9 @@ def read_books(file: Path, tensors: Mapping[str, Stored], n_heads: int | None) -
 
 
 def read_gpt2(file: Path, tensors: Mapping[str, Stored], n_heads: int | None, nanogpt: bool = False) -> Bare:
-    """A GPT-2 under GPT-2's names, in its layout or in torch's, as nanoGPT and minGPT have it (nanogpt: the former's).
+    """A GPT-2 under GPT-2's names, in its layout or in torch's, as in nanoGPT and minGPT (nanogpt: surely nanoGPT's).
 
-    Raises InputError where it is incomplete or the shapes are no GPT-2's.
+    Raises InputError if it is incomplete or the shapes are not a GPT-2's.
     """
     config, guessed = _config(file, tensors, n_heads, ("wte.weight", "wpe.weight"), r"h\.(\d{1,9})\.")
     head = tensors.get("lm_head.weight")
@@ -70,31 +70,31 @@ def read_gpt2(file: Path, tensors: Mapping[str, Stored], n_heads: int | None, na
 
 
 def _trained_by(nanogpt: bool, mingpt: bool) -> str:
-    """Whose torch code a GPT-2 in torch's layout is of: minGPT's GELU is GPT-2's, nanoGPT's is not."""
+    """The origin of a GPT-2 in torch's layout: minGPT uses GPT-2's GELU, nanoGPT does not."""
     if nanogpt:
-        return "nanoGPT's GPT (its GELU is exact, here it is GPT-2's: logits differ by some 1e-4)"
+        return "nanoGPT's GPT (its GELU is exact, here it is GPT-2's: logits differ by about 1e-4)"
     if mingpt:
         return "minGPT's GPT"
-    return "nanoGPT's or minGPT's GPT (nanoGPT's GELU is exact, here it is GPT-2's: its logits differ by some 1e-4)"
+    return "nanoGPT's or minGPT's GPT (nanoGPT's GELU is exact, here it is GPT-2's: its logits differ by about 1e-4)"
 
 
 def _config(
     file: Path, tensors: Mapping[str, Stored], n_heads: int | None, tables: tuple[str, str], block: str
 ) -> tuple[GPTConfig, str]:
-    """The configuration that the shapes tell, the rest at its default; and words on the heads if they are a guess."""
+    """The configuration inferred from the shapes, the rest at its defaults; and a note if the heads are a guess."""
     shapes = [tensors[name].shape if name in tensors else () for name in tables]
     layers = {int(match[1]) for name in tensors if (match := re.match(block, name))}
     if [len(shape) for shape in shapes] != [2, 2] or not layers:
-        raise InputError(f"{file} holds no GPT-2: no {' or '.join(tables)}, or no blocks")
+        raise InputError(f"{file} is not a GPT-2: it has no {' or '.join(tables)}, or no blocks")
     (V, C), (T, _) = shapes
     guessed = ""
     if n_heads is None:
         known = {size["emb_dim"]: (name, size["n_heads"]) for name, size in GPT2_SIZES.items()}
         if C not in known:
-            beside = ", or put the model's config.json beside it" if "wte.weight" in tables else ""
-            raise InputError(f"{file} does not say how many heads its {C} features are: give --n-heads{beside}")
+            beside = ", or put the model's config.json next to it" if "wte.weight" in tables else ""
+            raise InputError(f"{file} does not give the number of heads for its {C} features: pass --n-heads{beside}")
         size, n_heads = known[C]
-        guessed = f", with the {n_heads} heads of GPT-2 {size}, since the file does not say how many"
+        guessed = f", with the {n_heads} heads of GPT-2 {size}, since the file does not give their number"
     try:
         return GPTConfig(V, T, C, n_heads, max(layers) + 1), guessed
     except InputError as error:
@@ -102,11 +102,11 @@ def _config(
 
 
 def _with_biases(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """With a bias of 0 for every weight that has none, as nanoGPT's bias=False leaves it."""
-    whole = dict(tensors)
+    """Add a bias of 0 for every weight without one, as after nanoGPT's bias=False."""
+    completed = dict(tensors)
     for name, tensor in tensors.items():
         bias = name.removesuffix("weight") + "bias"
         if name.startswith(("h.", "ln_f.")) and name.endswith(".weight") and bias not in tensors:
             shape = tensor.shape[:1] if name.endswith(LINEAR) else tensor.shape
-            whole[bias] = Stored(shape, tensor.dtype, partial(np.zeros, shape, tensor.dtype))
-    return whole
+            completed[bias] = Stored(shape, tensor.dtype, partial(np.zeros, shape, tensor.dtype))
+    return completed

@@ -1,10 +1,9 @@
-"""Checkpoints: safetensors files (data, never code) with the configuration inside, written whole or not at all.
+"""Checkpoints: safetensors files (data, never code) with the configuration inside, written atomically.
 
-A checkpoint is a folder with model.safetensors, the parameters under their own names, and for a model still in
-training a file training-….safetensors with what its optimiser, random stream and loop need to go on. The model's file
-names the training file that belongs to it, and is written last: it alone decides which checkpoint the folder holds, so
-that at no instant of a save the two are of different steps. A run's folder keeps its checkpoint in the folder
-checkpoint.
+A checkpoint is a folder with model.safetensors, the parameters under their own names, and for a model in training a
+file training-….safetensors with the state of its optimiser, random stream and loop. model.safetensors names its
+training file and is written last, so at every instant of a save the two belong to the same step. A run keeps its
+checkpoint in the subfolder checkpoint.
 """
 
 import json
@@ -30,38 +29,38 @@ from numpy_gpt.weights.tensors import FIX, SHA256, read_tensors, seal, write_ten
 
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = re.compile(r"training-[0-9a-f]{16}\.safetensors")
-"""The name of a training file: by its contents, so that a new one never takes an old one's place."""
+"""The name of a training file: a hash of its content, so that a new one never overwrites an old one."""
 
 RESERVED = {"format", "version", "config", "training"}
-"""Of the metadata: what the model's file says of itself."""
+"""Metadata keys of the model's file that callers may not set."""
 
 EMBEDDINGS = ("tok_emb.weight", "out_head.weight", "wte.weight", "lm_head.weight")
-"""How names end that show a file to hold somebody else's GPT-2: the book's or Hugging Face's."""
+"""Endings of tensor names that identify another program's GPT-2: the book's or Hugging Face's."""
 
 FOREIGN = ("config.json", "hparams.json")
-"""What a folder of Hugging Face's or OpenAI's GPT-2 has and none of ours."""
+"""Files found in folders of Hugging Face's or OpenAI's GPT-2, but not in ours."""
 
 VERSION = 1
-"""Of the format, in every file's metadata."""
+"""Version of the format, in every file's metadata."""
 
 
 class Header(NamedTuple):
-    """What a checkpoint says of itself, read without its tensors."""
+    """A checkpoint's configuration and metadata, read without its tensors."""
 
     file: Path
     config: GPTConfig
-    tensors: dict[str, Stored]  # the configuration's, of its shapes
-    about: dict[str, str]  # the metadata beside the configuration: the encoding's name and so on
+    tensors: dict[str, Stored]  # those of the configuration, of its shapes
+    about: dict[str, str]  # other metadata: the encoding's name and so on
 
 
 def save(
     model: GPT, path: str | os.PathLike[str], *, training: Params | None = None, about: Mapping[str, str] | None = None
 ) -> None:
-    """Write the model to path: a file if it ends in .safetensors, else a folder that gets model.safetensors.
+    """Write the model to path: a file if it ends in .safetensors, else a folder with model.safetensors.
 
-    training: arrays to resume from, such as AdamW.state(), beside the model (a folder only). about: more metadata,
-    such as {"encoding": "gpt2"}. A file appears under its name only when it is complete. Raises InputError if path
-    cannot be written.
+    training: arrays to resume from, like AdamW.state(), saved next to the model (a folder only). about: more metadata,
+    like {"encoding": "gpt2"}. A file appears under its name only when complete. Raises InputError if path cannot be
+    written.
     """
     save_params(model.config, model.params, path, training=training, about=about)
 
@@ -74,16 +73,16 @@ def save_params(
     training: Params | None = None,
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """`save` for a configuration and its parameters without a model."""
+    """Do what `save` does, given a configuration and parameters instead of a model."""
     target = Path(path)
-    kind_of(target)  # raises InputError for what no path can be
+    kind_of(target)  # raises InputError for an impossible path
     if not os.fspath(path):
         raise InputError("the path to save to is empty: give a folder, or a file that ends in .safetensors")
     single = target.suffix == ".safetensors"
     if single and training is not None:
-        raise InputError(f"{target} is one file: give a folder to save the training state beside the model")
+        raise InputError(f"{target} is a single file: give a folder to save the training state with the model")
     if wrong := RESERVED & (about or {}).keys():
-        raise InputError(f"about={{{min(wrong)!r}: …}} is the checkpoint's own: choose another name")
+        raise InputError(f"about={{{min(wrong)!r}: …}} is a reserved name: choose another")
     metadata = {**(about or {}), "format": "numpy-gpt", "version": str(VERSION), "config": json.dumps(config.to_dict())}
     _check_loadable(config, params)
     try:
@@ -94,13 +93,13 @@ def save_params(
             write_tensors(target, params, metadata)
             return
         try:
-            _drop_training(target)  # what saves left that were killed
+            _drop_training(target)  # left by killed saves
             if training is None:
                 write_tensors(target / MODEL_FILE, params, metadata)
                 return
             kind = {"format": "numpy-gpt training", "version": str(VERSION)}
             metadata["training"] = f"training-{seal(training, kind)[SHA256][:16]}.safetensors"
-            with partial_folder(target / metadata["training"]):  # until the model's file names it, it is being written
+            with partial_folder(target / metadata["training"]):  # marks it as unfinished until it is named
                 write_tensors(target / metadata["training"], training, kind)
                 write_tensors(target / MODEL_FILE, params, metadata)
         finally:
@@ -110,13 +109,13 @@ def save_params(
 
 
 def _check_loadable(config: GPTConfig, params: Weights) -> None:
-    """Raise InputError for what `load` would refuse, so that it never takes the place of a model that can be loaded."""
+    """Raise InputError for parameters that `load` would refuse, so that they never replace a loadable model."""
     try:
         check_shapes(config, {name: array.shape for name, array in params.items()})
         for name, array in params.items():
             if array.dtype != params["tok_emb.weight"].dtype or array.dtype not in (np.float32, np.float64):
                 raise InputError(
-                    f"parameter {name} is {array.dtype}: a model is float32 or float64, all of it one of them"
+                    f"parameter {name} is {array.dtype}: all parameters must be float32, or all float64"
                 )
             check_finite(np.asarray(array), name)
     except NonFiniteError as error:
@@ -126,9 +125,9 @@ def _check_loadable(config: GPTConfig, params: Weights) -> None:
 
 
 def _drop_training(folder: Path) -> None:
-    """Remove the training files that the model's file does not name, and what killed saves left of others.
+    """Remove the training files that the model's file on disk does not name, and leftovers of killed saves.
 
-    The file on the disk decides. Where it cannot be read all stay, as does what cannot be removed: for a later save.
+    If that file cannot be read, all stay; files that cannot be removed are left to a later save.
     """
     sweep_folder(folder)
     try:
@@ -145,33 +144,33 @@ def _drop_training(folder: Path) -> None:
 
 
 def load(path: str | os.PathLike[str], dtype: Float | None = None) -> GPT:
-    """The model of a run folder, a checkpoint folder or a safetensors file, in dtype (None: the file's).
+    """Load the model of a run folder, a checkpoint folder or a safetensors file, in dtype (None: the file's).
 
-    Read tensor by tensor, each once, straight to where it stays. Raises InputError if there is none, or it is damaged,
-    or does not fit its own configuration, or holds NaN or infinity.
+    Reads each tensor once, directly into place. Raises InputError if there is no model, or if it is damaged, does not
+    fit its configuration, or has NaN or infinity in it.
     """
     config, params = load_params(path, dtype)
     return GPT.from_params(config, params)
 
 
 def load_params(path: str | os.PathLike[str], dtype: Float | None = None) -> tuple[GPTConfig, dict[str, Stored]]:
-    """Configuration and parameters, as `load` reads them, without a model: each is read when it is wanted."""
+    """Configuration and parameters as `load` reads them, without a model; each is read on demand."""
     header = read_header(path)
     dtypes = {tensor.dtype for tensor in header.tensors.values()}
     if dtype is None and dtypes - {np.dtype(np.float32), np.dtype(np.float64)}:
-        names = ", ".join(sorted(str(each) for each in dtypes))
+        names = ", ".join(sorted(map(str, dtypes)))
         raise InputError(f"{header.file} holds {names}: load it with dtype=np.float32")
     tensors = header.tensors if dtype is None else {n: t.astype(dtype) for n, t in header.tensors.items()}
     return header.config, {name: tensor.finite(header.file, name) for name, tensor in tensors.items()}
 
 
 def load_training(path: str | os.PathLike[str]) -> Params:
-    """The arrays given to `save` as training. Raises InputError where the checkpoint has none."""
+    """Load the arrays given to `save` as training. Raises InputError if the checkpoint has none."""
     header = read_header(path)
     name = header.about.get("training")
     if name is None:
         raise InputError(
-            f"{path} holds a model but no training state to resume from: start from it with --init instead"
+            f"{path} has a model but no training state to resume from: start from it with --init instead"
         )
     file = header.file.parent / name[:80]
     if not TRAINING_FILE.fullmatch(name) or not file.is_file():
@@ -183,22 +182,22 @@ def load_training(path: str | os.PathLike[str]) -> Params:
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """The configuration, shapes and metadata of a checkpoint, without reading its tensors.
+    """Read the configuration, shapes and metadata of a checkpoint, but not its tensors.
 
-    Raises InputError if it is not a checkpoint of numpy-gpt or its header is damaged.
+    Raises InputError if it is not a numpy-gpt checkpoint or its header is damaged.
     """
     file = find_model(path)
     about, tensors = read_tensors(file)
     if about.get("format") != "numpy-gpt":
         raise InputError(
-            f"{file} has no usable GPT configuration inside: it is no checkpoint of numpy-gpt"
-            + (_import_by(Path(path)) if any(name.endswith(EMBEDDINGS) for name in tensors) else ", and no GPT-2")
+            f"{file} has no usable GPT configuration inside: it is not a numpy-gpt checkpoint"
+            + (_import_by(Path(path)) if any(name.endswith(EMBEDDINGS) for name in tensors) else ", nor a GPT-2")
         )
     if SHA256 not in about:
-        raise InputError(f"{file} has no checksum, as every checkpoint of numpy-gpt has: {FIX}")
+        raise InputError(f"{file} lacks the checksum that every numpy-gpt checkpoint has: {FIX}")
     if (version := about.get("version")) != str(VERSION):
         raise InputError(
-            f"{file} is of version {version!s:.40} of the format, and {VERSION} is known: update numpy-gpt"
+            f"{file} uses format {version!s:.40}; this release reads format {VERSION}: update numpy-gpt"
         )
     try:
         config = GPTConfig.from_dict(parse_json(about.pop("config").encode(), SMALL))
@@ -212,7 +211,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def find_model(path: str | os.PathLike[str]) -> Path:
-    """The safetensors file with the parameters that path stands for; InputError if there is none."""
+    """The safetensors file with the parameters for path. Raises InputError if there is none."""
     given = Path(path)
     kind = kind_of(given)
     for file in (given, given / MODEL_FILE, given / "checkpoint" / MODEL_FILE):
@@ -220,8 +219,8 @@ def find_model(path: str | os.PathLike[str]) -> Path:
             check_readable(file)
             return file
     if kind == "folder" and (foreign := [name for name in FOREIGN if is_file(given / name)]):
-        raise InputError(f"{given} has no checkpoint in it, but {foreign[0]}{_import_by(given)}")
-    what = {"folder": "has no checkpoint in it", "missing": "does not exist"}.get(kind, "is no regular file")
+        raise InputError(f"{given} has {foreign[0]} in it, but no checkpoint{_import_by(given)}")
+    what = {"folder": "has no checkpoint in it", "missing": "does not exist"}.get(kind, "is not a regular file")
     raise InputError(f"{given} {what}: give a run folder, a checkpoint folder or a .safetensors file")
 
 

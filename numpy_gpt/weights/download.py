@@ -1,4 +1,4 @@
-"""The files OpenAI released GPT-2 in: where they are, what is known of them, and how they get here."""
+"""OpenAI's GPT-2 files: their addresses, hashes and lengths, and their download."""
 
 import math
 from pathlib import Path
@@ -18,29 +18,29 @@ ADDRESSES = (
     "https://openaipublic.blob.core.windows.net/gpt-2/models/",  # OpenAI's
     "https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2/",  # the book's copy
 )
-"""Asked in this order for SIZE/FILE."""
+"""Tried in this order for SIZE/FILE."""
 
 DATA_FILE = "model.ckpt.data-00000-of-00001"
 
 MODEL_FILES = ("hparams.json", "model.ckpt.index", DATA_FILE)
-"""Without the vocabulary, GPT2_FILES, which is the same for all sizes."""
+"""A size's own files; the vocabulary, GPT2_FILES, is the same for all sizes."""
 
 SHA256 = {
     "124M/hparams.json": "d9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318",
     "124M/model.ckpt.index": "71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687",
     "124M/model.ckpt.data-00000-of-00001": "2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118",
 }
-"""OpenAI published none; these stand in public repositories. Those of the other sizes are not known."""
+"""OpenAI published none; these are in public repositories. Those of the other sizes are unknown."""
 
 
 def fetch_gpt2(size: str, folder: Path, report: "Report") -> None:
-    """Bring the five files of GPT-2 `size` ("124M", "355M", "774M" or "1558M") into `folder`.
+    """Download the five files of GPT-2 `size` ("124M", "355M", "774M" or "1558M") into `folder`.
 
-    124M and the vocabulary are verified by SHA-256. Of the other sizes the data must have 4 bytes a parameter, and
-    the two small files the length that the server announces; what is inside is checked by its own crc32c at import.
+    124M and the vocabulary are verified by SHA-256. For the other sizes, the data must have 4 bytes per parameter and
+    the two small files the length that the server announces; import verifies their content by CRC-32C.
 
-    Raises InputError, which names the file and what was wrong with each address or with the folder. What had come by
-    then stays beside the files, and the next call continues from it, after a Ctrl-C too.
+    Raises InputError, which names the file and what was wrong with each address or with the folder. The bytes received
+    stay, and the next call resumes from them, even after Ctrl-C.
     """
     files = _files(size)
     try:
@@ -53,15 +53,15 @@ def fetch_gpt2(size: str, folder: Path, report: "Report") -> None:
             "--from DIR with files that you already have"
         ) from error
     except KeyboardInterrupt:
-        report.line(f"stopped: what has come stays in {folder}, and the same command continues from it")
+        report.line(f"stopped: the partial download stays in {folder}; run the same command to resume it")
         raise
 
 
 def check_gpt2(size: str, folder: Path) -> None:
-    """Raise InputError unless `folder` holds the files of GPT-2 `size`, whole and right as far as is known.
+    """Raise InputError unless `folder` has the files of GPT-2 `size`, as far as they can be verified.
 
-    As fetch_gpt2 verifies them, except that of the small files without a SHA-256 it is only known that they are not
-    empty. The vocabulary may be missing.
+    Verifies them as fetch_gpt2 does, except that small files without a known SHA-256 need only be non-empty. The
+    vocabulary may be missing.
     """
     for file in _files(size):
         path = folder / file.name
@@ -72,13 +72,13 @@ def check_gpt2(size: str, folder: Path) -> None:
         except OSError as error:
             fault = f"cannot be read ({error.strerror})"
         if fault:
-            raise InputError(f"{path} {fault}: give a folder with all files of GPT-2 {size}, or leave --from out")
+            raise InputError(f"{path} {fault}: give a folder with all files of GPT-2 {size}, or omit --from")
 
 
 def _files(size: str) -> list[Remote]:
     config = GPTConfig.gpt2(size, qkv_bias=True, tie_weights=True)
     known = SHA256 | {f"{size}/{name}": sha256 for name, sha256 in GPT2_FILES.items()}
-    # The data is the parameters in float32 and nothing else: 497,759,232 bytes for 124M.
+    # the data file is just the parameters in float32: 497,759,232 bytes for 124M
     lengths = {DATA_FILE: 4 * sum(math.prod(shape) for shape in parameter_shapes(config).values())}
     return [
         Remote(

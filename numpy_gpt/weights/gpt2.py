@@ -1,7 +1,7 @@
-"""GPT-2's own names and layout, as OpenAI released them and Hugging Face keeps them, and how they become the book's.
+"""GPT-2's own names and layout, used by OpenAI and Hugging Face, and their conversion to the book's and back.
 
-There a linear weight is (in, out), a "Conv1D"; query, key and value are one matrix, c_attn, and all three have a bias;
-the output head is the token embedding. nanoGPT has the same names with torch's (out, in) layout. Source: OpenAI's
+In GPT-2, a linear weight is (in, out), a "Conv1D"; query, key and value are one matrix, c_attn, with biases; the
+output head is the token embedding. nanoGPT has the same names with torch's (out, in) layout. Sources: OpenAI's
 model.py (https://github.com/openai/gpt-2), transformers' modeling_gpt2.py.
 """
 
@@ -38,20 +38,20 @@ BLOCK = {
     "ff.layers.2.weight": "mlp.c_proj.weight",
     "ff.layers.2.bias": "mlp.c_proj.bias",
 }
-"""… inside a block; att.W_query, att.W_key and att.W_value are the thirds of attn.c_attn."""
+"""The book's names inside a block -> GPT-2's; att.W_query, att.W_key and att.W_value are thirds of attn.c_attn."""
 
 LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 def from_gpt2(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> dict[str, Stored]:
-    """The book's parameters, each read from GPT-2's tensors when it is wanted.
+    """The book's parameters, read from GPT-2's tensors on demand.
 
-    Linear weights are (in, out) unless the first c_attn is (3C, C). Raises InputError, which begins with `what`, for a
-    tensor that is missing, not one of this configuration's, or of another shape.
+    Linear weights are (in, out) unless the first c_attn is (3C, C). Raises InputError, which starts with `what`, for a
+    tensor that is missing, unexpected, or of another shape.
     """
     first = tensors.get("h.0.attn.c_attn.weight")
     conv1d = first is None or first.shape != (3 * config.emb_dim, config.emb_dim)
-    # an absurd number of layers must not be spelled out
+    # do not build the shapes of an absurd number of layers
     shapes = parameter_shapes(replace(config, n_layers=min(config.n_layers, len(tensors) + 1)))
     found, used = {}, set()
     for name, shape in shapes.items():
@@ -63,15 +63,15 @@ def from_gpt2(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> di
         if theirs not in tensors:
             raise InputError(f"{what} has no tensor {theirs}: it is incomplete, or another configuration's")
         if tensors[theirs].shape != want:
-            raise InputError(f"{what}: {theirs} has shape {tensors[theirs].shape}, its configuration asks {want}")
+            raise InputError(f"{what}: {theirs} has shape {tensors[theirs].shape}, its configuration expects {want}")
         found[name] = tensors[theirs].map(shape, partial(_part, turned=turned, third=third))
     if more := set(tensors) - used:
-        raise InputError(f"{what} has a tensor {min(more)}, which is not one of its configuration's GPT-2")
+        raise InputError(f"{what} has a tensor {min(more)}, which a GPT-2 of its configuration lacks")
     return found
 
 
 def renamed(tensors: Mapping[str, Stored], rename: Callable[[str], str], what: str) -> dict[str, Stored]:
-    """The tensors under other names. Raises InputError, which begins with `what`, if two get the same."""
+    """The tensors under other names. Raises InputError, which starts with `what`, if two get the same name."""
     found: dict[str, Stored] = {}
     for name, tensor in tensors.items():
         if rename(name) in found:
@@ -81,14 +81,14 @@ def renamed(tensors: Mapping[str, Stored], rename: Callable[[str], str], what: s
 
 
 def to_gpt2(config: GPTConfig, params: Weights) -> dict[str, Array]:
-    """GPT-2's tensors, (in, out), of the book's parameters; where there is no bias theirs is 0."""
+    """The book's parameters as GPT-2's tensors, (in, out), with zeros for missing query, key and value biases."""
     tensors: dict[str, Array] = {}
     for name in parameter_shapes(config):
         theirs, third = _theirs(name)
         if third is None:
             array = np.asarray(params[name])
         elif third == 0:
-            array = np.concatenate([np.asarray(params[name.replace(QKV[0], each)]) for each in QKV])
+            array = np.concatenate([np.asarray(params[name.replace(QKV[0], layer)]) for layer in QKV])
             if not config.qkv_bias:
                 tensors[theirs.replace("weight", "bias")] = np.zeros(len(array), array.dtype)
         else:
@@ -98,7 +98,7 @@ def to_gpt2(config: GPTConfig, params: Weights) -> dict[str, Array]:
 
 
 def _theirs(name: str) -> tuple[str, int | None]:
-    """GPT-2's tensor that holds the book's parameter of this name, and which third of it that is (None: all)."""
+    """The GPT-2 tensor with the book's parameter of this name, and its third of it (None: all)."""
     if name in ENDS:
         return ENDS[name], None
     _, i, rest = name.split(".", 2)

@@ -1,7 +1,7 @@
-"""Hugging Face's GPT-2 folders, in and out: config.json beside model.safetensors, whole or in shards.
+"""Hugging Face's GPT-2 folders, read and written: config.json and model.safetensors, in one file or in shards.
 
-Names are GPT-2's, with or without the prefix "transformer."; the buffers that old files carry (attn.bias, the causal
-mask, and attn.masked_bias) are passed over. Source of the keys: transformers' configuration_gpt2.py.
+Names are GPT-2's, with or without the prefix "transformer."; the buffers in old files (attn.bias, the causal mask, and
+attn.masked_bias) are ignored. Source of the keys: transformers' configuration_gpt2.py.
 """
 
 import json
@@ -28,7 +28,7 @@ from numpy_gpt.weights.tensors import FIX, read_tensors, write_tensors
 PREFIX = "transformer."
 INDEX = "model.safetensors.index.json"
 PARAMETERS = (".weight", ".bias", ".scale", ".shift")
-"""How the names of tensors end, among the keys of the metadata."""
+"""Endings that identify tensor names among the metadata's keys."""
 
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
@@ -39,7 +39,7 @@ KEYS = {
     "n_heads": "n_head",
     "n_layers": "n_layer",
 }
-"""GPTConfig's keys of the size -> config.json's."""
+"""GPTConfig's size keys -> those of config.json."""
 
 ENCODING = "numpy_gpt_encoding"
 """Our own key in a config.json, which transformers keeps: the encoding's name."""
@@ -54,13 +54,13 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
-"""What a config.json may say of the rest, the first being its default: anything else is not the model computed here."""
+"""Accepted values of config.json's other keys, the first being the default: any other value is another model."""
 
 
 def read_huggingface(path: Path) -> tuple[GPTConfig, dict[str, Stored]]:
-    """Configuration and parameters of a folder, or of its model.safetensors, tensors unread.
+    """Configuration and parameters of a folder, or of its model.safetensors; tensors are not yet read.
 
-    Raises InputError for what is missing, damaged, or another model than this GPT-2.
+    Raises InputError for files that are missing, damaged, or of a model other than GPT-2.
     """
     folder = path if path.is_dir() else path.parent
     config = read_config(folder / "config.json")
@@ -69,33 +69,33 @@ def read_huggingface(path: Path) -> tuple[GPTConfig, dict[str, Stored]]:
 
 
 def short_name(name: str) -> str:
-    """GPT-2's name of a tensor that transformers names."""
+    """GPT-2's name of a tensor under transformers' name."""
     return name.removeprefix(PREFIX)
 
 
 def with_aliases(tensors: Mapping[str, Stored], metadata: Mapping[str, Any], what: str) -> dict[str, Stored]:
-    """With the tensors that are there under one name alone, and whose other the metadata tells.
+    """Add tensors whose name the metadata gives as an alias of a stored one.
 
-    So safetensors.torch.save_model keeps shared tensors: {"lm_head.weight": "transformer.wte.weight"}, the name that is
-    left out and the one that is not. Raises InputError, which begins with `what`, where both are missing.
+    safetensors.torch.save_model stores shared tensors once: {"lm_head.weight": "transformer.wte.weight"} maps the
+    omitted name to the stored one. Raises InputError, which starts with `what`, if both are missing.
     """
     found, short = dict(tensors), {short_name(name): tensor for name, tensor in tensors.items()}
     for name, kept in metadata.items():
         if not (name.endswith(PARAMETERS) and isinstance(kept, str)) or short_name(name) in short:
             continue
         if short_name(kept) not in short:
-            raise InputError(f"{what} says that {name} is {kept}, and has neither: it is incomplete or damaged")
+            raise InputError(f"{what} says that {name} is {kept}, but has neither: it is incomplete or damaged")
         found[name] = short[short_name(kept)]
     return found
 
 
 def read_parameters(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> dict[str, Stored]:
-    """The book's parameters of tensors named as transformers names them; errors are InputErrors about `what`."""
+    """The book's parameters from tensors under transformers' names. Raises InputError, which starts with `what`."""
     tensors = renamed(tensors, short_name, what)
     tensors = {name: tensor for name, tensor in tensors.items() if not BUFFERS.fullmatch(name)}
     head = tensors.pop("lm_head.weight", None) if config.tie_weights else None
     if head is not None and not same(head, tensors.setdefault("wte.weight", head)):
-        raise InputError(f"{what}: lm_head.weight is not wte.weight, and its configuration says they are tied")
+        raise InputError(f"{what}: lm_head.weight differs from wte.weight, but its configuration says they are tied")
     return from_gpt2(config, tensors, what)
 
 
@@ -105,18 +105,18 @@ def same(a: Stored, b: Stored) -> bool:
 
 
 def read_config(file: Path) -> GPTConfig:
-    """The configuration in a config.json. Raises InputError if it is no GPT-2's, or one that is computed otherwise."""
+    """The configuration in a config.json. Raises InputError if it is not a GPT-2's, or is a variant of it."""
     values = read_json(file)
     for key, choices in FIXED.items():
         value = values.get(key, choices[0])
         if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
             raise InputError(
-                f"{file}: {key} is {value!r}, and only {choices[0]!r} is computed here: it is another model"
+                f"{file}: {key} is {value!r}, but only {choices[0]!r} is supported: it is another model"
             )
     rates = {key: values.get(key, 0.1) for key in DROPOUTS}
     if any(rate != rates["resid_pdrop"] for rate in rates.values()):
         said = ", ".join(f"{key} {rate!r}" for key, rate in rates.items())
-        raise InputError(f"{file}: {said} differ, and there is one rate here: set all three to it")
+        raise InputError(f"{file}: {said} differ, but only one dropout rate is supported: set all three to it")
     if missing := [theirs for theirs in KEYS.values() if theirs not in values]:
         raise InputError(f"{file} has no {', '.join(missing)}: is it the config.json of a GPT-2?")
     try:
@@ -129,12 +129,12 @@ def read_config(file: Path) -> GPTConfig:
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     if values.get("n_inner") not in (None, 4 * config.emb_dim):
-        raise InputError(f"{file}: n_inner is {values['n_inner']!r}, and here it is 4 × n_embd")
+        raise InputError(f"{file}: n_inner is {values['n_inner']!r}, but only 4 × n_embd is supported")
     return config
 
 
 def read_encoding(file: Path) -> str | None:
-    """The name of the encoding that a config.json written here tells."""
+    """The encoding's name in a config.json written here; None if it has none."""
     name = read_json(file).get(ENCODING)
     return name if name in ENCODINGS else None
 
@@ -142,12 +142,12 @@ def read_encoding(file: Path) -> str | None:
 def write_huggingface(
     config: GPTConfig, params: Weights, folder: Path, vocabulary: Mapping[str, bytes], encoding: str | None = None
 ) -> None:
-    """A folder that exists, as transformers' GPT2LMHeadModel reads it, and if there is a vocabulary GPT2Tokenizer.
+    """Write to an existing folder what transformers' GPT2LMHeadModel and, with a vocabulary, GPT2Tokenizer read.
 
-    vocabulary: its files, as they are kept in a checkpoint, or nothing. encoding: its name, if it has one, for
-    read_encoding. Raises InputError where something cannot be written.
+    vocabulary: its files, as kept in a checkpoint, or empty. encoding: its name, if it has one, for read_encoding.
+    Raises InputError if a file cannot be written.
     """
-    end = end_of(vocabulary) if vocabulary else None  # a vocabulary may be padded: then it is not the last
+    end = end_of(vocabulary) if vocabulary else None  # not the last id of a padded vocabulary
     end = config.vocab_size - 1 if end is None else end
     values = (
         {name: choices[0] for name, choices in FIXED.items()}
@@ -167,12 +167,12 @@ def write_huggingface(
     files["config.json"] = json.dumps(values, indent=2).encode()
     tensors = to_gpt2(config, params)
     names = {name: name if name == "lm_head.weight" else PREFIX + name for name in tensors}
-    whole = {names[name]: tensor for name, tensor in tensors.items()}
+    renamed_tensors = {names[name]: tensor for name, tensor in tensors.items()}
     try:
         for file, content in files.items():
             with replacing(folder / file) as beside:
                 beside.write_bytes(content)
-        write_tensors(folder / "model.safetensors", whole, {"format": "pt"})
+        write_tensors(folder / "model.safetensors", renamed_tensors, {"format": "pt"})
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror or error}; choose another --out") from error
 
@@ -183,8 +183,8 @@ def _shards(folder: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         return read_tensors(single)
     if not (folder / INDEX).is_file():
         pickled = folder / "pytorch_model.bin"
-        there = is_file(pickled)
-        fix = f"torch-gpt import {pickled} --out DIR takes its weights" if there else "put model.safetensors there"
+        usable = is_file(pickled)
+        fix = f"torch-gpt import {pickled} --out DIR reads its weights" if usable else "put model.safetensors there"
         raise InputError(f"{folder} has a config.json, but neither model.safetensors nor {INDEX}: {fix}")
     index = read_json(folder / INDEX)
     places, about = index.get("weight_map"), index.get("metadata")
@@ -194,7 +194,7 @@ def _shards(folder: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     tensors: dict[str, Stored] = {}
     for shard in sorted(set(places.values())):
         if not re.fullmatch(r"[\w.-]+\.safetensors", shard):
-            raise InputError(f"{folder / INDEX} names {shard!r}, which is no .safetensors file beside it: {FIX}")
+            raise InputError(f"{folder / INDEX} names {shard!r}, which is not a .safetensors file next to it: {FIX}")
         said, found = read_tensors(folder / shard)
         metadata |= said
         for name, tensor in found.items():

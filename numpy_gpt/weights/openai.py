@@ -1,4 +1,4 @@
-"""OpenAI's GPT-2 as released: hparams.json beside a TensorFlow checkpoint, read without TensorFlow.
+"""OpenAI's GPT-2 as released: hparams.json and a TensorFlow checkpoint, read without TensorFlow.
 
 Variables are named model/h0/attn/c_attn/w and so on; a "Conv1D" weight has a leading axis of 1. Source: model.py of
 https://github.com/openai/gpt-2.
@@ -16,7 +16,7 @@ from numpy_gpt.weights.stored import Stored
 from numpy_gpt.weights.tensorflow.bundle import read_bundle
 
 PREFIX = "model.ckpt"
-"""Of the files model.ckpt.index and model.ckpt.data-…."""
+"""Prefix of the files model.ckpt.index and model.ckpt.data-…."""
 
 KEYS = {
     "vocab_size": "n_vocab",
@@ -25,23 +25,23 @@ KEYS = {
     "n_heads": "n_head",
     "n_layers": "n_layer",
 }
-"""GPTConfig's keys of the size -> those of hparams.json."""
+"""GPTConfig's size keys -> those of hparams.json."""
 
 KINDS = {"w": "weight", "g": "weight", "b": "bias"}
 
 
 def read_openai(folder: Path) -> tuple[GPTConfig, dict[str, Stored]]:
-    """Configuration and parameters of a folder with hparams.json and model.ckpt.*, tensors unread.
+    """Configuration and parameters of a folder with hparams.json and model.ckpt.*; tensors are not yet read.
 
-    The head is tied to the token embedding, query, key and value have biases, and dropout is off, of which the release
-    says nothing. Raises InputError for what is missing, damaged, or no GPT-2.
+    The head is tied to the token embedding; query, key and value have biases; dropout, which the release does not
+    specify, is off. Raises InputError for files that are missing, damaged, or not a GPT-2's.
     """
     config = _config(folder / "hparams.json")
     what = str(folder / f"{PREFIX}.index")
     variables = {
         name: _without_leading_axis(tensor)
         for name, tensor in read_bundle(folder / PREFIX).items()
-        if name.startswith("model/")  # others count steps and the like
+        if name.startswith("model/")  # others are step counts and the like
     }
     return config, from_gpt2(config, renamed(variables, _gpt2_name, what), what)
 
@@ -54,7 +54,7 @@ def _config(file: Path) -> GPTConfig:
     for name, released in GPT2_SIZES.items():
         if size["emb_dim"] == released["emb_dim"] and size["n_heads"] != released["n_heads"]:
             raise InputError(
-                f"{file}: n_head is {size['n_heads']!r}, and {released['n_heads']} in GPT-2 {name}: it is damaged"
+                f"{file}: n_head is {size['n_heads']!r}, but {released['n_heads']} in GPT-2 {name}: it is damaged"
             )
     try:
         return GPTConfig(**size, drop_rate=0.0, qkv_bias=True, tie_weights=True)
@@ -65,7 +65,7 @@ def _config(file: Path) -> GPTConfig:
 def _gpt2_name(variable: str) -> str:
     """model/h0/attn/c_attn/w -> h.0.attn.c_attn.weight; model/wte -> wte.weight."""
     *path, last = variable.removeprefix("model/").split("/")
-    path = [re.sub(r"^h(?=\d+$)", "h.", each) for each in path]
+    path = [re.sub(r"^h(?=\d+$)", "h.", scope) for scope in path]
     return ".".join([*path, KINDS[last]] if last in KINDS else [*path, last, "weight"])
 
 

@@ -1,4 +1,4 @@
-"""Weights from elsewhere, whatever they are: which reader a path is for, and the vocabulary that lies beside it."""
+"""Weights to import, in any format: the reader for a path, and the vocabulary found with it."""
 
 import re
 from collections.abc import Mapping
@@ -28,24 +28,24 @@ from numpy_gpt.weights.tensors import read_tensors
 SHARD = re.compile(r".*-\d{5}-of-(?!00001)\d{5}\.safetensors")
 
 MINGPT_HEADS = {"gopher-44m": 8, "gpt-mini": 6, "gpt-micro": 4, "gpt-nano": 3}
-"""minGPT's own sizes (https://github.com/karpathy/minGPT), which its config.json tells by name alone."""
+"""Heads of minGPT's own sizes (https://github.com/karpathy/minGPT), which its config.json gives by name only."""
 
 
 class Source(NamedTuple):
-    """A GPT-2 to bring in: its tensors are read when they are wanted."""
+    """A GPT-2 to import; its tensors are read on demand."""
 
     what: str
     config: GPTConfig
     tensors: dict[str, Stored]
-    vocabulary: dict[str, bytes]  # its files as they are kept in a checkpoint; empty without one
-    encoding: str | None = None  # its name, where the source tells it
+    vocabulary: dict[str, bytes]  # its files, as kept in a checkpoint; empty if there is none
+    encoding: str | None = None  # its name, if the source gives it
 
 
 def open_source(path: Path, n_heads: int | None = None) -> Source:
     """The GPT-2 at path: OpenAI's folder, Hugging Face's folder, or a .safetensors file of theirs or of the book's.
 
-    n_heads, if given, is how many heads it has, which nothing in it may contradict. Raises InputError for anything
-    else, and for what in it is missing or damaged.
+    n_heads, if given, is its number of heads, which its configuration must not contradict. Raises InputError for
+    anything else, and for missing or damaged files.
     """
     kind = kind_of(path)
     if kind == "missing":
@@ -69,10 +69,10 @@ def open_source(path: Path, n_heads: int | None = None) -> Source:
 
 
 def source_of(file: Path, tensors: Mapping[str, Stored], n_heads: int | None = None, nanogpt: bool = False) -> Source:
-    """The GPT-2 whose tensors were found in a file, by their names the book's, Hugging Face's, nanoGPT's or minGPT's.
+    """The GPT-2 with these tensors of a file: the book's, Hugging Face's, nanoGPT's or minGPT's, by their names.
 
-    The number of heads is n_heads, else what config.json beside it says, else that of GPT-2's size of this width.
-    Raises InputError if it is none of them, or incomplete.
+    The number of heads is n_heads, else that in config.json next to the file, else that of the GPT-2 size of this
+    width. Raises InputError if it is not one of these GPTs, or is incomplete.
     """
     tensors = renamed(tensors, unwrapped, str(file))
     vocabulary = read_tokenizer(file.parent)
@@ -85,32 +85,32 @@ def source_of(file: Path, tensors: Mapping[str, Stored], n_heads: int | None = N
         n_heads = n_heads or mingpts.get("n_head") or MINGPT_HEADS.get(str(mingpts.get("model_type")))
     elif is_file(beside):
         config = read_config(beside)
-        _check_heads(file, n_heads, config, "config.json beside it")
+        _check_heads(file, n_heads, config, "config.json next to it")
         parameters = read_parameters(config, tensors, str(file))
         return Source("Hugging Face's GPT-2", config, parameters, vocabulary, read_encoding(beside))
     return Source(*read_gpt2(file, tensors, n_heads, nanogpt), vocabulary)
 
 
 def _open_file(file: Path, n_heads: int | None) -> Source:
-    """The GPT-2 in a safetensors file, whatever its name. Raises InputError, with what it is, for any other file."""
+    """The GPT-2 in a safetensors file of any name. Raises InputError, naming its format, for any other file."""
     check_readable(file)
     if SHARD.fullmatch(file.name) or file.suffix == ".json" or file.name.startswith(f"{PREFIX}."):
-        raise InputError(f"{file} is one file of several: give the folder that all of them are in, {file.parent}")
+        raise InputError(f"{file} is one file of several: give their folder, {file.parent}")
     if file.suffix != ".safetensors" and kind_of_file(file) != "safetensors":
-        raise InputError(f"{file} cannot be brought in: {foreign(file) or GIVE}")
+        raise InputError(f"{file} cannot be imported: {foreign(file) or GIVE}")
     metadata, tensors = read_tensors(file)
     if metadata.get("format") == "numpy-gpt":
-        raise InputError(f"{file} is a checkpoint of numpy-gpt already: it needs no import")
+        raise InputError(f"{file} is already a numpy-gpt checkpoint: it needs no import")
     return source_of(file, with_aliases(tensors, metadata, str(file)), n_heads)
 
 
 def _check_heads(path: Path, n_heads: int | None, config: GPTConfig, where: str) -> None:
-    """Raises InputError if n_heads is given and `where` has another number."""
+    """Raise InputError if n_heads is given and `where` has another number."""
     if n_heads not in (None, config.n_heads):
-        raise InputError(f"{path} has {n_heads} heads, and {where} says {config.n_heads}: correct one of them")
+        raise InputError(f"{path} has {n_heads} heads, but {where} says {config.n_heads}: correct one of them")
 
 
 def _only_file(folder: Path) -> str:
-    """The advice to give the one .safetensors file in a folder instead, if there is one."""
+    """Advice to give the folder's .safetensors file instead, if it has exactly one."""
     files = list(folder.glob("*.safetensors"))
     return f": give its file, {files[0]}" if len(files) == 1 else ""

@@ -1,4 +1,4 @@
-"""A tensor that lies in a file: its shape and dtype are known, its numbers are read when they are asked for."""
+"""A tensor in a file: its shape and dtype are known, its numbers are read on demand."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ from numpy_gpt.typing import Array, Float
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file's header says of a tensor, and how to read it; np.asarray(stored) reads it too.
+    """A tensor's shape, dtype and reader; np.asarray(stored) reads it too.
 
-    read gives a new array of this shape and dtype each time, which is the caller's; it raises InputError, naming the
-    file and the tensor, if the file is damaged. Files are read, not mapped: a mapped file that something else cuts
-    short ends the process with a bus error, which no code can turn into a sentence.
+    Each call of read returns a new array of this shape and dtype, owned by the caller. It raises InputError, naming the
+    file and the tensor, if the file is damaged. Files are read, not mapped: if a mapped file is truncated, the process
+    dies of a bus error that cannot be caught.
     """
 
     shape: tuple[int, ...]
@@ -28,15 +28,15 @@ class Stored:
         return self.read() if dtype is None else self.read().astype(dtype, copy=False)
 
     def map(self, shape: tuple[int, ...], change: Callable[[Array], Array]) -> "Stored":
-        """What becomes of it by `change`, which gives this shape."""
+        """The tensor with `change`, which returns this shape, applied as it is read."""
         return replace(self, shape=shape, read=lambda: change(self.read()))
 
     def astype(self, dtype: Float) -> "Stored":
-        """The same, converted to dtype as it is read."""
+        """The tensor converted to dtype as it is read."""
         return replace(self, dtype=np.dtype(dtype), read=lambda: self.read().astype(dtype, copy=False))
 
     def finite(self, file: Path, name: str) -> "Stored":
-        """The same; as it is read, a NaN or an infinity in it is an InputError that names it."""
+        """The tensor, whose read raises NonFiniteError, naming it, if it has a NaN or an infinity."""
 
         def checked(array: Array) -> Array:
             try:
@@ -49,7 +49,7 @@ class Stored:
 
 
 def check_finite(array: Array, name: str) -> None:
-    """Raise NonFiniteError, with the name and the place, if there is a NaN or an infinity in the array."""
-    if array.size and not (np.isfinite(array.max()) and np.isfinite(array.min())):  # both tell of a NaN
+    """Raise NonFiniteError, with the name and the index, if the array has a NaN or an infinity."""
+    if array.size and not (np.isfinite(array.max()) and np.isfinite(array.min())):  # a NaN makes both NaN
         at = ", ".join(map(str, np.unravel_index(np.isfinite(array).argmin(), array.shape)))
         raise NonFiniteError(f"{name}[{at}] is NaN or infinite")

@@ -1,7 +1,8 @@
-"""Large files over lines that break: resumed at the next try, and verified before they get their names.
+"""Downloads of large files over unreliable connections: resumed on the next try, renamed only when verified.
 
-What has come of FILE lies as .FILE.part, beside it .FILE.part.from, which says what it is a part of. The rest is asked
-for of that very file (RFC 9110, sections 13.1.5 and 14); two files are never joined unless a SHA-256 would find it out.
+The bytes received so far of FILE are in .FILE.part; .FILE.part.from describes the file they belong to. Requests for
+the rest name that exact file (RFC 9110, sections 13.1.5 and 14). Parts are joined only if it is still that file, or if
+a SHA-256 will verify the result.
 """
 
 import hashlib
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from numpy_gpt.console import Report
 
 TRIES = 4
-"""How often an address is asked for a file while the connection breaks, with PAUSE seconds between."""
+"""Requests to one address while the connection keeps breaking, PAUSE seconds apart."""
 
 PAUSE = 1.0
 
 CHUNK = 1 << 16
-"""Bytes taken at a time: the most that a break can cost."""
+"""Bytes read at a time: the most that a broken connection can lose."""
 
 
 try:
@@ -43,7 +44,7 @@ except ImportError:  # Windows
 
 @dataclass(frozen=True)
 class Remote:
-    """A file, the addresses to ask for it in turn, and what is known of it: SHA-256, length in bytes."""
+    """A remote file: the addresses to try in turn, and its SHA-256 and length in bytes if known."""
 
     name: str
     urls: tuple[str, ...]
@@ -51,10 +52,10 @@ class Remote:
     length: int | None
 
     def fault(self, path: Path) -> str | None:
-        """What is wrong with the file at path, as words that follow its name; None if all that is known is right."""
+        """What is wrong with the file at path, in words that follow its name; None if it matches what is known."""
         length = path.stat().st_size
         if not path.is_file():
-            return "is no file"
+            return "is not a file"
         if length != (self.length or length):
             return f"has {length:,} bytes, not {self.length:,}"
         if self.sha256:
@@ -65,7 +66,7 @@ class Remote:
 
 
 class _Part:
-    """What has come of a file, and the note of what it is a part of."""
+    """The bytes received so far of a file, and the note describing that file."""
 
     def __init__(self, target: Path):
         self.name = target.name
@@ -78,7 +79,7 @@ class _Part:
 
     @property
     def note(self) -> dict[str, Any]:
-        """url, length and validator (or None) of the file that this is a part of; empty if that is not known."""
+        """url, length and validator (or None) of the complete file; empty if not known."""
         try:
             check_regular(self._note)
             note = json.loads(self._note.read_bytes())
@@ -89,15 +90,15 @@ class _Part:
             LookupError,
             TypeError,
             RecursionError,
-        ):  # there is none, or a crash cut it short
+        ):  # missing, or cut short by a crash
             return {}
         sendable = validator is None or (isinstance(validator, str) and validator.isascii() and validator.isprintable())
         return {"url": url, "length": length, "validator": validator} if sendable else {}
 
     def rest(self, url: str, covered: bool) -> dict[str, str]:
-        """The headers that ask for the rest; none if there is nothing yet, or it could become the rest of another file.
+        """The headers that request the rest; empty if there is nothing yet, or if the rest could be another file's.
 
-        covered: the whole will be checked by its SHA-256, so the rest may come from anywhere.
+        covered: a SHA-256 will verify the result, so the rest may come from anywhere.
         """
         note = self.note
         validator = note["validator"] if note.get("url") == url else None
@@ -106,7 +107,7 @@ class _Part:
         return {"Range": f"bytes={self.length}-"} | ({"If-Range": validator} if validator else {})
 
     def begin(self, url: str, length: int, validator: str | None) -> None:
-        """Nothing has come yet of this file. What there was goes first: it never lies beside another file's note."""
+        """Start a part. Removes the old one first, so that it never has another file's note."""
         self.forget()
         self._note.write_text(json.dumps({"url": url, "length": length, "validator": validator}))
 
@@ -116,13 +117,13 @@ class _Part:
 
 
 def fetch(file: Remote, folder: Path, report: "Report") -> None:
-    """Bring the file into `folder`, unless it is there and right; one that is there and wrong stays until then.
+    """Download the file into `folder` unless a correct one exists; an incorrect one stays until it can be replaced.
 
-    Without a known SHA-256, "right" is the length, by the server's word where it is not known either.
+    Without a known SHA-256, a file is correct if its length is as known, or else as the server announces.
 
-    Raises InputError, which says what was wrong with each address, or that there is no room; OSError if the folder
-    cannot be written. What had come by then stays, and the next call continues from it, after a Ctrl-C too.
-    Of several processes that fetch into one folder, one does, and the others wait for it.
+    Raises InputError, which lists what was wrong with each address or says that the disk is full, and OSError if the
+    folder cannot be written. The bytes received stay, and the next call resumes from them, even after Ctrl-C. Of
+    several processes fetching into one folder, one downloads and the others wait.
     """
     with _alone(folder, report):
         _fetch(file, folder, report)
@@ -130,9 +131,9 @@ def fetch(file: Remote, folder: Path, report: "Report") -> None:
 
 @contextmanager
 def _alone(folder: Path, report: "Report") -> Iterator[None]:
-    """Keep other processes from fetching into the folder; wait for one that does. A lock ends with its process.
+    """Lock the folder against other fetching processes, waiting for one that holds it. A lock ends with its process.
 
-    Without locks (Windows, some network file systems) nobody waits, and a process that finds its part taken away
+    Without locks (Windows, some network file systems) nobody waits, and a process whose part was removed by another
     stops with an error.
     """
     handle = os.open(folder, os.O_RDONLY) if fcntl else None
@@ -179,23 +180,23 @@ def _fetch(file: Remote, folder: Path, report: "Report") -> None:
         wrong.append(f"{url} {words}")
     raise InputError(
         f"{file.name} could not be fetched: {'; '.join(wrong)}: try again when the network is better, and it "
-        "continues from what has come, or use --from DIR with files that you already have"
+        "resumes, or use --from DIR with files that you already have"
     )
 
 
 def _try(file: Remote, url: str, target: Path, report: "Report") -> str:
-    """One request to one address; in words, what came of it. Its errors: NetworkError, InputError, OSError."""
+    """Make one request to one address and describe the result. Raises NetworkError, InputError or OSError."""
     part = _Part(target)
     start, length = part.length, part.note.get("length")
-    if not start or start != length:  # else all has come, and only the check is missing
+    if not start or start != length:  # else the part is complete, but not yet verified
         asked = part.rest(url, covered=file.sha256 is not None)
-        # Compressed, it would have other positions and lengths.
+        # compression would change positions and lengths
         with ask(url, {"Accept-Encoding": "identity"} | asked) as answer:
             if asked and (
                 answer.status_code == 416 or (answer.status_code == 206 and not _continues(answer, part, asked))
             ):
                 part.forget()
-                raise NetworkError("does not go on from where a transfer broke off", again=True)
+                raise NetworkError("does not resume where a transfer broke off", again=True)
             if answer.status_code != 200 and not (asked and answer.status_code == 206):
                 raise refused_by(answer)
             start = part.length if answer.status_code == 206 else 0
@@ -210,28 +211,28 @@ def _try(file: Remote, url: str, target: Path, report: "Report") -> str:
             _receive(answer, part, start, length, report)
     if fault := replace(file, length=file.length or length).fault(part.path):
         part.forget()
-        raise NetworkError(f"gave a file that {fault}", again=start > 0)  # the join may be what is wrong
+        raise NetworkError(f"gave a file that {fault}", again=start > 0)  # the parts may be of different files
     part.path.replace(target)
     part.forget()
     return f"{length:,} bytes, " + ("SHA-256 verified" if file.sha256 else "as announced (its SHA-256 is not known)")
 
 
 def _receive(answer: "requests.Response", part: _Part, start: int, length: int, report: "Report") -> None:
-    """Write what comes to the part from start on, up to the whole's length."""
+    """Write the answer's body to the part, from byte start up to the complete file's length."""
     folder = part.path.parent
     if (free := shutil.disk_usage(folder).free) < length - start:
         raise InputError(
-            f"{folder} has {free:,} bytes free, and {length - start:,} of {part.name} are still to come: make room "
-            "there"
+            f"{folder} has {free:,} bytes free, but {length - start:,} of {part.name} are still to come: free some "
+            "space"
         )
-    # At a position, not at the end: where nobody can be kept out, the same bytes come to the same places.
+    # seek, not append: without locks, two processes then write the same bytes to the same positions
     with part.path.open("r+b" if start else "wb") as f, report.transfer(part.name, start, length) as show:
         f.seek(start)
         for chunk in read(answer, CHUNK):
             f.write(chunk[: length - f.tell()])
             show(f.tell())
             if f.tell() == length:
-                break  # whatever else is sent
+                break  # ignore any surplus
         if f.tell() < length:  # urllib3 1 does not notice
             raise NetworkError("broke off before the end", again=True)
         f.flush()
@@ -239,12 +240,12 @@ def _receive(answer: "requests.Response", part: _Part, start: int, length: int, 
 
 
 def _continues(answer: "requests.Response", part: _Part, asked: dict[str, str]) -> bool:
-    """Is a partial answer the rest, up to the end, of the file that the part is of?"""
-    there = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", answer.headers.get("Content-Range", ""), re.ASCII)
-    if not there:
+    """Whether a partial answer is the rest, up to the end, of the file that the part belongs to."""
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", answer.headers.get("Content-Range", ""), re.ASCII)
+    if not match:
         return False
-    first, last, length = map(int, there.groups())
-    # A server that does not know If-Range may have another file by now.
+    first, last, length = map(int, match.groups())
+    # a server that ignores If-Range may have another file by now
     if "If-Range" in asked and (
         length != part.note.get("length") or _validator(answer) not in (asked["If-Range"], None)
     ):
@@ -253,14 +254,14 @@ def _continues(answer: "requests.Response", part: _Part, asked: dict[str, str]) 
 
 
 def _length(answer: "requests.Response") -> int:
-    """Of what is to come, in bytes. Without it, a file cut short could not be told from a whole one."""
+    """The body's length in bytes. Without it, a truncated file could not be detected."""
     length = answer.headers.get("Content-Length", "")
     if not re.fullmatch(r"\d{1,18}", length, re.ASCII):
-        raise NetworkError("does not say how long the file is")
+        raise NetworkError("does not give the file's length")
     return int(length)
 
 
 def _validator(answer: "requests.Response") -> str | None:
-    """What If-Range may name: a strong ETag, else the date of the last change."""
+    """The validator for If-Range: a strong ETag, else the date of the last change."""
     etag = answer.headers.get("ETag", "")
     return etag if etag.startswith('"') else answer.headers.get("Last-Modified")

@@ -361,7 +361,7 @@ def kinds() -> dict[str, Kind]:
             ("tokenizer_class", "PreTrainedTokenizerFast"))},
     }  # fmt: skip
     merges = {
-        "two merges of one token": refused(again.tokenizer(), "several merges that make one token"),
+        "two merges of one token": refused(again.tokenizer(), "several merges for one token"),
         "a merge that never comes": refused(cut.tokenizer(), "'abc'", n + 3),
         "a merge too few": refused(Base(base.ids, base.merges[:-1]).pair(), "no line of vocab.bpe makes"),
         "half of it": refused({"vocab.json": base.ids}, "merges.txt"),

@@ -1,1 +1,1 @@
-"""The commands of python -m parity_tests, and what they are made of."""
+"""The commands of python -m parity_tests, and their parts."""

@@ -1,8 +1,8 @@
-"""A run stopped again and again, by kill -9 and by signals that it handles, and resumed each time.
+"""Chains of stops: a run is stopped repeatedly, by kill -9 and by handled signals, and resumed each time.
 
-Each process of a chain is stopped at a random instant: so many saves after its start, and a moment. Afterwards the
-checkpoint must be that of the last save that had ended, or of the one after it, and the last process ends as one that
-nothing happened to, bit for bit. A signal that is handled ends the process in order, with everything saved.
+Each process of a chain is stopped at a random instant: a number of saves after its start, and a moment later. The
+checkpoint must then be that of the last completed save or of the next one, and the last process must match an
+undisturbed run bit for bit. A handled signal ends the process in order, with everything saved.
 """
 
 import os
@@ -41,7 +41,7 @@ SIGNALS = {
 
 
 class Chains:
-    """Trials of signals upon resumed runs, by their names."""
+    """Trials, identified by name, that send signals to resumed runs."""
 
     def __init__(self, base: Path):
         begin = time.perf_counter()
@@ -49,11 +49,11 @@ class Chains:
         self._moment = (time.perf_counter() - begin) / STEPS
 
     def chains(self, trials: int, seed: int) -> list[str]:
-        """So many chains, and runs under nohup."""
+        """The names of `trials` chains, and of a run under nohup."""
         return [f"chains {seed + k}" for k in range(trials)] + ["chains nohup"]
 
     def trial(self, name: str) -> str:
-        """Do the trial of this name: one to five signals. -> what they were. Raises DifferentError at a fault."""
+        """Do the trial of this name: one to five signals. -> their number. Raises DifferentError at a fault."""
         self.stage.clear()
         if name == "chains nohup":
             return self._nohup()
@@ -64,13 +64,13 @@ class Chains:
                 code = self._link(rng, SIGNALS[links[-1]], link > 0)
                 links[-1] += ", too late" if code == 0 else ""
             self.stage.finish()
-        except Exception as error:  # a checkpoint that does not load is one too
+        except Exception as error:  # a checkpoint that does not load is a fault too
             text = str(error) if isinstance(error, DifferentError) else repr(error)
             raise DifferentError(f"[{'; '.join(links)}] {text}") from error
         return f"{sum('too late' not in link for link in links)} signals"
 
     def _nohup(self) -> str:
-        """A run that is told to ignore SIGHUP, as by nohup, goes on to its end."""
+        """Check that a run told to ignore SIGHUP, as by nohup, continues to its end."""
         pid = start(self.stage.begin, self.stage.errors, logged(self.stage.log), ignoring(signal.SIGHUP))
         ended_or_saved(pid, self.stage.log, 1)
         os.kill(pid, signal.SIGHUP)
@@ -80,7 +80,7 @@ class Chains:
         return "SIGHUP ignored"
 
     def _link(self, rng: random.Random, numbers: tuple[signal.Signals, ...], resumed: bool) -> int:
-        """Start a process, stop it, and look at what it left. -> its exit code."""
+        """Start a process, stop it, and check what it left. -> its exit code."""
         stage = self.stage
         before = len(saves(stage.log))
         pid = start(resume(stage.run) if resumed else stage.begin, stage.errors, logged(stage.log))
@@ -104,6 +104,6 @@ class Chains:
 
 @contextmanager
 def ignoring(number: signal.Signals) -> Iterator[None]:
-    """In the block, and for good, this process ignores a signal."""
+    """Make this process ignore a signal, from now on."""
     signal.signal(number, signal.SIG_IGN)
     yield

@@ -1,8 +1,7 @@
-"""Files that ask for many times their size in memory, and what reading one takes: run as a script, in a fresh process.
+"""Files crafted to take many times their size in memory, and a measurement of reading them.
 
-`python -m parity_tests.tools.crafted FOLDER SIZE` writes each file and lets its reader have it, in a process that has
-read nothing like it before, and prints JSON: the file's name -> [its bytes, the bytes by which the process grew, the
-answer].
+`python -m parity_tests.tools.crafted FOLDER SIZE` writes each file, reads it in this fresh process, and prints JSON:
+the file's name -> [its bytes, the bytes by which the process grew, the answer].
 """
 
 import json
@@ -24,7 +23,7 @@ EMPTY = '"t%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
 
 
 def headers(size: int) -> dict[str, str]:
-    """Safetensors headers of about so many bytes each."""
+    """Safetensors headers of about `size` bytes each."""
 
     def many(what: str) -> str:
         return ",".join(what % k if "%" in what else what for k in range(size // (len(what) + 5)))
@@ -43,7 +42,7 @@ def headers(size: int) -> dict[str, str]:
 
 
 def jsons(size: int) -> dict[str, str]:
-    """JSON objects of about so many bytes each."""
+    """JSON objects of about `size` bytes each."""
     return {
         "empty lists": '{"a":[' + ",".join(["[]"] * (size // 3)) + "]}",
         "nested lists": '{"a":[' + ",".join(["[[[[[]]]]]"] * (size // 11)) + "]}",
@@ -57,7 +56,7 @@ def jsons(size: int) -> dict[str, str]:
 
 
 def files(folder: Path, size: int) -> dict[str, tuple[Path, Callable[[Path], object]]]:
-    """What each crafted file is called -> the file and its reader."""
+    """Name of a crafted file -> the file and its reader."""
     found: dict[str, tuple[Path, Callable[[Path], object]]] = {}
     for name, text in headers(size).items():
         file = folder / f"{name}.safetensors"
@@ -80,29 +79,29 @@ def files(folder: Path, size: int) -> dict[str, tuple[Path, Callable[[Path], obj
 
 
 def grown(read: Callable[[Path], object], file: Path) -> tuple[int, str]:
-    """By how many bytes this process was larger at its largest, and what came of it."""
+    """Read a file: the bytes by which this process grew at its peak, and the answer."""
 
-    def kilobytes(what: str) -> int:
+    def kilobytes(field: str) -> int:
         status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith(what)).split()[1])
+        return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is measured from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = kilobytes("VmRSS")
     try:
         read(file)
         answer = "read"
     except InputError as error:
         answer = f"InputError: {error}"
-    except Exception as error:  # what is looked for
+    except Exception as error:  # a fault: reported by the test
         answer = f"{type(error).__name__}: {error}"
     return 1024 * (kilobytes("VmHWM") - before), answer
 
 
 def main(folder: Path, size: int) -> None:
-    """Read every crafted file of about `size` bytes, one after another, and print what came of it."""
+    """Read crafted files of about `size` bytes one by one, and print the results."""
     found = {}
     for name, (file, read) in files(folder, size).items():
-        bytes_of = sum(each.stat().st_size for each in file.parent.iterdir()) if "bundle" in str(file) else 0
+        bytes_of = sum(member.stat().st_size for member in file.parent.iterdir()) if "bundle" in str(file) else 0
         found[name] = [bytes_of or file.stat().st_size, *grown(read, file)]
     print(json.dumps(found))
 

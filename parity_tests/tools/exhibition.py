@@ -1,4 +1,4 @@
-"""The museum, shown: the whole of a test file run on each fault, and what the naive check says of it beside."""
+"""The museum on show: runs a complete test file, and the naive check, on each fault."""
 
 import math
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from parity_tests.tools.museum import NAIVE_ATOL, Fault
 
 INTRODUCTION = f"""# The museum of faults
 
-Errors that published GPTs shipped, most of them under a green test suite. Each stands in `museum.py` as a deliberate
-change of our own code, and below is what two suites say to it:
+Errors that published GPTs shipped, most of them under a green test suite. `museum.py` makes each of them as a deliberate
+change of our own code; the table shows how two suites respond:
 
 * **the naive check** is what those projects had: weights times 0.02, B = 1, every token id once, no dropout, the
-  gradient of `.sum()`, and a match is whatever lies within {NAIVE_ATOL:g}. The number is the largest difference it saw.
-* **this suite**: the first of its tests that turns red, and what it says.
+  gradient of `.sum()`, and any difference up to {NAIVE_ATOL:g} is a match. The number is the largest difference it saw.
+* **this suite**: its first test to fail, and the message.
 
 `python -m parity_tests museum --out parity_tests/museum.md` regenerates this page; `pytest parity_tests --fault NAME`
-runs the suite with one fault in place. Faults named "our own" are of no project that we know of.
+runs the suite with one fault in place. Faults named "our own" are not known from any project.
 """
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """What either suite says of a fault. killed_by: a pytest node id, or None if nothing turned red."""
+    """Both suites' results for a fault. killed_by: a pytest node id, or None if no test failed."""
 
     fault: Fault
     naive: str
@@ -38,12 +38,12 @@ class Exhibit:
 
 
 def naive_verdict(fault):
-    """green or red, with the largest difference that the naive check sees while the fault is in place."""
+    """green or red, with the largest difference that the naive check sees with the fault in place."""
     with pytest.MonkeyPatch.context() as patch:
         fault.apply(patch)
         try:
             difference = fault.naive()
-        except Exception as error:  # whatever stops it is red too
+        except Exception as error:  # a crash is red too
             return f"red: {type(error).__name__}"
     if math.isnan(difference):
         return "red: another shape, or NaN"
@@ -51,7 +51,7 @@ def naive_verdict(fault):
 
 
 class FirstFailure:
-    """A pytest plugin that keeps the first failure of a test itself: a fixture that fails has tested nothing."""
+    """A pytest plugin that keeps the first failed test; failing fixtures do not count, since they test nothing."""
 
     def __init__(self):
         self.report = None
@@ -67,7 +67,7 @@ class FirstFailure:
 
 
 def first_failure(suite, fault=""):
-    """Run a test file with this fault in place ("": with none) up to its first red test. Raises if it cannot be run."""
+    """Run a test file with this fault ("": none) up to its first failure. Raises RuntimeError if it cannot be run."""
     first = FirstFailure()
     options = ["-x", "--assert=plain", "-p", "no:terminal", "-p", "no:cacheprovider", "--fault", fault]
     code = pytest.main([*options, str(Path(__file__).parents[1] / suite)], plugins=[first])
@@ -80,14 +80,14 @@ def first_failure(suite, fault=""):
 
 @cache
 def check_green(suite):
-    """Raises RuntimeError if a test file is red with no fault in place: its red would say nothing about a fault."""
+    """Raise RuntimeError if a test file fails without a fault: its failures would then prove nothing."""
     first = first_failure(suite)
     if first.report is not None:
         raise RuntimeError(f"{suite} is red without a fault: {first.report.nodeid}: {first.message}")
 
 
 def exhibit(fault):
-    """Run the fault's test file on it, up to the first red test, and before the first fault of the file without any."""
+    """Run the fault's test file on it, up to the first failure; and once per file, first, without a fault."""
     check_green(fault.suite)
     first = first_failure(fault.suite, str(fault))
     if first.report is None:
@@ -96,22 +96,22 @@ def exhibit(fault):
 
 
 def page(shown):
-    """museum.md."""
+    """The text of museum.md."""
     killed, green = sum(e.killed_by is not None for e in shown), sum(e.naive_is_green for e in shown)
     lines = [
         INTRODUCTION,
         f"{len(shown)} faults: this suite finds {killed}, the naive check {len(shown) - green}.",
         "",
-        "| the fault: where, and what is wrong | the naive check | this suite: the first red test | what it says |",
+        "| the fault: where, and what is wrong | the naive check | this suite: the first failing test | its message |",
         "|---|---|---|---|",
     ]
-    for each in shown:
-        test = "**none**" if each.killed_by is None else f"`{each.killed_by.removeprefix('parity_tests/')}`"
-        lines.append(f"| {each.fault} | {each.naive} | {test} | {_cell(each.message)} |")
+    for exhibited in shown:
+        test = "**none**" if exhibited.killed_by is None else f"`{exhibited.killed_by.removeprefix('parity_tests/')}`"
+        lines.append(f"| {exhibited.fault} | {exhibited.naive} | {test} | {_cell(exhibited.message)} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(text):
-    """A message as the cell of a table: one line, not too long, nothing that Markdown reads."""
+    """A message as a table cell: shortened, and without Markdown's special characters."""
     text = text.removeprefix("AssertionError: ").replace("|", "\\|").replace("`", "'")
     return f"`{text if len(text) <= 110 else text[:109] + '…'}`"

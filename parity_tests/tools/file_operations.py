@@ -1,8 +1,8 @@
-"""Every file operation below a folder, counted; and at one of them an error, or after it an interrupt.
+"""Counts the file operations below a folder, and injects an error at one of them, or an interrupt after it.
 
-The functions of os, the file objects that open gives, and the libraries that open files without either (safetensors,
-numpy.fromfile) are replaced by ones that count, and then do the same. An error comes instead of the operation (a write
-writes half of its bytes), an interrupt when the operation is done.
+The functions of os, the file objects returned by open, and the libraries that open files without either (safetensors,
+numpy.fromfile) are wrapped to count. An error replaces the operation (a write writes half of its bytes first); an
+interrupt follows it.
 """
 
 import builtins
@@ -28,10 +28,10 @@ PATHS = {
     **dict.fromkeys(("chmod", "utime", "truncate"), 1),
     **dict.fromkeys(("rename", "replace", "link", "symlink"), 2),
 }
-"""Functions of os -> how many paths they take."""
+"""Functions of os -> the number of paths they take."""
 
 HANDLES = ("fsync", "fdatasync", "ftruncate", "fchmod", "write", "sendfile")
-"""Functions of os that take an open file's number."""
+"""Functions of os that take a file descriptor."""
 
 READING = {"stat", "lstat", "access", "listdir", "scandir", "read", "open to read", "close to read", "lock"}
 """Operations that change nothing."""
@@ -39,10 +39,10 @@ READING = {"stat", "lstat", "access", "listdir", "scandir", "read", "open to rea
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at the operation of this number, counted from 0.
+    """The fault at the operation of this number, counted from 0.
 
-    code: that of an OSError; None for a KeyboardInterrupt. lasting: every later operation that changes something gets
-    the error too, as on a disk that stays full. again: so many operations later another interrupt; 0: none.
+    code: that of an OSError; None for a KeyboardInterrupt. lasting: every later operation that changes files fails too,
+    as on a full disk. again: the number of operations until another interrupt; 0: none.
     """
 
     number: int
@@ -61,12 +61,12 @@ class Operations:
     """Each operation's name and path."""
     struck: list[str] = field(default_factory=list)
     open: dict[int, str] = field(default_factory=dict)
-    """The numbers of open files -> their paths."""
+    """Descriptors of open files -> their paths."""
     inside: bool = False
-    """Whether an operation is being done: those that it consists of do not count."""
+    """Whether an operation is in progress: its own inner operations do not count."""
 
     def do(self, name: str, path: Any, real: Callable[[], Any], half: Callable[[], Any] = lambda: None) -> Any:
-        """One operation: real, or what is to happen instead, after half of it."""
+        """Do one operation: real, or at the fault half of it and the error, or all of it and an interrupt."""
         where = None if self.inside else self.path(path)
         if where is None:
             return real()
@@ -87,13 +87,13 @@ class Operations:
             self.inside = False
 
     def path(self, path: Any) -> str | None:
-        """A path, or an open file's, as seen from the folder; None for one outside."""
+        """The path, or an open descriptor's path, relative to the folder; None if outside it."""
         if isinstance(path, int):
             path = self.open.get(path)
         if path is None:
             return None
-        whole = os.path.abspath(os.fsdecode(path))
-        return whole[len(self.folder) + 1 :] if whole.startswith(self.folder + os.sep) else None
+        full = os.path.abspath(os.fsdecode(path))
+        return full[len(self.folder) + 1 :] if full.startswith(self.folder + os.sep) else None
 
     def _strikes(self, number: int, name: str) -> bool:
         if self.fault is None:
@@ -148,7 +148,7 @@ class _File:
 
 @contextmanager
 def watched(folder: Path, fault: Fault | None = None) -> Iterator[Operations]:
-    """In the block, gives the operations below folder as they are done; the fault strikes at its own."""
+    """In the block, record the operations below folder, and inject the fault."""
     operations = Operations(os.path.abspath(folder), fault)
     with ExitStack() as stack:
         for name, paths in PATHS.items():
@@ -182,7 +182,7 @@ def _of_paths(operations, name, paths, real):
 
 
 def _at(operations, path, handle):
-    """A path that is given as seen from an open folder."""
+    """A path given relative to an open folder (dir_fd)."""
     return path if handle is None else os.path.join(os.fsdecode(operations.open.get(handle, "")), os.fsdecode(path))
 
 
@@ -226,7 +226,7 @@ def _saving(operations):
 
         try:
             return operations.do("save", path, lambda: real(tensors, path, metadata), half)
-        except OSError as error:  # as the library words them
+        except OSError as error:  # reworded as the library does
             text = f"Error while serializing: I/O error: {error.strerror} (os error {error.errno})"
             raise safetensors.SafetensorError(text) from error
 

@@ -1,6 +1,6 @@
-"""Whatever stops a run or a command: interrupts, errors, signals and races, planned as trials with names, and done.
+"""Plans and runs named trials that disturb a run or a command: interrupts, errors, signals and races.
 
-A trial's name is all it takes to repeat it.
+A trial can be repeated by its name alone.
 """
 
 import tempfile
@@ -15,28 +15,28 @@ from parity_tests.tools.saves import Saves
 from parity_tests.tools.trials import DifferentError
 
 KINDS: dict[str, type] = {"bytecodes": Saves, "operations": Saves, "errors": Saves, "chains": Chains, "races": Races}
-"""Kind of trial -> whose method of that name plans trials, and whose method `trial` does them."""
+"""Kind of trial -> the class whose method of that name plans trials, and whose method `trial` does one."""
 
 LONG = {"bytecodes": 1000, "operations": 1, "errors": 1, "chains": 100, "races": 520}
-"""How many trials of a kind; of operations and errors, at which operations: 1 for each, 2 for every other one."""
+"""Trials per kind; for operations and errors instead the stride: 1 for every operation, 2 for every other one."""
 
 
 @dataclass
 class Findings:
-    """What came of the trials so far."""
+    """The results of the trials so far."""
 
     endings: Counter = field(default_factory=Counter)
-    """(kind, how a trial ended) -> how often."""
+    """(kind, ending of a trial) -> count."""
     faults: list[str] = field(default_factory=list)
 
     def add(self, other: "Findings") -> None:
-        """Enter another's as well."""
+        """Add another's results."""
         self.endings += other.endings
         self.faults += other.faults
 
 
 def plan(kind: str, number: int, seed: int) -> list[str]:
-    """The names of the trials of a kind; for `number` see LONG."""
+    """The names of a kind's trials; number: as in LONG."""
     with tempfile.TemporaryDirectory(dir=in_memory()) as base:
         return getattr(KINDS[kind](Path(base)), kind)(number, seed)
 
@@ -60,5 +60,5 @@ def do(names: Sequence[str]) -> Findings:
 
 
 def in_memory() -> Path | None:
-    """A folder in memory, where there is one."""
+    """A folder in memory, or None if the system has none."""
     return place if (place := Path("/dev/shm")).is_dir() else None

@@ -1,10 +1,9 @@
-"""Kill -9 at random instants of a training run that saves after every step: what is left, and where it leads.
+"""Kill -9 at random instants of a training run that saves after every step, then checks and resumes it.
 
-After each kill the run's folder must hold a whole checkpoint, not older than the last save that had ended, every copy
-that it keeps and its best model must load, and the run resumed must end as one that was never stopped, bit for bit:
-parameters, training state, losses, the copies and the best. An instant is a number of saves that have ended and a
-moment more, so that a process is killed however slow the machine is. Processes are forked, so that a trial costs the
-run and not the start of Python.
+After each kill the run's folder must have a complete checkpoint, not older than the last completed save, and its kept
+copies and best model must load. The resumed run must match an uninterrupted one bit for bit: parameters, training
+state, losses, the copies and the best. An instant is a number of completed saves and a moment more, so that a process
+is killed however slow the machine is. Processes are forked, so that a trial costs the run, not the start of Python.
 """
 
 import os
@@ -62,7 +61,7 @@ def resume(folder: Path) -> None:
 
 
 def start(log: Path, job) -> int:
-    """The process id of a fork that does job without a word, with its saves in log."""
+    """Fork a process that does job silently and logs its saves. -> its process id."""
 
     def silent():
         with open(os.devnull, "w") as sys.stdout, logged(log):
@@ -72,7 +71,7 @@ def start(log: Path, job) -> int:
 
 
 def kill_and_resume(trials: int, place: Path, seed: int) -> Iterator[int]:
-    """Of each of so many kills the step of the checkpoint that it left. Raises DifferentError at the first fault."""
+    """Yield the step of the checkpoint that each kill left. Raises DifferentError at the first fault."""
     text, log, folder = write_text(place / "text.txt"), place / "saves", place / "killed"
     began = time.perf_counter()
     if wait(start(log, partial(begin, place / "whole", text))):
@@ -81,7 +80,7 @@ def kill_and_resume(trials: int, place: Path, seed: int) -> Iterator[int]:
     rng, done = random.Random(seed), 0
 
     def kill(job, after: int) -> bool:
-        """Do job, and kill it a moment after so many saves. Whether it had not ended before."""
+        """Start job and kill it a moment after `after` saves. -> whether it was still running."""
         pid = start(log, job)
         with killed_by_ctrl_c(pid):
             code = ended_or_saved(pid, log, len(saves(log)) + after)

@@ -1,11 +1,10 @@
-"""The museum of faults: errors that published GPTs shipped, each made here on purpose in numpy_gpt's own functions.
+"""The museum of faults: errors that published GPTs shipped, made here deliberately in numpy_gpt's own functions.
 
-A fault replaces functions of numpy_gpt and is written around their arguments and results; it knows nothing of their
-insides, so rewriting an operation does not retire it. For each stands here the check of this suite that must turn red,
-how its message must begin, so that it names the tensor that is wrong and not merely some tensor, and the naive check
-under which such faults were shipped. test_museum.py asserts it; `pytest parity_tests --fault NAME` runs the
-suite with one fault in place; `python -m parity_tests museum --out parity_tests/museum.md` does that with each and
-writes the page.
+A fault replaces functions of numpy_gpt and uses only their arguments and results, not their internals, so it survives a
+rewrite of the operation. Each fault names the check of this suite that must fail, the start of its message (so that it
+blames the tensor that is wrong), and the naive check under which such faults were shipped. test_museum.py asserts this;
+`pytest parity_tests --fault NAME` runs the suite with one fault in place; `python -m parity_tests museum --out
+parity_tests/museum.md` does so for all faults and writes the page.
 """
 
 import difflib
@@ -53,7 +52,7 @@ UNTIED, TIED, DROPPED = (
 
 
 def around(module, name, change):
-    """A fault: module.name becomes a function of the real one and the arguments. -> what applies it."""
+    """A fault: replaces module.name with change(real, *args). -> the function that applies it."""
 
     def apply(monkeypatch):
         real = getattr(module, name)
@@ -63,7 +62,7 @@ def around(module, name, change):
 
 
 def scores_by(factor):
-    """Scores multiplied by factor(q): by scaling q, on its way in and back out."""
+    """Multiply the scores by factor(q), by scaling q in the forward and dq in the backward."""
 
     def apply(monkeypatch):
         forward, backward = attention.attention_forward, attention.attention_backward
@@ -84,7 +83,7 @@ def scores_by(factor):
 
 
 def plain_attention(q, k, v, mask, hidden, hide=-np.inf):
-    """The formula, with whatever mask and stand-in for -inf: p and y."""
+    """Attention by its formula, with any mask and any replacement for -inf: p and y."""
     s = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     s = np.where(hidden(s), hide, s)
     e = np.exp(s - s.max(axis=-1, keepdims=True))
@@ -106,13 +105,13 @@ def masked(hidden, hide=-np.inf):
 
 
 def scrambled_dk(real, dy, cache):
-    """Qᵀ · dscores has dK's numbers in (HS, S); reshaped to (S, HS) instead of transposed."""
+    """Qᵀ · dscores, which is dK transposed, (HS, S), reshaped to (S, HS) instead of transposed."""
     dq, dk, dv = real(dy, cache)
     return dq, np.ascontiguousarray(dk.swapaxes(-1, -2)).reshape(dk.shape), dv
 
 
 def dv_before_dropout(monkeypatch):
-    """dV = pᵀ dy with the probabilities before dropout."""
+    """Compute dV = pᵀ dy with the probabilities before dropout."""
     forward, backward = attention.attention_forward, attention.attention_backward
     kept = []
 
@@ -129,7 +128,7 @@ def dv_before_dropout(monkeypatch):
 
 
 def remembering_ids(accumulate):
-    """embedding_backward with another way of writing rows into dw: accumulate(dw, ids, dy)."""
+    """embedding_backward with accumulate(dw, ids, dy) to write rows into dw."""
 
     def apply(monkeypatch):
         forward, backward = embedding.embedding_forward, embedding.embedding_backward
@@ -163,7 +162,7 @@ def one_row_of_the_batch(real, dy, cache):
 
 
 def layernorm_without(term):
-    """One of dx = rstd (g − mean(g) − x̂ mean(g x̂))'s three terms missing: 0, 1 or 2."""
+    """dx = rstd (g − mean(g) − x̂ mean(g x̂)) without one of its three terms: 0, 1 or 2."""
 
     def apply(monkeypatch):
         forward, backward = layernorm.layernorm_forward, layernorm.layernorm_backward
@@ -233,7 +232,7 @@ def without_mean(monkeypatch):
 
 
 def tied_without(use):
-    """A tied model's token gradient short of one of its two uses: what the untied model calls out_head or tok_emb."""
+    """A tied model's token gradient without one of its two parts, the untied model's out_head or tok_emb."""
 
     def change(real, self, tokens, targets, rng=None):
         loss, grads = real(self, tokens, targets, rng)
@@ -253,14 +252,14 @@ def another_mask(real, dy, mask):
 
 
 def l2_decay(real, self, grads):
-    """Weight decay added to the gradient, as Adam had it before AdamW."""
+    """Weight decay added to the gradient, as in Adam before AdamW."""
     decay, self.weight_decay = self.weight_decay, 0.0
     real(self, {name: grad + decay * self.params[name] for name, grad in grads.items()})
     self.weight_decay = decay
 
 
 def stepped(update):
-    """AdamW's step for step, out of update(optimiser, t, m, v) -> what is subtracted; t, m and v kept here for each."""
+    """AdamW's step with update(optimiser, t, m, v) as the quantity to subtract; t, m and v are kept here."""
 
     def apply(monkeypatch):
         states = weakref.WeakKeyDictionary()
@@ -295,25 +294,25 @@ def clip_each_alone(real, grads, max_norm):
 
 
 def ties_kept(real, logits, k):
-    """Everything at or above the k-th largest, so more than k where there are equals."""
+    """Keep everything at or above the k-th largest: more than k if there are ties."""
     kth = np.sort(logits, axis=-1)[:, -min(k, logits.shape[-1])]
     return np.where(logits >= kth[:, None], logits, -np.inf)
 
 
 def first_rows_threshold(real, logits, k):
-    """One row's k-th largest for all rows: what (B, V) against (B,) comes to where it does not fail."""
+    """Use the first row's k-th largest for all rows: the effect of (B, V) against (B,) where it broadcasts."""
     kth = np.sort(logits[0])[-min(k, logits.shape[-1])]
     return np.where(logits >= kth, logits, -np.inf)
 
 
 def dropped(real, self, *args):
-    """Dropout where there ought to be none: on the logits, the easiest place to put it from outside."""
+    """Dropout where none belongs: on the logits, the easiest place to add it from outside."""
     logits, rate = real(self, *args), self.config.drop_rate
     return logits * (np.random.default_rng(0).random(logits.shape) >= rate) / (1 - rate)
 
 
 def positions_off_by(n):
-    """Decoding's later tokens get the position rows of their neighbours; the first pass starts at 0 as it should."""
+    """Give later decoded tokens their neighbours' position rows; the first pass starts at 0, correctly."""
 
     def change(real, x, w, start=0):
         return real(x, w, min(start + n, len(w) - x.shape[1]) if start else 0)
@@ -322,7 +321,7 @@ def positions_off_by(n):
 
 
 def query_and_key_swapped(real, self, tokens):
-    """The three projections taken in another order than they were stored in."""
+    """Read the three projections in another order than they were stored in."""
     params, names = self.params, {"W_query": "W_key", "W_key": "W_query", "W_value": "W_value"}
     self.params = dict(params)
     for name in params:
@@ -343,21 +342,21 @@ def model_slopes():
 
 
 def from_the_first_key(s):
-    """Query t sees keys 0 … t, although its T are the last of the S positions."""
+    """Query t sees keys 0 … t, although the T queries are the last of the S positions."""
     return np.triu(np.ones(s.shape[-2:], bool), k=1)
 
 
 def zeros_too(s):
-    """The future, and scores that are exactly 0, but for a query's own key."""
+    """Mask the future and scores of exactly 0, except a query's own key."""
     return future()(s) | ((s == 0) & ~np.eye(*s.shape[-2:], dtype=bool))
 
 
 def erf_cdf(x):
-    return np.vectorize(lambda each: 0.5 * (1 + math.erf(each / math.sqrt(2))))(x)
+    return np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))(x)
 
 
 def untied_by_a_copy(real, config, params):
-    """A tied model, made of two tables that start out equal."""
+    """Build a tied model with two tables that start out equal."""
     if not config.tie_weights:
         return real(config, params)
     return real(replace(config, tie_weights=False), params | {"out_head.weight": np.array(params["tok_emb.weight"])})
@@ -370,7 +369,7 @@ def thirds_in_another_order(real, name):
 
 
 def squares_unturned(real, array, turned, third):
-    """A Conv1D weight is turned only where its shape would not fit otherwise."""
+    """Transpose a Conv1D weight only if its shape requires it."""
     return real(array, turned and array.shape[0] != array.shape[1], third)
 
 
@@ -395,7 +394,7 @@ def moments_lost(real, self, state):
 
 
 def epoch_again(real, state):
-    """The epoch begun again, with its own order."""
+    """Start the epoch again, with the same order."""
     return replace(real(state), batch=0)
 
 
@@ -415,7 +414,7 @@ class NaiveCase(OperationCase):
 
 
 class NaiveSource(Source):
-    """What a NaiveCase gives in place of scaled, repeated and random numbers."""
+    """A NaiveCase's numbers instead of scaled, repeated and random ones."""
 
     def normal(self, *shape):
         return 0.02 * super().normal(*shape)
@@ -436,7 +435,7 @@ NAIVE_MODEL = ModelCase(GPTConfig(20, 8, 12, 3, 2, drop_rate=0.0), B=1, T=6, sca
 
 
 def naive_difference(got, want):
-    """The largest |got − want| over all tensors; nan where a shape differs or a number is NaN."""
+    """The largest |got − want| over all tensors; nan if a shape differs or a number is NaN."""
     differences = [0.0]
     for name, answer in want.items():
         if np.shape(got.get(name)) != np.shape(answer):
@@ -446,7 +445,7 @@ def naive_difference(got, want):
 
 
 def naive_operation(name):
-    """One operation on a NaiveCase, in float32; nobody looks at what became of its arguments."""
+    """Compare one operation on a NaiveCase, in float32, without checking that its arguments are unchanged."""
 
     def difference():
         one = operations.OPERATIONS[name]
@@ -459,7 +458,7 @@ def naive_operation(name):
 
 
 def naive_attention():
-    """The attention branch as a module of its own, with the gradient of `.sum()` of what it returns."""
+    """Compare the attention branch alone, with the gradient of its output's `.sum()`."""
     config, params = NAIVE_MODEL.config, NAIVE_MODEL.params()
     prefix = "trf_blocks.0."
     own = {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
@@ -480,13 +479,13 @@ def naive_attention():
 
 
 def naive_batch():
-    """Six different ids and their successors."""
+    """Six different ids and their targets."""
     ids = np.random.default_rng(0).permutation(NAIVE_MODEL.config.vocab_size)[:7]
     return ids[None, :-1], ids[None, 1:]
 
 
 def naive_model():
-    """Loss and all gradients of a small GPT whose weights are times 0.02."""
+    """Compare loss and all gradients of a small GPT with weights times 0.02."""
     model, (tokens, targets) = NAIVE_MODEL.model(), naive_batch()
     loss, grads = model.loss_and_grads(tokens, targets)
     reference = from_params(NAIVE_MODEL.config, NAIVE_MODEL.params())
@@ -495,7 +494,7 @@ def naive_model():
 
 
 def naive_tied():
-    """Only that a tied model has the names and shapes of its parameters in its gradients."""
+    """Check only that a tied model's gradients have its parameters' names and shapes."""
     case = replace(NAIVE_MODEL, config=TIED.config)
     grads, params = case.model().loss_and_grads(*case.batch())[1], case.params()
     return 0.0 if {n: g.shape for n, g in grads.items()} == {n: p.shape for n, p in params.items()} else math.nan
@@ -505,7 +504,7 @@ TOKENS = np.array([[3, 1, 4, 0, 5, 9]])
 
 
 def naive_loaded():
-    """That a loaded model answers as the saved one."""
+    """Check that a loaded model gives the saved one's logits."""
     model = replace(NAIVE_MODEL, config=TIED.config).model()
     with tempfile.TemporaryDirectory() as place:
         save(model, place)
@@ -513,7 +512,7 @@ def naive_loaded():
 
 
 def naive_foreign():
-    """That a model made of somebody else's tensors has the shapes that it should have, and answers with logits."""
+    """Check that a model imported from GPT-2's tensors gives finite logits of the right shape."""
     tensors = gpt2_tensors()
     with tempfile.TemporaryDirectory() as place:
         logits = weights.model_of(huggingface_folder(Path(place), tensors))(weights.TOKENS)
@@ -521,7 +520,7 @@ def naive_foreign():
 
 
 def naive_adamw():
-    """One step of torch's defaults on one weight."""
+    """Compare one step with torch's defaults on one weight."""
     rng = np.random.default_rng(0)
     w, g = (0.02 * rng.standard_normal((4, 4)).astype(np.float32) for _ in range(2))
     leaf = torch.from_numpy(w.copy()).requires_grad_()
@@ -532,7 +531,7 @@ def naive_adamw():
 
 
 def naive_clipping():
-    """Clipping of one tensor, which has no one to share the norm with."""
+    """Compare clipping of a single tensor, whose norm is the global norm."""
     g = np.random.default_rng(0).standard_normal((4, 4))
     leaf = torch.zeros(4, 4, dtype=torch.float64, requires_grad=True)
     leaf.grad = torch.from_numpy(g.copy())
@@ -542,12 +541,12 @@ def naive_clipping():
 
 
 def naive_schedule():
-    """The learning rate where warm-up ends."""
+    """Check the learning rate at the end of warm-up."""
     return abs(optim.warmup_cosine(10, 1.0, 10, 100) - 1.0)
 
 
 def naive_generation(**sampling):
-    """One row within the context, by its first token: in range, and the likeliest where it is greedy."""
+    """Check one row within the context: ids in range or, if greedy, the likeliest first token."""
 
     def difference():
         model, (tokens, _) = NAIVE_MODEL.model(), naive_batch()
@@ -561,7 +560,7 @@ def naive_generation(**sampling):
 
 
 def naive_resume():
-    """That a resumed model has the parameters of the saved one."""
+    """Check that a resumed model has the saved one's parameters."""
     learner = learners.small_learner()
     again = learners.resumed(learner)
     return naive_difference(again.params(), learner.params())
@@ -572,24 +571,24 @@ def naive_resume():
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault: what is wrong, where it was found, what turns red by it, and what would not have."""
+    """One fault: what is wrong, where it was found, the check that fails, and the naive check."""
 
     where: str
-    """FAULTS.md's first column; "" for a fault of our own choice."""
+    """The part of a GPT in which a published project had the fault; "" for a fault of our own choice."""
     what: str
     apply: Callable[[pytest.MonkeyPatch], None]
     check: Callable[[], None]
-    """Green as the code stands, red with the fault; a part of `suite`."""
+    """Passes without the fault, fails with it; a part of `suite`."""
     message: str
-    """How the failure must begin (a regular expression)."""
+    """The start of the failure's message (a regular expression)."""
     suite: str
-    """The test file whose job it is to find it."""
+    """The test file that must find it."""
     naive: Callable[[], float]
-    """The naive check's largest difference; it calls anything under NAIVE_ATOL a match."""
+    """The naive check's largest difference; anything below NAIVE_ATOL counts as a match."""
     operation: str | None = None
-    """The operation it is a fault of: a wrong answer of somebody's own function may be this one's."""
+    """The operation with the fault, for diagnosing users' own functions."""
     fix: str = ""
-    """What is right instead, for the author of that function."""
+    """The correction, shown to the author of such a function."""
 
     def __str__(self):
         return f"{self.where or 'our own'}: {self.what}"
@@ -605,7 +604,7 @@ SQRT_C = scores_by(lambda q: 1 / math.sqrt(q.shape[1]))
 
 
 def of(operation, where, what, apply, case, tensor, fix, message=None):
-    """A fault that one operation's comparison with torch finds."""
+    """A fault found by one operation's comparison with torch."""
     message = message or rf"{operation}\.{tensor}\["
     check = partial(operations.check_operation, operation, case)
     naive = naive_attention if operation == "attention" else naive_operation(operation)
@@ -613,12 +612,12 @@ def of(operation, where, what, apply, case, tensor, fix, message=None):
 
 
 def of_the_model(where, what, apply, case, message, check=models.check_model, naive=naive_model):
-    """A fault that the whole model's comparison finds; the message lists every wrong gradient from top to bottom."""
+    """A fault found by comparing the complete model; the message lists every wrong gradient from top to bottom."""
     return Fault(where, what, apply, partial(check, case), message, "test_model.py", naive)
 
 
 def of_a_law(where, what, apply, check, message, naive=naive_model):
-    """A fault that is found without torch."""
+    """A fault found without torch."""
     return Fault(where, f"{what}, without torch", apply, check, message, "test_laws.py", naive)
 
 
@@ -627,12 +626,12 @@ def of_training(where, what, apply, check, message, naive):
 
 
 def of_a_run(where, what, apply, message, naive):
-    """A fault in the optimiser that a whole run of training finds."""
+    """A fault in the optimiser found by a training run."""
     return of_training(where, f"{what}, in a run", apply, training.check_trajectory, message, naive)
 
 
 def of_generation(where, what, apply, naive, message="generate|generated ids", sampling=SAMPLED):
-    """A fault that generation against the loop without a cache finds, past the context length."""
+    """A fault found by comparing generation with the loop without a cache, past the context length."""
     check = partial(check_generate, ModelCase(DROPPED.config, B=3, T=4), 9, sampling)
     return Fault(where, what, apply, check, message, "test_decoding.py", naive)
 
@@ -819,7 +818,7 @@ FAULTS = [
         "test_checkpoint.py",
         naive_loaded,
     ),
-    of_a_loader("attention", "the loader takes c_attn for key, query, value", "_theirs", thirds_in_another_order),
+    of_a_loader("attention", "the loader reads c_attn as key, query, value", "_theirs", thirds_in_another_order),
     of_a_loader("attention", "the loader leaves square weights unturned", "_part", squares_unturned),
     of(
         "layernorm",
@@ -925,7 +924,7 @@ FAULTS = [
     of(
         "cross_entropy",
         "",
-        "dloss taken for 1",
+        "dloss assumed to be 1",
         around(cross_entropy, "cross_entropy_backward", lambda real, dloss, cache, out=None: real(1.0, cache, out)),
         LOGITS,
         "dlogits",
@@ -1032,7 +1031,7 @@ FAULTS = [
         around(gelu, "gelu_forward", lambda real, x: (real(x)[0] / np.sqrt(np.int64(1)), real(x)[1])),
         OperationCase(ROWS.shape, dtype="float32"),
         "y",
-        "np.sqrt of a whole number is float64 and takes the rest along: use math.sqrt",
+        "np.sqrt of an int is float64 and widens the rest: use math.sqrt",
         r"gelu\.y: dtype float64",
     ),
     of_the_model(
@@ -1081,10 +1080,10 @@ FAULTS = [
 
 
 def find(name):
-    """The fault of this name. Raises KeyError with the names that have it in them, or are nearest, if there is none."""
+    """The fault of this name. If unknown, raises KeyError with the names that contain it or are nearest."""
     faults = {str(fault): fault for fault in FAULTS}
     if name not in faults:
-        near = [each for each in faults if name.lower() in each.lower()]
+        near = [fault for fault in faults if name.lower() in fault.lower()]
         near = near or difflib.get_close_matches(name, faults, n=5, cutoff=0)
         raise KeyError(f"no fault {name!r} among the {len(faults)} of museum.md; near it: {', '.join(near)}")
     return faults[name]

@@ -1,9 +1,8 @@
-"""Two or three commands begun at once that want the same folder.
+"""Races of two or three commands, started at once, for the same folder.
 
-One of them gets it, and ends as if it had been alone: the folder holds what that command makes, and nothing else. Every
-other one ends with exit code 2 and a sentence, and takes nothing away. Runs without --out each get a folder of their
-own. A command that fails, or is interrupted, while another one finishes in the same folder leaves that one's work
-alone.
+One of them gets it and ends as if alone: the folder has that command's files and nothing else. The others end with exit
+code 2 and one sentence, and remove nothing. Runs without --out each get their own folder. A command that fails or is
+interrupted must not touch the work of another that finishes in the same folder.
 """
 
 import json
@@ -46,7 +45,7 @@ SEEDS = (1, 2, 3)
 
 @contextmanager
 def at_the_gate(gate: tuple[int, int], seconds: float, create: bool) -> Iterator[None]:
-    """In the block, or when the block creates a run, wait until the gate opens, and so many seconds more."""
+    """Wait, at the start of the block or when it creates a run, until the gate opens and `seconds` more."""
 
     def wait_there():
         os.close(gate[1])
@@ -71,7 +70,7 @@ def at_the_gate(gate: tuple[int, int], seconds: float, create: bool) -> Iterator
 
 @contextmanager
 def download_that_ends(tell: int, told: int, error: BaseException) -> Iterator[None]:
-    """In the block, the download of GPT-2 says that it has begun, waits until it is told to, and fails."""
+    """In the block, make the download of GPT-2 report that it has started, wait for a signal, and fail."""
 
     def fetch(size, folder, report):
         os.write(tell, b"1")
@@ -83,7 +82,7 @@ def download_that_ends(tell: int, told: int, error: BaseException) -> Iterator[N
 
 
 class Races:
-    """Trials of commands begun at once. By their names."""
+    """Trials, identified by name, of commands started at once."""
 
     def __init__(self, base: Path):
         self.base, self.place, self.out = base, base / "trial", base / "trial" / "out"
@@ -116,7 +115,7 @@ class Races:
             raise DifferentError(f"{what} ends with {ending.code}: {ending.last_line}")
 
     def _alone(self, name: str, arguments: list[str], keep: Path) -> None:
-        """Run a command with nothing beside it, and note what it makes."""
+        """Run a command alone, and record what it makes."""
         self.clear()
         self._expect(command(arguments, self.errors[0]), 0, f"{name}, alone,")
         self.commands[name], self.listings[name] = arguments, listing(self.place)
@@ -124,7 +123,7 @@ class Races:
         self.out.rename(keep)
 
     def _damaged(self) -> Path:
-        """A source whose last tensor holds a NaN: importing it fails when most of it has been read."""
+        """A source whose last tensor is NaN: importing it fails after most of it has been read."""
         folder = shutil.copytree(self.sources[1], self.base / "damaged")
         tensors = load_file(folder / "model.safetensors")
         last = max(tensors)
@@ -133,7 +132,7 @@ class Races:
         return folder
 
     def races(self, trials: int, seed: int) -> list[str]:
-        """So many races, of each kind in turn."""
+        """The names of `trials` races, of each kind in turn."""
         kinds = [kind.replace(" ", "_") for kind in KINDS]
         return [f"races {kinds[k % len(kinds)]} {seed + k // len(kinds)}" for k in range(trials)]
 
@@ -142,7 +141,7 @@ class Races:
         self.clear()
         _, kind, seed = name.split()
         endings = KINDS[kind.replace("_", " ")](self, random.Random(int(seed)))
-        return f"exit codes {', '.join(str(ending.code) for ending in sorted(endings, key=lambda each: each.code))}"
+        return f"exit codes {', '.join(str(ending.code) for ending in sorted(endings, key=lambda ending: ending.code))}"
 
     def together(
         self,
@@ -150,15 +149,15 @@ class Races:
         *commands: list[str],
         interrupt: int | None = None,
     ) -> list[Ending]:
-        """Begin all commands at once. interrupt: the one that gets a SIGINT a moment later."""
+        """Start all commands at once. interrupt: index of the one that gets a SIGINT a moment later."""
         gate, create = os.pipe(), rng.random() < 0.5
         pids = []
         for k, arguments in enumerate(commands):
             seconds = rng.choice([0, rng.uniform(0, 1e-3), rng.uniform(0, 1e-2)])
             at = at_the_gate(gate, seconds, create and arguments[0] == "pretrain" and "--resume" not in arguments)
             pids.append(start(arguments, self.errors[k], at))
-        for each in gate:
-            os.close(each)
+        for end in gate:
+            os.close(end)
         if interrupt is not None:
             time.sleep(rng.uniform(0, 2e-2))
             os.kill(pids[interrupt], signal.SIGINT)
@@ -166,7 +165,7 @@ class Races:
         return [Ending(code, self.errors[k].read_text(encoding="utf-8")) for k, code in enumerate(codes)]
 
     def one_wins(self, rng: random.Random, *names: str) -> list[Ending]:
-        """Commands with one --out: one makes what it makes alone, the others say that they cannot."""
+        """Run commands with the same --out: one must end as it does alone, the others must be refused."""
         endings = self.together(rng, *(self.commands[name] for name in names))
         self.check_refusals(endings)
         winners = [name for name, ending in zip(names, endings, strict=True) if ending.code == 0]
@@ -176,19 +175,19 @@ class Races:
         return endings
 
     def check_alone(self, name: str) -> None:
-        """Raise DifferentError unless the folder is as this command makes it when nothing is beside it."""
+        """Raise DifferentError unless the folder is as this command leaves it when run alone."""
         same(listing(self.place), self.listings[name], f"{name} won")
         same(contents(self.out), self.alone[name], f"{name} won")
 
     def check_refusals(self, endings: list[Ending]) -> None:
-        """Raise DifferentError unless every command succeeded, or ended with 2 and a sentence."""
+        """Raise DifferentError unless every command succeeded, or ended with 2 and one sentence."""
         for ending in endings:
             sentence = ending.code == 2 and ending.errors.startswith("Error: ") and ending.errors.count("\n") == 1
             if ending.code and not sentence:
                 raise DifferentError(f"a command ends with {ending.code}: {ending.last_line}")
 
     def one_failed(self, name: str, endings: list[Ending]) -> list[Ending]:
-        """The endings of a command that fails and of `name`, which finished in the same folder or was refused."""
+        """Check the endings of a command that must fail and of `name`, which finished there or was refused."""
         failed, ending = endings
         if failed.code == 0 or failed.traceback or failed.code == 70:
             raise DifferentError(f"the command that fails ends with {failed.code}: {failed.last_line}")
@@ -201,14 +200,14 @@ class Races:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What a folder holds, but for losses.csv's seconds and run.json's layout: of a run, its outcome."""
+    """A folder's files and their content; for a run, its outcome: without losses.csv's seconds and run.json's layout."""
     if (folder / "run.json").exists():
         return outcome(folder)
     return {str(file.relative_to(folder)): content(file) for file in folder.rglob("*") if file.is_file()}
 
 
 def content(file: Path) -> bytes:
-    """A file's, without the order in which the library writes the metadata of tensors, which is any."""
+    """A file's content; for safetensors independent of the metadata's order, which the library does not fix."""
     if file.suffix != ".safetensors":
         return file.read_bytes()
     with safe_open(file, framework="numpy") as tensors:
@@ -217,7 +216,7 @@ def content(file: Path) -> bytes:
 
 
 def without_out(races: Races, rng: random.Random) -> list[Ending]:
-    """Runs that choose their own folders."""
+    """Race runs that choose their own folders."""
     seeds = SEEDS[: rng.choice([2, 2, 3])]
     commands = [begin(None, races.text, STEPS, seed) for seed in seeds]
     with chdir(races.place):
@@ -226,7 +225,7 @@ def without_out(races: Races, rng: random.Random) -> list[Ending]:
     won = [seed for seed, ending in zip(seeds, endings, strict=True) if ending.code == 0]
     runs = {json.loads((run / "run.json").read_text())["settings"]["seed"]: run for run in races.place.glob("runs/*")}
     if not won or sorted(runs) != won:
-        raise DifferentError(f"runs of the seeds {won} ended, and there are folders of {sorted(runs)}")
+        raise DifferentError(f"runs of the seeds {won} ended, but there are folders of {sorted(runs)}")
     for seed, run in runs.items():
         same(contents(run), races.alone[f"pretrain {seed}"], f"the run of seed {seed}")
     inside = {path.removeprefix("out/") for path in races.listings["pretrain 1"]} - {"out"}
@@ -237,12 +236,12 @@ def without_out(races: Races, rng: random.Random) -> list[Ending]:
 
 
 def one_out(races: Races, rng: random.Random) -> list[Ending]:
-    """Runs with one new --out."""
+    """Race runs with the same new --out."""
     return races.one_wins(rng, *(f"pretrain {seed}" for seed in SEEDS[: rng.choice([2, 2, 3])]))
 
 
 def resumed_twice(races: Races, rng: random.Random) -> list[Ending]:
-    """One run, resumed by two processes: both, one after the other, or one is refused."""
+    """Resume one run in two or three processes: each must succeed in turn or be refused."""
     shutil.copytree(races.stopped, races.out)
     endings = races.together(rng, *[resume(races.out)] * rng.choice([2, 2, 3]))
     races.check_refusals(endings)
@@ -253,29 +252,29 @@ def resumed_twice(races: Races, rng: random.Random) -> list[Ending]:
 
 
 def imports(races: Races, rng: random.Random) -> list[Ending]:
-    """Two imports into one --out."""
+    """Race two imports into the same --out."""
     return races.one_wins(rng, "import 1", "import 2")
 
 
 def exports(races: Races, rng: random.Random) -> list[Ending]:
-    """Two exports to one --out."""
+    """Race two exports to the same --out."""
     return races.one_wins(rng, "export 1", "export 2")
 
 
 def import_beside_pretrain(races: Races, rng: random.Random) -> list[Ending]:
-    """An import, or an export, and a run with one --out."""
+    """Race an import, or an export, against a run with the same --out."""
     return races.one_wins(rng, rng.choice(["import 1", "export 1"]), "pretrain 2", *["import 2"][: rng.random() < 0.2])
 
 
 def failing_import(races: Races, rng: random.Random) -> list[Ending]:
-    """An import of a damaged model, or one that is interrupted, beside a command that finishes in the same folder."""
+    """Race a failing import (damaged or interrupted) against a command that finishes in the same folder."""
     name = rng.choice(["pretrain 2", "import 2"])
     damaged = rng.random() < 0.5
     source = races.damaged if damaged else races.sources[1]
     first = ["import", str(source), "--out", str(races.out)]
 
     endings = races.together(rng, first, races.commands[name], interrupt=None if damaged else 0)
-    if endings[0].code == 0 and not damaged:  # the interrupt came when it had ended
+    if endings[0].code == 0 and not damaged:  # interrupted too late
         races.check_refusals(endings[1:])
         races.check_alone("import 1")
         return endings
@@ -283,7 +282,7 @@ def failing_import(races: Races, rng: random.Random) -> list[Ending]:
 
 
 def failing_download(races: Races, rng: random.Random) -> list[Ending]:
-    """A download that fails, or is interrupted, when another command has finished in its folder."""
+    """Let a download fail, or be interrupted, after another command has finished in its folder."""
     name = rng.choice(["pretrain 2", "import 2"])
     error = rng.choice([KeyboardInterrupt(), InputError("it was not found: try again")])
     if rng.random() < 0.5:
@@ -297,8 +296,8 @@ def failing_download(races: Races, rng: random.Random) -> list[Ending]:
     ending = command(races.commands[name], races.errors[0])
     os.write(go[1], b"1")
     failed = Ending(wait(pid), races.errors[1].read_text(encoding="utf-8"))
-    for each in (begun[0], *go):
-        os.close(each)
+    for end in (begun[0], *go):
+        os.close(end)
     return races.one_failed(name, [failed, ending])
 
 

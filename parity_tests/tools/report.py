@@ -1,8 +1,8 @@
-"""How far from the truth every number is: NumPy's error beside torch's, for each operation and for whole models.
+"""Measures the errors of every operation and of complete models, NumPy's and torch's.
 
-In float32 the truth is the float64 answer to the same float32 inputs, torch's. In float64 there is no truth at hand, so
-what is measured is how far NumPy and torch are apart. Errors are the largest of a tensor, relative to its largest
-element (for a model's gradients: to the largest gradient). The share is that of the budget in judge/compare.py.
+In float32 the truth is torch's float64 answer to the same float32 inputs. In float64 no better truth is available, so
+the measure is the distance between NumPy and torch. A tensor's error is its largest, relative to its largest element
+(for a model's gradients: to the largest gradient). The share is of the budget in judge/compare.py.
 """
 
 import json
@@ -25,14 +25,15 @@ DEPTHS = (1, 2, 4, 8, 12)
 DTYPES = ("float32", "float64")
 SHAPE = {"B": 2, "C": 64, "I": 64, "O": 64, "V": 500, "NH": 4, "HS": 16, "past": 0, "start": 0, "rest": 0}
 CASES = 128
-"""For the float32 rule: those of the test suite."""
+"""Cases for the float32 rule: those of the test suite."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor's errors against float64: in float64 NumPy's distance from torch, and torch's two attentions'.
+    """One tensor's errors against float64; in float64, NumPy's distance from torch and that of torch's two attentions.
 
-    torch is None where torch has one way only, in float64; share is None for a model in float32, whose rule is another.
+    torch is None in float64 where torch has only one implementation; share is None for a model in float32, which has
+    another rule.
     """
 
     operation: str
@@ -47,7 +48,7 @@ class Row:
 
     @property
     def ratio(self):
-        """NumPy's error over torch's; None where torch has none or there is nothing to compare it with."""
+        """NumPy's error over torch's; None if torch's is 0 or unknown."""
         return None if not self.torch else self.numpy / self.torch
 
 
@@ -56,12 +57,12 @@ def _largest(a):
 
 
 def _most(numbers):
-    """The largest of some numbers, or NaN if one of them is: Python's max would drop it."""
+    """The largest number, or NaN if any is NaN: Python's max could drop it."""
     return float(np.max(list(numbers)))
 
 
 def operation_rows(operation, dtype, T, scale):
-    """Every tensor of one operation; torch's error is the largest of its ways (attention has two or three)."""
+    """Rows for an operation's tensors; torch's error is its implementations' largest (attention has two or three)."""
     inputs = OPERATIONS[operation].inputs(OperationCase({**SHAPE, "T": T}, scale=scale, dtype=dtype))
     got, scales = our_answer(operation, inputs), OPERATIONS[operation].scales(**inputs)
     truth = next(iter(torch_answers(operation, inputs).values()))
@@ -78,7 +79,7 @@ def operation_rows(operation, dtype, T, scale):
 
 
 def model_rows(dtype, depth, T, scale):
-    """Logits, loss, and the worst gradient, of a model of this depth."""
+    """Rows for a model of this depth: logits, loss and the worst gradient."""
     case = ModelCase(GPTConfig(200, T, 48, 4, depth, drop_rate=0.0), B=2, T=T, scale=scale, dtype=dtype)
     truth = models.torch_answers(case, "plain", torch.float64)
     model, batch = case.model(), case.batch()
@@ -100,10 +101,10 @@ def model_rows(dtype, depth, T, scale):
 
 
 def cases(quick=False):
-    """What is measured: a function and its arguments, each giving rows."""
+    """The measurements: functions that yield rows, and their arguments."""
     lengths, scales, depths = (LENGTHS, SCALES, DEPTHS) if not quick else (LENGTHS[:2], SCALES[1:2], DEPTHS[:2])
     for operation in OPERATIONS:
-        if operation == "dropout":  # bit for bit, which the suite asserts
+        if operation == "dropout":  # exact, as the suite asserts
             continue
         for dtype in DTYPES:
             yield from ((operation_rows, (operation, dtype, T, scale)) for T in lengths for scale in scales)
@@ -112,15 +113,15 @@ def cases(quick=False):
 
 
 def sort(case):
-    """The operation of one of `cases`, or the sort of models."""
+    """The label of one of `cases`: its operation, or the kind of model."""
     measure, (first, *_) = case
     return first if measure is operation_rows else f"models, {first}"
 
 
 def worst_rows(rows):
-    """Of every tensor the float32 row with the largest ratio and the float64 row with the largest share or error.
+    """For every tensor, the float32 row with the largest ratio and the float64 row with the largest share or error.
 
-    A NaN is worse than any number.
+    A NaN counts as worse than any number.
     """
     worst = {}
     for row in rows:
@@ -142,7 +143,7 @@ def float32_rule(quick=False):
 
 
 def machine():
-    """The line under which the figures stand."""
+    """A line that describes the machine and the versions."""
     return (
         f"{platform.machine()}, NumPy {np.__version__}, Python {platform.python_version()}, "
         f"torch {torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"
@@ -150,13 +151,13 @@ def machine():
 
 
 def write_json(path, rows, rule):
-    """Every row, the float32 rule and the machine."""
+    """Write every row, the float32 rule and the machine."""
     figures = [asdict(row) | {"ratio": row.ratio} for row in rows]
     Path(path).write_text(json.dumps({"machine": machine(), "rows": figures, "float32 rule": rule}, indent=1) + "\n")
 
 
 def draw(path, rows):
-    """The float32 error of a model's logits and gradients as depth grows, and as T does; NumPy's and torch's."""
+    """Plot NumPy's and torch's float32 errors of a model's logits and gradients against depth and T."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""Ctrl-C at any bytecode inside a save and after any file operation, and an error at any file operation.
+"""Ctrl-C at any bytecode inside a save or after any file operation, and an error at any file operation.
 
-After each: the checkpoint is that of the last save that had ended, or of the one that was under way, and the run is
-resumed and ends as one that nothing happened to, bit for bit; where no save had ended, it says so. Nothing is left over
-in the end, and nothing that the run did not make is touched. The commands end without a traceback.
+After each, the checkpoint must be that of the last completed save or of the one in progress, and the resumed run must
+match an undisturbed one bit for bit; before the first save, the command must say so. Nothing may be left over, and
+nothing that the run did not make may be touched. The commands must end without a traceback.
 """
 
 import errno
@@ -27,14 +27,14 @@ OURS = str(Path(numpy_gpt.__file__).parent)
 RUNS = ("new", "resumed")
 
 LASTING = ("ENOSPC", "EIO", "EROFS")
-"""Errors that may come once, or from then on whenever something is to be changed."""
+"""Errors that may occur once, or at every later operation that changes files."""
 
 
 class Bytecodes:
-    """Counts the bytecodes of this thread while it is armed, and raises KeyboardInterrupt at some of them.
+    """Counts this thread's bytecodes while armed, and raises KeyboardInterrupt at chosen ones.
 
-    Those of this module do not count. ours: only those of numpy_gpt's own functions. at: the first, counted from 1;
-    0: none. again: how many later there is another one; 0: none.
+    Those of this module do not count. ours: count only numpy_gpt's functions. at: the bytecode to interrupt, counted
+    from 1; 0: none. again: the number of bytecodes until a second interrupt; 0: none.
     """
 
     def __init__(self, ours: bool, at: int = 0, again: int = 0):
@@ -42,12 +42,12 @@ class Bytecodes:
         self.struck: list[str] = []
 
     def arm(self) -> None:
-        """Count from the caller's next bytecode on."""
+        """Start counting at the caller's next bytecode."""
         self.count = 0
         self._trace(sys._getframe(1))
 
     def disarm(self) -> None:
-        """Stop counting, unless it has struck: the clean-up is to be struck again."""
+        """Stop counting, unless it has struck: a second interrupt may still hit the clean-up."""
         if not self.struck:
             sys.settrace(None)
 
@@ -82,9 +82,9 @@ class Bytecodes:
 
 @contextmanager
 def at_bytecode(told: Path, ours: bool, span: int = 0, at: int = 0, again: int = 0) -> Iterator[None]:
-    """In the block, the span-th creation, save or resumption is interrupted at a bytecode.
+    """In the block, interrupt the span-th creation, save or resumption at a bytecode.
 
-    told: gets how many each had, and where.
+    told: file for the number of bytecodes in each, and the lines interrupted.
     """
     bytecodes, counts = Bytecodes(ours, at, again), []
 
@@ -123,7 +123,7 @@ def at_bytecode(told: Path, ours: bool, span: int = 0, at: int = 0, again: int =
 
 @contextmanager
 def at_operation(told: Path, folder: Path, fault: Fault | None = None) -> Iterator[None]:
-    """In the block, the fault strikes at a file operation below folder. told: gets which there were, and where."""
+    """In the block, inject the fault at a file operation below folder. told: file for the operations, and the struck."""
     try:
         with watched(folder, fault) as operations:
             yield
@@ -133,7 +133,7 @@ def at_operation(told: Path, folder: Path, fault: Fault | None = None) -> Iterat
 
 @contextmanager
 def folders_that_cannot_be_flushed(told: Path) -> Iterator[None]:
-    """In the block, fsync of a folder is an invalid argument, as on some file systems. told: gets how often."""
+    """In the block, fsync of a folder fails with EINVAL, as on some file systems. told: file for a list of the calls."""
     real, struck = os.fsync, []
 
     def fsync(handle):
@@ -150,15 +150,15 @@ def folders_that_cannot_be_flushed(told: Path) -> Iterator[None]:
 
 
 class Saves:
-    """Trials of interrupts and errors in a run that saves at every step, by their names."""
+    """Trials, identified by name, of interrupts and errors in a run that saves at every step."""
 
     def __init__(self, base: Path):
         self.stage, self._told = Stage(base), base / "told"
 
     def bytecodes(self, trials: int, seed: int) -> list[str]:
-        """Interrupts at random bytecodes, every other one followed by a second one.
+        """Plan interrupts at random bytecodes, about half of them followed by a second one.
 
-        Half of them at a bytecode of numpy_gpt's own, the others anywhere; nine of ten in a new run.
+        Half are at bytecodes of numpy_gpt, the others anywhere; nine of ten are in a new run.
         """
         counts = {}
         for run in RUNS:
@@ -174,7 +174,7 @@ class Saves:
         return names
 
     def operations(self, every: int, seed: int) -> list[str]:
-        """An interrupt after each operation (or every so manieth); a third of them also with a second interrupt."""
+        """Plan an interrupt after every operation (or every `every`-th); a third also with a second interrupt."""
         rng, names = random.Random(seed), []
         for run in RUNS:
             numbers = range(0, len(self.seen(run)), every)
@@ -183,16 +183,16 @@ class Saves:
         return names
 
     def errors(self, every: int, seed: int) -> list[str]:
-        """Every error at each operation that changes something, and two of them at each that reads.
+        """Plan every error at each operation that changes files, and two errors at each that reads.
 
-        With `every`, at every so manieth operation one error, in turn.
+        With `every` above 1: one error, in turn, at every `every`-th operation.
         """
         names = []
         for run in RUNS:
-            for number, what in enumerate(self.seen(run)):
+            for number, operation in enumerate(self.seen(run)):
                 kinds = [(name, "once") for name in ERRORS] + [(name, "lasting") for name in LASTING]
-                if what.startswith(tuple(READING)):
-                    kinds = [] if what.startswith("close") else [("EIO", "once"), ("EACCES", "once")]
+                if operation.startswith(tuple(READING)):
+                    kinds = [] if operation.startswith("close") else [("EIO", "once"), ("EACCES", "once")]
                 if kinds and every > 1:
                     kinds = [kinds[number // every % len(kinds)]] if number % every == seed % every else []
                 names += [f"errors {run} {number} {name} {how}" for name, how in kinds]
@@ -200,7 +200,7 @@ class Saves:
         return names
 
     def trial(self, name: str) -> str:
-        """Do the trial of this name. -> how the run could go on. Raises DifferentError at a fault."""
+        """Do the trial of this name. -> how the run continued. Raises DifferentError at a fault."""
         kind, run, *words = name.split()
         if kind == "bytecodes":
             span, at, again = map(int, words[1:])
@@ -219,16 +219,16 @@ class Saves:
             return "not reached"
         codes = {0, 2} if kind == "errors" else {0, 1, 130}
         try:
-            # shutil.rmtree that is interrupted twice closes a folder twice
+            # shutil.rmtree, interrupted twice, closes a folder twice
             closed_twice = kind == "bytecodes" and "Bad file descriptor" in ending.errors
             if ending.traceback or not (closed_twice or ending.code in ({0} if words[0] == "folders" else codes)):
                 raise DifferentError(f"the command ends with {ending.code}: {ending.last_line}")
             return self.stage.finish(noted=kind == "errors" and "note: " in ending.output)
-        except Exception as error:  # a checkpoint that does not load is one too
+        except Exception as error:  # a checkpoint that does not load is a fault too
             text = str(error) if isinstance(error, DifferentError) else repr(error)
             raise DifferentError(f"[{'; '.join(struck[:2])}] {text}") from error
 
     def seen(self, run: str) -> list[str]:
-        """The file operations of a run that nothing happens to."""
+        """The file operations of an undisturbed run."""
         self.stage.disturbed(run == "resumed", at_operation(self._told, self.stage.trial))
         return json.loads(self._told.read_text())["seen"]

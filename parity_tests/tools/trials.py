@@ -1,7 +1,7 @@
-"""Training runs in forked processes, stopped in one way or another, resumed, and compared with one that ran through.
+"""Training runs in forked processes that are stopped, resumed and compared with an uninterrupted run.
 
-Each command runs in a fork, so that a trial costs the run and not the start of Python. The model is tiny's, smaller
-still; nothing is drawn and nothing waits for the disk, because no trial asks what a power cut would leave.
+Each command runs in a fork, so that a trial costs the run, not the start of Python. The model is smaller than tiny;
+nothing is plotted, and nothing waits for the disk, since no trial simulates a power cut.
 """
 
 import json
@@ -30,7 +30,7 @@ from numpy_gpt.weights.checkpoint import load_training
 
 KEEP = 2
 STOPPED = 2
-"""Steps of the run that is there to be resumed."""
+"""Steps of the stopped run that trials resume."""
 
 SETTINGS = {
     "encoding": "bytes",
@@ -48,12 +48,12 @@ SAVES = ["--save-freq", "1", "--keep", str(KEEP)]
 
 
 class DifferentError(AssertionError):
-    """What was left, or what the resumed run came to, is not what it must be."""
+    """The files left, or the resumed run's outcome, are wrong."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command ended: its exit code (negative: the signal that killed it), stderr and stdout."""
+    """A command's exit code (negative: the signal that killed it), stderr and stdout."""
 
     code: int
     errors: str
@@ -65,34 +65,34 @@ class Ending:
 
     @property
     def traceback(self) -> bool:
-        """Whether it ended with one; that of a KeyboardInterrupt is as good as none.
+        """Whether it ended with a traceback, other than a KeyboardInterrupt's.
 
-        Nor is it one that Python prints of an interrupt in a generator that it is closing, and goes on.
+        An interrupt that Python ignores while closing a generator, and prints, does not count either.
         """
         errors = re.sub(r"Exception ignored in: .*?\nKeyboardInterrupt:? ?\n", "", self.errors, flags=re.DOTALL)
         return "Traceback" in errors and self.last_line != "KeyboardInterrupt"
 
 
 def begin(folder: Path | None, text: Path, steps: int = 4, seed: int = 123) -> list[str]:
-    """The arguments of a new run. None: in the folder that the command chooses."""
-    settings = [str(each) for name, value in SETTINGS.items() for each in (f"--{name}", value)]
+    """The arguments of a new run. folder None: the command chooses one."""
+    settings = [str(word) for name, value in SETTINGS.items() for word in (f"--{name}", value)]
     out = [] if folder is None else ["--out", str(folder)]
     return ["pretrain", "--text", str(text), "--seed", str(seed), "--max-steps", str(steps), *settings, *SAVES, *out]
 
 
 def resume(folder: Path) -> list[str]:
-    """The arguments that resume a run."""
+    """The arguments for resuming a run."""
     return ["pretrain", "--resume", str(folder), *SAVES]
 
 
 def write_text(file: Path) -> Path:
-    """A text to train on."""
+    """Write a text to train on, and return its path."""
     file.write_text("".join(random.Random(0).choices("abcdefgh ", k=1000)))
     return file
 
 
 def fork(job: Callable[[], object]) -> int:
-    """The process id of a fork that does job, and ends with 1 if that raises."""
+    """Fork a process that does job, and exits with 1 if that raises. -> its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -106,14 +106,14 @@ def fork(job: Callable[[], object]) -> int:
 
 
 def wait(pid: int) -> int:
-    """The exit code of a process; negative, the signal that killed it. A Ctrl-C kills it: nothing may outlive us."""
+    """Wait for a process. -> its exit code, or minus the signal that killed it. Ctrl-C kills the process first."""
     with killed_by_ctrl_c(pid):
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @contextmanager
 def killed_by_ctrl_c(pid: int) -> Iterator[None]:
-    """A KeyboardInterrupt in the block kills the process and waits for its end."""
+    """On a KeyboardInterrupt in the block, kill the process and wait for its end."""
     try:
         yield
     except KeyboardInterrupt:
@@ -123,13 +123,13 @@ def killed_by_ctrl_c(pid: int) -> Iterator[None]:
 
 
 def ended(pid: int) -> int | None:
-    """The exit code of a process that has ended."""
+    """The exit code of a process, or None while it is running."""
     done, status = os.waitpid(pid, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if done else None
 
 
 def ended_or_saved(pid: int, log: Path, number: int) -> int | None:
-    """Wait until there are so many saves in log (None), or the process has ended (its exit code)."""
+    """Wait until log has `number` saves (-> None) or the process has ended (-> its exit code)."""
     code = None
     while code is None and len(saves(log)) < number:
         time.sleep(1e-3)
@@ -138,7 +138,7 @@ def ended_or_saved(pid: int, log: Path, number: int) -> int | None:
 
 
 class _NoFigure:
-    """In the place of matplotlib's Figure: takes every call and draws nothing."""
+    """A stand-in for matplotlib's Figure that accepts every call and draws nothing."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -155,10 +155,10 @@ class _NoFigure:
 
 
 def small() -> None:
-    """Make this process's runs quick, and signals act as in a terminal: for a fork that does nothing else."""
+    """Make this process's runs quick, and its signals act as in a terminal. For use in a fork only."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for each in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     settings.TINY |= {"emb_dim": 16, "n_layers": 1, "n_heads": 2}
     object.__setattr__(settings.for_tiny, "sample_tokens", 1)
     matplotlib.figure.Figure = _NoFigure
@@ -166,9 +166,9 @@ def small() -> None:
 
 
 def start(arguments: list[str], errors: Path, *within: AbstractContextManager) -> int:
-    """The process id of a fork that runs the command within these contexts.
+    """Fork a process that runs the command within these contexts. -> its process id.
 
-    What it writes to stderr goes to the file errors, and stdout to the one beside it that ends in .out.
+    Its stderr goes to the file errors, its stdout to the file of the same name ending in .out.
     """
 
     def job():
@@ -177,8 +177,8 @@ def start(arguments: list[str], errors: Path, *within: AbstractContextManager) -
         small()
         try:
             with ExitStack() as stack:
-                for each in within:
-                    stack.enter_context(each)
+                for context in within:
+                    stack.enter_context(context)
                 main(arguments, prog_name="numpy-gpt")
         except SystemExit as end:
             sys.stderr.flush()
@@ -196,7 +196,7 @@ def command(arguments: list[str], errors: Path, *within: AbstractContextManager)
 
 @contextmanager
 def logged(log: Path) -> Iterator[None]:
-    """In the block every save that has ended, or that is resumed from, leaves a line in log: its step."""
+    """In the block, log the step of every save completed or resumed from, one per line."""
 
     def logging(real):
         def call(self, first, second, position, *args):
@@ -213,7 +213,7 @@ def logged(log: Path) -> Iterator[None]:
 
 @contextmanager
 def stopped_after(step: int) -> Iterator[None]:
-    """In the block the process ends, as by kill -9, when the save of this step has ended."""
+    """In the block, end the process at once, as kill -9 does, after the save of this step."""
     save = Run.save
 
     def save_and_end(self, config, learner, position, *args, **kwargs):
@@ -227,20 +227,20 @@ def stopped_after(step: int) -> Iterator[None]:
 
 
 def saves(log: Path) -> list[int]:
-    """The steps in a log, as far as its lines are whole."""
+    """The steps in the complete lines of a log."""
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     return [int(line) for line in lines if line.endswith("\n")]
 
 
 def listing(folder: Path) -> set[str]:
-    """Everything below a folder, by its path there."""
-    return {str(each.relative_to(folder)) for each in folder.rglob("*")}
+    """The relative paths of everything below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
-    """What a run came to: parameters, states, losses (but for the seconds in them), copies and the best."""
+    """A run's outcome: parameters, states, losses (without the seconds), copies and the best."""
     parts = {}
-    kept = [each.parent for each in sorted(folder.glob("checkpoint-[0-9]*/model.safetensors"))]
+    kept = [file.parent for file in sorted(folder.glob("checkpoint-[0-9]*/model.safetensors"))]
     for place in [folder / "checkpoint", folder / "best", *kept]:
         parts |= {f"{place.name}: {name}": array.tobytes() for name, array in load(place).params.items()}
         if place.name != "best":
@@ -254,21 +254,21 @@ def outcome(folder: Path) -> dict[str, bytes]:
 
 
 def same(got: set[str] | dict[str, bytes], want: set[str] | dict[str, bytes], what: str, subset: bool = False) -> None:
-    """Raise DifferentError unless two outcomes, or two listings, are the same. subset: `got` may be a part."""
+    """Raise DifferentError unless two outcomes or listings are equal. subset: `got` may lack names."""
     if isinstance(got, dict):
         wrong = {name for name in got if got[name] != want.get(name)}
         wrong |= set() if subset else want.keys() - got.keys()
         if wrong:
-            raise DifferentError(f"{what}: {min(wrong)} is not what it is without it")
+            raise DifferentError(f"{what}: {min(wrong)} differs from the undisturbed run")
     elif got != want:
         left, missing = sorted(got - want), sorted(want - got)
         raise DifferentError(f"{what}: left over {left[:4]}, missing {missing[:4]}")
 
 
 def check_left(folder: Path, log: Path) -> int | None:
-    """What is left of a run that was stopped: a checkpoint of the last save that ended, or of the one after it.
+    """Check a stopped run: its checkpoint is of the last completed save or the next, and all saves load.
 
-    -> its step; None where no save had ended and there is none. The kept saves and the best load.
+    -> the checkpoint's step; None if no save was completed and there is no checkpoint.
     """
     ended = max(saves(log), default=None)
     if ended is None and not (folder / "checkpoint" / "model.safetensors").exists():
@@ -276,8 +276,8 @@ def check_left(folder: Path, log: Path) -> int | None:
     load(folder / "checkpoint")
     step = int(load_training(folder / "checkpoint")["loop.counters"][0])
     if ended is not None and not ended <= step <= ended + 1:
-        raise DifferentError(f"a save of step {ended} had ended, and the checkpoint is of step {step}")
-    for place in [each.parent for each in folder.glob("[!.]*/model.safetensors")]:
+        raise DifferentError(f"a save of step {ended} was completed, but the checkpoint is of step {step}")
+    for place in [file.parent for file in folder.glob("[!.]*/model.safetensors")]:
         load(place)
         if place.name != "best":
             load_training(place)
@@ -285,14 +285,14 @@ def check_left(folder: Path, log: Path) -> int | None:
 
 
 class Stage:
-    """A folder for trials of one run: its text, a run that nothing happens to, and one stopped after STOPPED steps."""
+    """A folder for trials of one run: its text, an undisturbed run, and one stopped after STOPPED steps."""
 
     def __init__(self, base: Path, steps: int = 4):
         self.base, self.trial = base, base / "trial"
         self.run, self.log, self.errors = self.trial / "run", base / "saves", base / "errors"
         self.begin = begin(self.run, write_text(base / "text.txt"), steps)
         self.clear()
-        with self._must(0, "the run that nothing happens to"):
+        with self._must(0, "the undisturbed run"):
             self._ending = command(self.begin, self.errors)
         self.want, self.listing = outcome(self.run), listing(self.trial)
         self.clear()
@@ -311,13 +311,13 @@ class Stage:
             raise DifferentError(f"{what} ends with {self._ending.code}: {self._ending.last_line}")
 
     def clear(self) -> None:
-        """An empty folder for the next trial."""
+        """Empty the folder for the next trial."""
         shutil.rmtree(self.trial, ignore_errors=True)
         self.trial.mkdir()
         self.log.unlink(missing_ok=True)
 
     def disturbed(self, resumed: bool, disturb: AbstractContextManager) -> Ending:
-        """A new run, or the stopped one resumed, within this context."""
+        """Run a new run, or resume the stopped one, within this context."""
         self.clear()
         if resumed:
             shutil.copytree(self.stopped, self.run)
@@ -326,10 +326,10 @@ class Stage:
         return command(arguments, self.errors, logged(self.log), disturb)
 
     def finish(self, noted: bool = False) -> str:
-        """Check what a disturbed run has left, resume it, and check that it ends as the one that nothing happens to.
+        """Check what a disturbed run has left, resume it, and check that it matches the undisturbed one.
 
-        A user's own files are put beside it before, and must still be there. noted: the run said that it could not make
-        some copies: the kept saves and the best may then be earlier ones. -> what could be resumed.
+        A user's own files are put next to it first, and must survive. noted: the run reported failed copies, so the
+        kept saves and the best may be earlier ones. -> what could be resumed.
         """
         step = check_left(self.run, self.log)
         if self.run.exists() and (step is not None or (self.run / "run.json").exists()):
@@ -344,19 +344,19 @@ class Stage:
                     same(outcome(self.run), self.want, f"resumed at step {step}")
                     same(listing(self.trial), self.listing | mine, f"resumed at step {step}")
                 return f"resumed at step {step}"
-            # run.json is made before it is written: then it is empty
+            # run.json is created empty, before it is written
             if ending.code != 2 or not ("before its first save" in ending.errors or "run.json" in ending.errors):
                 raise DifferentError(f"there was no save, and --resume says: {ending.code}, {ending.last_line}")
-            shutil.rmtree(self.run)  # as the sentence says
+            shutil.rmtree(self.run)  # as the message advises
         ending = command(self.begin, self.errors)
         if ending.code:
-            raise DifferentError(f"the run does not begin again: {ending.code}, {ending.last_line}")
-        same(outcome(self.run), self.want, "begun again")
-        same(listing(self.trial), self.listing, "begun again")
+            raise DifferentError(f"the run does not start again: {ending.code}, {ending.last_line}")
+        same(outcome(self.run), self.want, "started again")
+        same(listing(self.trial), self.listing, "started again")
         return "no save yet"
 
     def _check_copies(self, what: str) -> None:
-        """`same` for a run that lacks copies: those that are there must be right, and no more than are to be kept."""
+        """Check a run that lacks copies: existing ones must be right, and no more than KEEP."""
         got = outcome(self.run)
         places = {name.partition(": ")[0] for name in got}
         kept = {place for place in places if place.startswith("checkpoint-")}
@@ -371,14 +371,14 @@ class Stage:
         best = {name.removeprefix("best: "): array for name, array in got.items() if name.startswith("best: ")}
         steps = {name.partition(": ")[0] for name in self._every_save if name.startswith("checkpoint-")}
         if not any(all(self._every_save[f"{step}: {name}"] == best[name] for name in best) for step in steps):
-            raise DifferentError(f"{what}: best is no save of this run")
+            raise DifferentError(f"{what}: best is not a save of this run")
         rest = ("checkpoint: ", "losses", "settings")
-        same(*({n: a for n, a in each.items() if n.startswith(rest)} for each in (got, self.want)), what)
+        same(*({n: a for n, a in found.items() if n.startswith(rest)} for found in (got, self.want)), what)
         hidden = [path for path in listing(self.run) if path.endswith(".partial")]
         same(set(hidden), set(), what)
 
     def _own_files(self, folder: Path) -> set[str]:
-        """A user's own files in a run's folder, by their paths in the trial's."""
+        """Make a user's own files in a run's folder. -> their paths relative to the trial's."""
         for name in ("checkpoint-000999", "checkpoint-notes", ".cache"):
             (folder / name).mkdir()
         for name in ("notes.txt", "checkpoint-notes/model.safetensors", ".best.old"):

@@ -1,9 +1,9 @@
-"""TensorFlow's tensor bundles, in which OpenAI released GPT-2: read with NumPy alone.
+"""TensorFlow's tensor bundles, the format of OpenAI's GPT-2, read with NumPy alone.
 
-A bundle model.ckpt is model.ckpt.index and its shards, here the one model.ckpt.data-00000-of-00001. The index is a
-sorted table (table.py) whose values are protocol buffers (protobuf.py): under the key "" a BundleHeaderProto, under
-each tensor's name its BundleEntryProto, which says where in which shard the numbers lie, row by row and without gaps.
-A tensor that was saved in slices has those under keys that begin with a zero byte.
+A bundle model.ckpt is model.ckpt.index and its shards, here just model.ckpt.data-00000-of-00001. The index is a sorted
+table (table.py) whose values are protocol buffers (protobuf.py): under the key "" a BundleHeaderProto, under each
+tensor's name its BundleEntryProto, with the shard and offset of its numbers, row by row and without gaps. A tensor
+saved in slices has them under keys that start with a zero byte.
 
 Sources: tensorflow/core/protobuf/tensor_bundle.proto, tensorflow/core/framework/{types,tensor_shape,versions}.proto and
 tensorflow/core/util/tensor_bundle/; the encoding of protocol buffers: protobuf.dev/programming-guides/encoding.
@@ -30,21 +30,21 @@ BOOL, BFLOAT16 = 10, 14
 REAL = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 17: "u2", 19: "f2", 22: "u4", 23: "u8"}
 COMPLEX = {8: "c8", 18: "c16"}
 IN_FILE = REAL | COMPLEX | {BOOL: "u1", BFLOAT16: "u2"}
-"""TensorFlow's DataType -> NumPy's of what lies in the file. A bfloat16 is the upper half of a float32."""
+"""TensorFlow's DataType -> NumPy dtype in the file. A bfloat16 is the upper half of a float32."""
 AS_READ = REAL | COMPLEX | {BOOL: "?", BFLOAT16: "f4"}
-"""TensorFlow's DataType -> NumPy's of what is made of it."""
+"""TensorFlow's DataType -> NumPy dtype of the array returned."""
 
 Order: TypeAlias = Literal["<", ">"]
-"""Of the bytes in a number: the lowest or the highest first."""
+"""Byte order of numbers: the lowest or the highest byte first."""
 
 MAX_DIMS = 64
-"""NumPy's."""
+"""NumPy's limit."""
 
 ENTRIES = 4 << 20
-"""Bytes of memory that the entries of any index may take, however short its files."""
+"""Bytes of memory that any index's entries may take, however short its files."""
 
 ENTRY_BYTES = 1024
-"""At most what an entry, and the `Stored` made of it, take beside the name and the axes."""
+"""Most bytes that an entry and its `Stored` take in memory, besides the name and the axes."""
 
 HEADER = {1: VARINT, 2: VARINT, 3: BYTES}  # num_shards, endianness, version
 VERSION = {2: VARINT}  # min_consumer
@@ -54,7 +54,7 @@ DIM = {1: VARINT}  # size
 
 
 class Entry(NamedTuple):
-    """A tensor's BundleEntryProto, and the name that is its key."""
+    """A tensor's BundleEntryProto, and its key, the name."""
 
     name: str
     kind: int
@@ -62,18 +62,18 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     shard: int
     offset: int
-    """Bytes in the shard's file, as is the next."""
+    """Offset and size are in bytes of the shard's file."""
     size: int
     masked_crc: int
     in_slices: bool
 
 
 def read_bundle(prefix: Path) -> dict[str, Stored]:
-    """The tensors of the bundle with this prefix, such as models/124M/model.ckpt, in the order of their names.
+    """The tensors of the bundle with this prefix (models/124M/model.ckpt), in the order of their names.
 
-    bfloat16 is widened to float32. A tensor of a dtype that NumPy lacks (it is given as void) or saved in slices
-    stands in the way of no other: only its `read` raises InputError. So does this, naming the file, if the index or a
-    shard is missing or damaged, and `read` if the tensor's numbers are.
+    bfloat16 is widened to float32. A tensor that was saved in slices or has a dtype NumPy lacks (given as void) does
+    not affect the others: only its `read` raises InputError. Raises InputError, naming the file, if the index or a
+    shard is missing or damaged; `read` does if the tensor's numbers are.
     """
     index = Path(f"{prefix}.index")
     if not index.is_file():
@@ -93,17 +93,17 @@ def read_bundle(prefix: Path) -> dict[str, Stored]:
 
 
 def _content(index: Path, prefix: Path) -> tuple[bytes, int]:
-    """The index, and how many bytes of memory its entries may take: as many as its files have, or ENTRIES."""
+    """The index, and the bytes of memory its entries may take: the size of the bundle's files, or ENTRIES."""
     size = index.stat().st_size
     shards = sum(shard.stat().st_size for shard in prefix.parent.glob(f"{escape(prefix.name)}.data-*"))
     room = max(ENTRIES, size + shards)
     if size > room // 2:
-        raise UnreadableError(f"it has {size:,} bytes, more than its tensors in {shards:,} can need")
+        raise UnreadableError(f"it has {size:,} bytes, too many for tensors of {shards:,} bytes")
     return index.read_bytes(), room
 
 
 def _within(room: int, entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The entries. Raises UnreadableError at the one that would take more than so many bytes of memory."""
+    """Yield the entries. Raises UnreadableError once they would take more than `room` bytes of memory."""
     for entry in entries:
         room -= ENTRY_BYTES + 8 * len(entry.name) + 40 * len(entry.shape)
         if room < 0:
@@ -112,64 +112,64 @@ def _within(room: int, entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def _header(key: bytes, header: memoryview) -> tuple[int, Order]:
-    """How many shards there are, and the order of the bytes in them."""
+    """The number of shards, and their byte order."""
     found = dict(fields(header, HEADER)) if not key else {}
     if found.get(1, 0) < 1 or found.get(2, 0) > 1:
-        raise UnreadableError("it has no header, or not one of a tensor bundle")
+        raise UnreadableError("it has no tensor bundle's header")
     version = dict(fields(found.get(3, header[:0]), VERSION))
     if version.get(2, 0) > 1:
-        raise UnreadableError("it asks for a newer reader", "save it again with TensorFlow's Saver, version 2")
+        raise UnreadableError("it requires a newer reader", "save it again with TensorFlow's Saver, version 2")
     return found[1], ">" if found.get(2) else "<"
 
 
 def _entry(key: bytes, value: memoryview) -> Entry:
-    """The entry of one tensor, once its shape fits its size (if it is of a known dtype and in one piece)."""
+    """Parse a tensor's entry. If its dtype is known and it is not in slices, its shape must match its size."""
     try:
         name = key.decode()
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"its key {key[:99]!r} is no UTF-8") from error
+        raise UnreadableError(f"its key {key[:99]!r} is not UTF-8") from error
     found = dict(fields(value, ENTRY))
     kind, shard, offset, size, crc = (found.get(number, 0) for number in (1, 3, 4, 5, 6))
     entry = Entry(name, kind, _shape(name, found.get(2, value[:0])), shard, offset, size, crc, in_slices=7 in found)
     if kind in IN_FILE and not entry.in_slices:
         itemsize = np.dtype(IN_FILE[kind]).itemsize
         if entry.size != math.prod(entry.shape) * itemsize:
-            raise UnreadableError(f"{name} of shape {entry.shape}, {itemsize} bytes a number, has {entry.size} bytes")
+            raise UnreadableError(f"{name} of shape {entry.shape}, {itemsize} bytes per number, has {entry.size} bytes")
     return entry
 
 
 def _shape(name: str, message: memoryview) -> tuple[int, ...]:
-    """A TensorShapeProto: every axis known, and such as a NumPy array can have."""
+    """Parse a TensorShapeProto. Raises UnreadableError for unknown axes, or ones that NumPy cannot have."""
     dims: list[int] = []
     for number, value in fields(message, SHAPE):
         if number == 2 and len(dims) < MAX_DIMS:
             dims.append(dict(fields(value, DIM)).get(1, 0))
         elif number == 2 or value:
             raise UnreadableError(f"{name} has more than {MAX_DIMS} axes, or an unknown number")
-    # beside an axis of length 0 the others may be anything, but NumPy multiplies them (with at most 16 bytes a number)
+    # even with an axis of length 0, NumPy multiplies the others (and up to 16 bytes per number)
     if math.prod(filter(None, dims)) >= 1 << 59:
         raise UnreadableError(f"the axes of {name} are too long")
     return tuple(dims)
 
 
 def _files(prefix: Path, shards: int, entries: Iterable[Entry]) -> dict[int, Path]:
-    """The files of the shards in use, once every tensor is known to lie in one of them, and none over another."""
+    """The files of the shards in use, after checking that every tensor lies within one and none overlap."""
     files: dict[int, Path] = {}
     end = room = 0
     for entry in sorted(entries, key=lambda entry: (entry.shard, entry.offset, entry.size)):
         if entry.shard >= shards:
-            raise UnreadableError(f"{entry.name} lies in shard {entry.shard} of {shards}")
+            raise UnreadableError(f"{entry.name} is in shard {entry.shard} of {shards}")
         if entry.shard not in files:
             file = files[entry.shard] = Path(f"{prefix}.data-{entry.shard:05d}-of-{shards:05d}")
             if not file.is_file():
-                raise InputError(f"{file} does not exist, and {prefix}.index needs it: download it as well")
+                raise InputError(f"{file} does not exist, but {prefix}.index needs it: download it as well")
             end, room = 0, file.stat().st_size
         if entry.offset < end:
             raise UnreadableError(f"{entry.name} overlaps another tensor")
         end = entry.offset + entry.size
         if end > room:
             why = foreign(file, fix="download it again") or "download it again"
-            raise InputError(f"{file} has {room} bytes, and {entry.name} would end at {end}: {why}")
+            raise InputError(f"{file} has {room} bytes, but {entry.name} would end at {end}: {why}")
     return files
 
 
@@ -188,7 +188,7 @@ def _refuse(entry: Entry, file: Path, why: str) -> Array:
 
 
 def _read(entry: Entry, file: Path, order: Order) -> Array:
-    """The numbers of one tensor, from its place in the file, checked."""
+    """Read one tensor's numbers and verify their checksum."""
     try:
         with file.open("rb") as f:
             f.seek(entry.offset)
@@ -201,7 +201,7 @@ def _read(entry: Entry, file: Path, order: Order) -> Array:
     raw = octets.view(stored.newbyteorder(order))
     if entry.kind == BFLOAT16:
         wide = raw.astype(np.uint32)
-        wide <<= 16  # in place: else five times the tensor's bytes are needed at once, not three
+        wide <<= 16  # in place: peaks at three times the tensor's bytes, not five
         return wide.view(np.float32).reshape(entry.shape)
     numbers: Array = raw != 0 if entry.kind == BOOL else raw.astype(stored, copy=False)
     return numbers.reshape(entry.shape)

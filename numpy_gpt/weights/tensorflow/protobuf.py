@@ -1,11 +1,11 @@
-"""Protocol buffers as far as TensorFlow's checkpoints need them, without a schema or a library.
+"""The part of protocol buffers that TensorFlow's checkpoints need, without a schema or a library.
 
     message = field … field
     field   = varint 8 * number + wire type, then the value: a varint, 8 or 4 bytes, or a varint and so many bytes
-    varint  = seven bits a byte, the lowest first; the top bit is set in all bytes but the last
+    varint  = seven bits per byte, the lowest first; the top bit is set in all bytes but the last
 
-A field that is 0 or empty is left out, and of one that is there twice the last counts. An inner message is the bytes of
-a field: it is read when its turn comes, so nothing here goes deeper than the caller asks.
+Fields that are 0 or empty are left out; if a field is repeated, the last one counts. An inner message is the bytes of
+a field, which the caller parses: nothing here recurses.
 
 Source: protobuf.dev/programming-guides/encoding.
 """
@@ -17,16 +17,16 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 class UnreadableError(ValueError):
-    """Why a file cannot be read, and the fix: the rest of a sentence that begins with the file's name."""
+    """Why a file cannot be read, and the fix: the rest of a sentence that starts with the file's name."""
 
     def __init__(self, why: str, fix: str = "it is damaged, download it again"):
         super().__init__(f"cannot be read ({why}): {fix}")
 
 
 def varint(buffer: memoryview, at: int) -> tuple[int, int]:
-    """The varint that begins at `at`, and where it ends. Raises UnreadableError if it is cut short, or 2^63 or more.
+    """The varint that starts at `at`, and its end. Raises UnreadableError if it is truncated, or 2^63 or more.
 
-    Negative numbers of 64 bits are stored as if 2^64 were added, and nothing here may be negative.
+    Negative 64-bit numbers are stored with 2^64 added; none is valid here.
     """
     value = 0
     for k, octet in enumerate(buffer[at : at + 10]):
@@ -39,9 +39,9 @@ def varint(buffer: memoryview, at: int) -> tuple[int, int]:
 
 
 def fields(message: memoryview, wanted: Mapping[int, int]) -> Iterator[tuple[int, Any]]:
-    """The fields of a protocol buffer whose numbers are wanted, in its order: an int, or the bytes of a BYTES field.
+    """The wanted fields of a protocol buffer, in file order: number, and an int or the bytes of a BYTES field.
 
-    wanted: number of the field -> how it is written. Others are passed over, as a newer writer may have more.
+    wanted: number of the field -> its wire type. Others are skipped, since newer writers may add fields.
     """
     at = 0
     while at < len(message):

@@ -1,15 +1,14 @@
-"""Sorted tables of keys and values, as LevelDB writes them: the container of TensorFlow's checkpoint index.
+"""LevelDB's sorted tables of keys and values, the container of TensorFlow's checkpoint index.
 
     file    = block … block, metaindex block, index block, footer of 48 bytes
     footer  = handle of the metaindex block, handle of the index block, zeros up to 40 bytes, MAGIC in 8 bytes
     handle  = offset, size, both varints (protobuf.py); a block's trailer is not part of its size
     block   = entry … entry, restarts of 4 bytes each, their number in 4 bytes
-    trailer = how the block is compressed (0: not), the masked CRC-32C of the block and that byte
+    trailer = compression in a byte (0: none), the masked CRC-32C of the block and that byte
     entry   = three varints (bytes shared with the key before, bytes of key that follow, bytes of value), key, value
 
-The index block's values are the handles of the blocks with the data, in the order of their keys. A key is written in
-full at every restart, for a search by halves; who reads everything has no need of them. All other integers are
-little-endian.
+The index block's values are the handles of the data blocks, in the order of their keys. A key is written in full at
+every restart, for binary search, which a full read does not need. All other integers are little-endian.
 
 Source: doc/table_format.md of github.com/google/leveldb, and tensorflow/core/lib/io/format.h.
 """
@@ -25,44 +24,43 @@ TRAILER = 5
 SNAPPY = 1
 
 RESTART_INTERVAL = 16
-"""TensorFlow writes every 16th key in full, so keys are together at most 16 times as long as what they do not share.
+"""TensorFlow writes every 16th key in full, so all keys together have at most 16 times the bytes they do not share.
 
-Without that limit, keys that each add a byte to the one before would take time and memory by the square of their
-number.
+Without this limit, keys that each extend the one before by a byte would take time and memory quadratic in their number.
 """
 
 
 def read_table(file: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """The keys and values of a table in the order of the keys. Raises UnreadableError, whatever the bytes are."""
+    """The keys and values of a table, in key order. Raises UnreadableError for any unusable bytes."""
     if len(file) < FOOTER or int.from_bytes(file[-8:], "little") != MAGIC:
-        raise UnreadableError("it does not end as TensorFlow's index files do")
+        raise UnreadableError("it does not end like TensorFlow's index files")
     blocks, footer = memoryview(file)[:-FOOTER], memoryview(file)[-FOOTER:-8]
     metaindex, at = _handle(footer, 0)
     index, _ = _handle(footer, at)
-    _block(blocks, *metaindex)  # nothing in it is needed, but damage there is damage
+    _block(blocks, *metaindex)  # unused, but its checksum is verified
     end = 0
     previous: bytes | None = None
     for _, value in _entries(_block(blocks, *index)):
         (offset, size), _ = _handle(value, 0)
         if offset < end:  # else an index could name one block again and again
-            raise UnreadableError(f"its block at {offset} begins before the end of the one before")
+            raise UnreadableError(f"its block at {offset} overlaps the previous one")
         end = offset + size + TRAILER
         for key, content in _entries(_block(blocks, offset, size)):
             if previous is not None and key <= previous:
-                raise UnreadableError(f"its key {key[:99]!r} is there twice or out of order")
+                raise UnreadableError(f"its key {key[:99]!r} is repeated or out of order")
             yield key, content
             previous = key
 
 
 def _handle(buffer: memoryview, at: int) -> tuple[tuple[int, int], int]:
-    """The offset and the size of a block, in bytes, and where the handle ends."""
+    """A block's offset and size in bytes, and the end of the handle."""
     offset, at = varint(buffer, at)
     size, at = varint(buffer, at)
     return (offset, size), at
 
 
 def _block(blocks: memoryview, offset: int, size: int) -> memoryview:
-    """A block's entries, without its restarts, once its checksum and its compression are known to be right."""
+    """A block's entries, without its restarts, after checking its checksum and that it is not compressed."""
     whole = blocks[offset : offset + size + TRAILER]
     if len(whole) < size + TRAILER:
         raise UnreadableError(f"its block at {offset} of {size} bytes reaches beyond its end")
@@ -81,7 +79,7 @@ def _block(blocks: memoryview, offset: int, size: int) -> memoryview:
 
 
 def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """The keys and values of a block without its restarts, each key put together from what it shares."""
+    """The keys and values of a block without its restarts, each key completed with its shared prefix."""
     key, at = b"", 0
     in_full = unshared = 0  # bytes of the keys so far
     while at < len(block):
