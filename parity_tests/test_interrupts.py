@@ -204,4 +204,4 @@ def test_one_trial_is_repeated_by_its_name():
     assert result.exit_code == 2
     assert "no trial is called 'race 5'" in result.output
     result = CliRunner().invoke(main, ["interrupts", "rases"])
-    assert "no kind rases: choose among bytecodes, operations" in result.output
+    assert "no kind rases: choose from bytecodes, operations" in result.output

@@ -79,7 +79,7 @@ FAULTS = [  # what is changed into what, the operation, how the report of the wr
         "layernorm wrote into its argument dy",
         "work on a copy",
     ),
-    ("return dqk @ k, dqk.mT", "return -dqk @ k, dqk.mT", "attention", "dq[", "the sign is the other way round"),
+    ("return dqk @ k, dqk.mT", "return -dqk @ k, dqk.mT", "attention", "dq[", "the sign is reversed"),
     ("return dqk @ k, dqk.mT", "return 2 * dqk @ k, dqk.mT", "attention", "dq[", "2 times too large"),
 ]
 
@@ -91,7 +91,7 @@ FAULTS += [
         "rstd * g",
         "layernorm",
         "dx[",
-        "along 1 and along x̂, which are to be taken off",
+        "along 1 and along x̂, which must be subtracted",
     ),
 ]
 FAULTS += [  # a sign or a term, where two features make every error look like a factor

@@ -24,9 +24,7 @@ def main() -> None:
 
 @main.command("pretrain", short_help="Train a GPT on a text, in PyTorch.")
 @pretrain_options
-@click.option(
-    "--device", default=None, metavar="NAME", help="cuda, mps or cpu.  [default: the first one available]"
-)
+@click.option("--device", default=None, metavar="NAME", help="cuda, mps or cpu.  [default: the first one available]")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="bfloat16 is autocast.")
 @click.option(
     "--attention",

@@ -196,9 +196,7 @@ def _from_tokenizer(file: Path, tokenizer: Mapping[str, Any]) -> dict[str, bytes
         made = {IDS: json.dumps(model["vocab"]).encode(), MERGES: lines.encode()}
         parse_ids(made[IDS])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{file} has no vocabulary in GPT-2's format ({error!r}): remove it, or replace it"
-        ) from error
+        raise InputError(f"{file} has no vocabulary in GPT-2's format ({error!r}): remove it, or replace it") from error
     _check(file, model, FIXED_MODEL)
     for step, (_, matters, choices) in STEPS.items():
         value = _step(tokenizer, step)

@@ -62,7 +62,7 @@ class OwnEncoding(tiktoken.Encoding):
 
 
 class _Search:
-    """Finds added tokens in a text, from the left, the longest first."""
+    """Finds added tokens in a text, from left to right, the longest at each position."""
 
     def __init__(self, tokens: Sequence[AddedToken]):
         self._tokens: Mapping[str, AddedToken] = {token.content: token for token in tokens}

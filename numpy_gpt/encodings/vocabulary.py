@@ -174,9 +174,7 @@ def _ranks(ids: Mapping[str, int], merges: list[tuple[str, str]], extras: Extras
         twice = Counter(made).most_common(1)[0][0]
         raise _UnfitError(f"has several merges for one token, {twice!r}, in {MERGES}: it cannot be used here")
     if by_merge != sorted(by_merge):
-        raise _UnfitError(
-            f"is damaged: its {IDS} and {MERGES} do not match (they differ in the order of the merges)"
-        )
+        raise _UnfitError(f"is damaged: its {IDS} and {MERGES} do not match (they differ in the order of the merges)")
     return {bytes(letters[letter] for letter in token): ids[token] for token in made}
 
 

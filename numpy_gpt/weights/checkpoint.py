@@ -114,9 +114,7 @@ def _check_loadable(config: GPTConfig, params: Weights) -> None:
         check_shapes(config, {name: array.shape for name, array in params.items()})
         for name, array in params.items():
             if array.dtype != params["tok_emb.weight"].dtype or array.dtype not in (np.float32, np.float64):
-                raise InputError(
-                    f"parameter {name} is {array.dtype}: all parameters must be float32, or all float64"
-                )
+                raise InputError(f"parameter {name} is {array.dtype}: all parameters must be float32, or all float64")
             check_finite(np.asarray(array), name)
     except NonFiniteError as error:
         raise NonFiniteError(f"nothing was saved: {error}") from error
@@ -169,9 +167,7 @@ def load_training(path: str | os.PathLike[str]) -> Params:
     header = read_header(path)
     name = header.about.get("training")
     if name is None:
-        raise InputError(
-            f"{path} has a model but no training state to resume from: start from it with --init instead"
-        )
+        raise InputError(f"{path} has a model but no training state to resume from: start from it with --init instead")
     file = header.file.parent / name[:80]
     if not TRAINING_FILE.fullmatch(name) or not file.is_file():
         raise InputError(f"{file}, this checkpoint's training state, is missing: start from the model with --init")
@@ -196,9 +192,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     if SHA256 not in about:
         raise InputError(f"{file} lacks the checksum that every numpy-gpt checkpoint has: {FIX}")
     if (version := about.get("version")) != str(VERSION):
-        raise InputError(
-            f"{file} uses format {version!s:.40}; this release reads format {VERSION}: update numpy-gpt"
-        )
+        raise InputError(f"{file} uses format {version!s:.40}; this release reads format {VERSION}: update numpy-gpt")
     try:
         config = GPTConfig.from_dict(parse_json(about.pop("config").encode(), SMALL))
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:

@@ -110,9 +110,7 @@ def read_config(file: Path) -> GPTConfig:
     for key, choices in FIXED.items():
         value = values.get(key, choices[0])
         if value not in choices or isinstance(value, bool) != isinstance(choices[0], bool):
-            raise InputError(
-                f"{file}: {key} is {value!r}, but only {choices[0]!r} is supported: it is another model"
-            )
+            raise InputError(f"{file}: {key} is {value!r}, but only {choices[0]!r} is supported: it is another model")
     rates = {key: values.get(key, 0.1) for key in DROPOUTS}
     if any(rate != rates["resid_pdrop"] for rate in rates.values()):
         said = ", ".join(f"{key} {rate!r}" for key, rate in rates.items())

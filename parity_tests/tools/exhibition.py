@@ -11,8 +11,8 @@ from parity_tests.tools.museum import NAIVE_ATOL, Fault
 
 INTRODUCTION = f"""# The museum of faults
 
-Errors that published GPTs shipped, most of them under a green test suite. `museum.py` makes each of them as a deliberate
-change of our own code; the table shows how two suites respond:
+Errors that published GPTs shipped, most of them under a green test suite. `museum.py` makes each of them by
+deliberately changing our own code; the table shows how two suites respond:
 
 * **the naive check** is what those projects had: weights times 0.02, B = 1, every token id once, no dropout, the
   gradient of `.sum()`, and any difference up to {NAIVE_ATOL:g} is a match. The number is the largest difference it saw.

@@ -1,18 +1,18 @@
-"""Damaged files by the hundred thousand, through every reader: the right answer, or one clear error.
+"""Feeds damaged files by the hundred thousand to every reader, which must give the right answer or one clear error.
 
-A specimen is a folder of a small model in one format, or of a run or a vocabulary, and kinds of place in its files, as
-header, index, data, configuration for a format of weights. A mutant is the specimen with one thing changed in one of
-these places: bits, bytes, a stretch cut out, doubled, zeroed or exchanged, the file's end cut off; in JSON, a value
-put in another's place. Where a checksum would stop the reader at the door it is, every other time, made right again, so
-that what lies behind is tried as well.
+A specimen is a folder with a small model in one format, a run or a vocabulary, and kinds of places in its files (for
+formats of weights: header, index, data, configuration). A mutant is the specimen with one change in one of these
+places: bits or bytes changed, a stretch cut out, doubled, zeroed or exchanged, the file truncated; in JSON, a value
+replaced. Where a checksum would reveal the change, it is recomputed every other time, so that the code behind the check
+is tested too.
 
-Of a run's checkpoint the values themselves are made hostile: its metadata, and the arrays of its training state.
+In a run's checkpoint, the values themselves are made hostile: its metadata, and the arrays of its training state.
 
-The reader then has two and a half times the files' size in memory, or the bytes that it allows any file (a safetensors
-header 32 MiB, an index 4 MiB, JSON 2 MiB: constants of the readers) where its specimen says so, and answers with an
-InputError, or with a model: of that every tensor must be what an independent reader finds in the mutant, or the
-original's where the format's checksums promise it, and its configuration what the mutant says. One that never answers
-is stopped after minutes, where the system has alarms.
+The reader may use two and a half times the files' size in memory, or its specimen's `floor`, the bytes it allows any
+file (a safetensors header 32 MiB, an index 4 MiB, JSON 2 MiB: constants of the readers). It must raise an InputError or
+return a model. Each of that model's tensors must be what an independent reader finds in the mutant, or the original's
+where the format's checksums guarantee it, and its configuration must be the mutant's. A reader that hangs is stopped
+after minutes, where the system has alarms.
 """
 
 import csv
@@ -58,11 +58,11 @@ from parity_tests.judge.bundles import write as write_bundle
 from parity_tests.judge.gpt2_files import gpt2_tensors, huggingface_folder
 
 HANG = 300.0
-"""Seconds after which a reader is taken to hang: far more than any machine takes for an answer."""
+"""Seconds after which a reader counts as hanging: far more than any answer takes."""
 
 TIMES_THE_FILES = 2.5
 OWN = 4096
-"""Bytes of a reader's own objects, whatever the file: paths, what stat says, an error and its frames."""
+"""Bytes of a reader's own objects, for any file: paths, stat results, an error and its frames."""
 
 SIZE = {"vocab_size": 150, "n_positions": 40, "n_embd": 32, "n_head": 4, "n_layer": 1}
 
@@ -71,42 +71,42 @@ STRANGE = (
     *(True, False, None, "", "F32", "BF16", "I64", "F4", "../x", "\0", "é" * 9),
     *([], [0], [2**62, 4], [[]], {}, {"a": 1}),
 )
-"""Values for a place in JSON that held another."""
+"""Replacement values for JSON."""
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """A whole model in a format: its folder, where in it the places lie, and how it is read and judged."""
+    """A model in one format: its folder, the places in its files, its reader and its judge."""
 
     folder: Path
     places: dict[str, list[tuple[str, int, int]]]
-    """Place -> (file, first byte, end) of its stretches."""
+    """Place -> its stretches: (file, first byte, end)."""
     read: Callable[[Path], object]
-    """The reader: an answer, or InputError."""
+    """The reader: returns an answer or raises InputError."""
     check: Callable[[Path, object], None]
-    """Raises AssertionError if the answer is not what the mutant in this folder holds."""
+    """Raises AssertionError if the answer does not match the mutant in this folder."""
     reseal: Callable[[str, bytearray], None] | None = None
-    """Makes a file's checksums right again."""
+    """Recomputes a file's checksums."""
     edits: Mapping[str, Callable[[random.Random, bytes], tuple[str, bytes]]] = field(default_factory=dict)
-    """Place -> what makes a mutant of a file there, and says how, instead of `mutated`."""
+    """Place -> function that replaces `mutated` for its files: returns a description and the mutant."""
     floor: int = 0
     """Bytes of memory that its reader allows any file, however short."""
 
 
 @dataclass
 class Findings:
-    """What came of the mutants so far."""
+    """The results of the mutants so far."""
 
     errors: Counter = field(default_factory=Counter)
     loaded: Counter = field(default_factory=Counter)
     slowest: float = 0.0
     """Seconds."""
     largest: float = 0.0
-    """Memory over the files' size."""
+    """Peak memory over the files' size."""
     faults: list[str] = field(default_factory=list)
 
     def add(self, other: "Findings") -> None:
-        """Enter another's as well."""
+        """Add another's results."""
         self.errors += other.errors
         self.loaded += other.loaded
         self.slowest, self.largest = max(self.slowest, other.slowest), max(self.largest, other.largest)
@@ -114,7 +114,7 @@ class Findings:
 
 
 def fuzz(specimen: Specimen, mutants: int, seed: int, place: Path) -> Findings:
-    """Try so many mutants of a specimen, made in the folder `place` from this seed."""
+    """Try `mutants` mutants of a specimen, made in the folder `place` from this seed."""
     rng, found = random.Random(seed), Findings()
     shutil.copytree(specimen.folder, place, dirs_exist_ok=True)
     files = [file for file in place.rglob("*") if file.is_file()]
@@ -131,7 +131,7 @@ def fuzz(specimen: Specimen, mutants: int, seed: int, place: Path) -> Findings:
             specimen.reseal(name, content)
         (place / name).write_bytes(content)
         what = f"mutant {number} of seed {seed}: {name}, {kind}, {how}"
-        size = sum(len(originals[each]) for each in originals) - len(originals[name]) + len(content)
+        size = sum(map(len, originals.values())) - len(originals[name]) + len(content)
         judge(specimen, place, kind, what, max(size, 4096), found)
         (place / name).write_bytes(originals[name])
     tracemalloc.stop()
@@ -139,7 +139,7 @@ def fuzz(specimen: Specimen, mutants: int, seed: int, place: Path) -> Findings:
 
 
 def judge(specimen: Specimen, place: Path, kind: str, what: str, size: int, found: Findings) -> None:
-    """Let the reader have a mutant, and enter what came of it."""
+    """Feed a mutant to the reader, and record the result."""
     tracemalloc.reset_peak()
     before, begin = tracemalloc.get_traced_memory()[0], time.perf_counter()
     try:
@@ -148,8 +148,8 @@ def judge(specimen: Specimen, place: Path, kind: str, what: str, size: int, foun
     except InputError as error:
         answer = None
         if "\n" in str(error) or len(str(error)) > 2000:
-            found.faults.append(f"{what}: the error is no sentence: {str(error)[:300]!r}")
-    except (Exception, HangError) as error:  # what is looked for
+            found.faults.append(f"{what}: the error is not a sentence: {str(error)[:300]!r}")
+    except (Exception, HangError) as error:  # a fault
         found.faults.append(f"{what}: {type(error).__name__}: {error}")
         return
     seconds, memory = time.perf_counter() - begin, tracemalloc.get_traced_memory()[1] - before
@@ -162,17 +162,17 @@ def judge(specimen: Specimen, place: Path, kind: str, what: str, size: int, foun
     found.loaded[kind] += 1
     try:
         specimen.check(place, answer)
-    except Exception as error:  # an independent reader that fails where ours does not is a finding too
-        found.faults.append(f"{what}: it loads, and {type(error).__name__}: {error}")
+    except Exception as error:  # an independent reader that fails where ours does not is a fault too
+        found.faults.append(f"{what}: it loads, but {type(error).__name__}: {error}")
 
 
 class HangError(BaseException):
-    """A reader that does not come to an end; no Exception, which a reader might catch."""
+    """A reader hangs. Not an Exception, which a reader might catch."""
 
 
 @contextmanager
 def no_hang() -> Iterator[None]:
-    """Raise HangError in the block once it has taken HANG seconds. Where there are no alarms (Windows) it may hang."""
+    """Raise HangError in the block after HANG seconds. Does nothing on systems without alarms (Windows)."""
 
     def stop(number, frame):
         raise HangError(f"no answer in {HANG:g} seconds")
@@ -190,7 +190,7 @@ def no_hang() -> Iterator[None]:
 
 
 def mutated(rng: random.Random, content: bytes, start: int, end: int) -> tuple[str, bytes]:
-    """What was done, and a copy of content with one thing changed from start to end."""
+    """A description of the change, and a copy of content with one change between start and end."""
     at = rng.randrange(start, end)
     length = min(rng.choice((1, 2, 4, 8, 64)), end - at)
     kinds = ["bit", "byte", "bytes", "cut off", "cut out", "doubled", "zeroed", "exchanged", "json", "json"]
@@ -220,9 +220,9 @@ def mutated(rng: random.Random, content: bytes, start: int, end: int) -> tuple[s
 
 
 def edited_json(rng: random.Random, content: bytes, start: int, end: int) -> bytes | None:
-    """Content with a value of the JSON there replaced, renamed, added or dropped; None where there is no JSON object.
+    """Content with a value of its JSON replaced, renamed, added or dropped; None if it has no JSON object.
 
-    In a safetensors file it is the whole header, whose length is set to fit.
+    In a safetensors file the JSON is the header, whose length is updated.
     """
     safetensors = content[8:9] == b"{"
     stop = 8 + int.from_bytes(content[:8], "little") if safetensors else len(content)
@@ -247,25 +247,25 @@ def edited_json(rng: random.Random, content: bytes, start: int, end: int) -> byt
 
 
 def spans(content: bytes, *parts: bytes) -> list[tuple[int, int]]:
-    """Where each part lies in content."""
+    """The start and end of each part in content."""
     return [(at, at + len(part)) for part in parts for at in [content.index(part)]]
 
 
 def safetensors_places(file: Path) -> tuple[int, int]:
-    """The header's end, and the file's."""
+    """The ends of the header and of the file, in bytes."""
     with file.open("rb") as f:
         return 8 + int.from_bytes(f.read(8), "little"), file.stat().st_size
 
 
 def same_arrays(got: dict, want: dict) -> None:
-    """Assert that they have the same names and bytes."""
-    assert got.keys() == want.keys(), f"tensors {sorted(got.keys() ^ want.keys())[:3]} are missing or more"
+    """Assert that both have the same names and bytes."""
+    assert got.keys() == want.keys(), f"tensors {sorted(got.keys() ^ want.keys())[:3]} are missing or unexpected"
     for name in want:
-        assert np.asarray(got[name]).tobytes() == np.asarray(want[name]).tobytes(), f"{name} is another"
+        assert np.asarray(got[name]).tobytes() == np.asarray(want[name]).tobytes(), f"{name} differs"
 
 
 def checkpoint_specimen(folder: Path) -> Specimen:
-    """numpy-gpt's own: every answer must be the original, unless the checksums were made right again."""
+    """numpy-gpt's own format: every answer must be the original, unless the checksums were recomputed."""
     config = GPTConfig(SIZE["vocab_size"], SIZE["n_positions"], SIZE["n_embd"], SIZE["n_head"], 1, 0.1)
     model = GPT(config, seed=1)
     training = {"t": np.array([7]), "m": np.random.default_rng(0).random((64, 32))}
@@ -302,17 +302,17 @@ def checkpoint_specimen(folder: Path) -> Specimen:
 
 
 def reseal_safetensors(name: str, content: bytearray) -> None:
-    """Make a checkpoint's checksums right for what it holds now, if its header is still one."""
+    """Recompute a checkpoint's checksums, if its header can still be parsed."""
     stop = 8 + int.from_bytes(content[:8], "little")
     try:
         header = json.loads(content[8:stop])
-        metadata, whole = header["__metadata__"], {n: e for n, e in header.items() if n != "__metadata__"}
-        offsets = {n: slice(*(stop + at for at in entry["data_offsets"])) for n, entry in whole.items()}
+        metadata, entries = header["__metadata__"], {n: e for n, e in header.items() if n != "__metadata__"}
+        offsets = {n: slice(*(stop + at for at in entry["data_offsets"])) for n, entry in entries.items()}
         metadata.pop(SHA256, None)
-        if json.loads(metadata[CRC32]).keys() == whole.keys():  # else that is the damage
+        if json.loads(metadata[CRC32]).keys() == entries.keys():  # else the names are the damage: keep it
             metadata[CRC32] = json.dumps({n: zlib.crc32(content[part]) for n, part in offsets.items()})
-        said = json.dumps([metadata, {n: (e["dtype"], e["shape"]) for n, e in whole.items()}], sort_keys=True)
-        metadata[SHA256] = hashlib.sha256(said.encode()).hexdigest()
+        sealed = json.dumps([metadata, {n: (e["dtype"], e["shape"]) for n, e in entries.items()}], sort_keys=True)
+        metadata[SHA256] = hashlib.sha256(sealed.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError):
         return
     text = json.dumps(header).encode()
@@ -320,13 +320,13 @@ def reseal_safetensors(name: str, content: bytearray) -> None:
 
 
 def read_source(place: Path):
-    """Configuration and all parameters of a folder of somebody else's, as `import` reads them."""
+    """Configuration and parameters of another program's folder, as `import` reads them."""
     source = open_source(place)
     return source.config, {name: tensor.finite(place, name).read() for name, tensor in source.tensors.items()}
 
 
 def check_config(config: GPTConfig, values: dict, keys: dict[str, str]) -> None:
-    """Assert that a configuration is what the JSON says."""
+    """Assert that a configuration matches the JSON."""
     for ours, theirs in keys.items():
         assert getattr(config, ours) == values[theirs], f"{ours} is {getattr(config, ours)}, not {values[theirs]}"
 
@@ -342,11 +342,11 @@ SAID = {
     "attn_pdrop": 0.1,
     "resid_pdrop": 0.1,
 }
-"""Of config.json, beside the sizes: what changes the numbers. A mutant that says otherwise must not load."""
+"""The other keys of config.json that affect the results. A mutant with other values must not load."""
 
 
 def huggingface_specimen(folder: Path) -> Specimen:
-    """Without checksums: the answer must be what the mutant says, by the format's own library."""
+    """A format without checksums: the answer must match the mutant as read by the format's own library."""
     from numpy_gpt.weights.huggingface import BUFFERS, KEYS, PREFIX
 
     tensors = gpt2_tensors(1, tied=False, **SIZE)
@@ -365,15 +365,15 @@ def huggingface_specimen(folder: Path) -> Specimen:
         config, params = answer
         values = json.loads((place / "config.json").read_text())
         check_config(config, values, KEYS)
-        for key, value in SAID.items():  # left out, it is at its default, which SAID has
+        for key, value in SAID.items():  # if left out, the default, as in SAID
             assert values.get(key, value) == config.drop_rate if "pdrop" in key else values.get(key, value) == value, (
                 key
             )
         assert config.tie_weights == values.get("tie_word_embeddings", True)
-        whole = {n: a for file in place.glob("model-*.safetensors") for n, a in load_file(file).items()}
-        whole = {name.removeprefix(PREFIX): array for name, array in whole.items()}
-        whole = {name: array for name, array in whole.items() if not BUFFERS.fullmatch(name)}
-        check_layout(config, params, whole)
+        arrays = {n: a for file in place.glob("model-*.safetensors") for n, a in load_file(file).items()}
+        arrays = {name.removeprefix(PREFIX): array for name, array in arrays.items()}
+        arrays = {name: array for name, array in arrays.items() if not BUFFERS.fullmatch(name)}
+        check_layout(config, params, arrays)
 
     return Specimen(folder, places, read_source, check)
 
@@ -383,7 +383,7 @@ LAST = {"scale": "weight", "shift": "bias"}
 
 
 def check_layout(config: GPTConfig, params: dict, theirs: dict) -> None:
-    """Assert that the book's parameters are GPT-2's tensors, all of them, by a layout written down here once more."""
+    """Assert that the book's parameters equal GPT-2's tensors, all of them, by an independent copy of the layout."""
     used = set()
     for name, array in params.items():
         parts = name.split(".")
@@ -407,11 +407,11 @@ def check_layout(config: GPTConfig, params: dict, theirs: dict) -> None:
         assert array.shape == want.shape, f"{name} has shape {array.shape}, {other} {want.shape}"
         assert array.tobytes() == np.ascontiguousarray(want).tobytes(), f"{name} is not {other}"
     tied_head = {"lm_head.weight"} if config.tie_weights else set()
-    assert used | tied_head >= theirs.keys(), f"{sorted(theirs.keys() - used)[:3]} are of no use"
+    assert used | tied_head >= theirs.keys(), f"{sorted(theirs.keys() - used)[:3]} are unused"
 
 
 def openai_specimen(folder: Path) -> Specimen:
-    """TensorFlow's checksums promise the original's tensors, unless they are made right again for what was changed."""
+    """OpenAI's format: TensorFlow's checksums guarantee the original's tensors, unless they were recomputed."""
     from numpy_gpt.weights.openai import KEYS
 
     variables = {}
@@ -448,13 +448,13 @@ def openai_specimen(folder: Path) -> Specimen:
 
 
 def masked(content: bytes) -> bytes:
-    """TensorFlow's masked CRC-32C of it, as it is stored."""
+    """TensorFlow's masked CRC-32C of content, as stored."""
     crc = crc32c(bytes(content))
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def reseal_table(content: bytearray) -> None:
-    """Make the checksums of an index's blocks right for what is in them now, as far as its handles can be followed."""
+    """Recompute the checksums of an index's blocks, as far as its handles can be followed."""
 
     def number(at):
         value = shift = 0
@@ -477,7 +477,7 @@ def reseal_table(content: bytearray) -> None:
     reseal(offset, size)
     offset, at = number(at)
     size, at = number(at)
-    if offset + size <= footer:  # the one entry of the index block: the handle of the block with the data
+    if offset + size <= footer:  # the index block's one entry: the data block's handle
         _, at = number(offset)
         own, at = number(at)
         _, at = number(at)
@@ -488,18 +488,18 @@ def reseal_table(content: bytearray) -> None:
 
 
 STRINGS = ("", "\0", "../..", "/", "/dev/zero", "x" * 5000, "NaN", "-inf", "1e999", "-1", "0x7", "\u0667", "9" * 5000)
-"""Values for one of a checkpoint's metadata."""
+"""Hostile values for a checkpoint's metadata."""
 
 NUMBERS = (0, 1, -1, 2**31, 2**53, 2**62, 2**63 - 1, -(2**63), 1e300, 1e-40, float("nan"), float("inf"), -0.5)
-"""Values for one of an array's."""
+"""Hostile values for an array's element."""
 
 STEPS = 3
 
 
 def run_specimen(folder: Path) -> Specimen:
-    """A run that is resumed: values made hostile under right checksums, and its two tables damaged.
+    """A run to resume: values made hostile under valid checksums, and run.json and losses.csv damaged.
 
-    What is taken up must be what the mutant says, and what a run of this text can have reached.
+    The resumed state must match the mutant, and be one that a run on this text can reach.
     """
     (folder / "text.txt").write_text("What is taken up again is what was there. " * 12)
     settings = replace(for_tiny, text=str(folder / "text.txt"), context_length=8, batch_size=4, max_steps=10)
@@ -516,7 +516,7 @@ def run_specimen(folder: Path) -> Specimen:
     places = {place: [(name, 0, (folder / name).stat().st_size)] for place, name in files.items()}
 
     def read(place):
-        with tempfile.TemporaryDirectory(dir=place.parent) as copy:  # going on writes
+        with tempfile.TemporaryDirectory(dir=place.parent) as copy:  # resuming writes
             run = shutil.copytree(place / "run", Path(copy, "run"))
             name_the_state(run / "checkpoint", state.name)
             return resumed(run, batches)
@@ -532,14 +532,14 @@ def run_specimen(folder: Path) -> Specimen:
         got = learner.state() | position.state()
         assert got.keys() == held.keys() - ({"loop.order"} if position.order is None else set())
         for name, array in got.items():
-            assert np.array_equal(array, held[name]), f"{name} is another"
+            assert np.array_equal(array, held[name]), f"{name} differs"
             assert np.isfinite(array).all(), f"{name} is not finite"
         assert position.step == position.epoch * batches.batches_per_epoch + position.batch
         assert position.batch < batches.batches_per_epoch
         with (place / "run" / "losses.csv").open(newline="") as f:
-            table = [each for each in list(csv.reader(f))[1:] if len(each) == len(COLUMNS) and each[-1]]
-        assert [list(map(float, row.values())) for row in rows] == [list(map(float, each)) for each in table] or any(
-            "nan" in each for row in table for each in row
+            table = [cells for cells in list(csv.reader(f))[1:] if len(cells) == len(COLUMNS) and cells[-1]]
+        assert [list(map(float, row.values())) for row in rows] == [list(map(float, cells)) for cells in table] or any(
+            "nan" in cell for cells in table for cell in cells
         )
 
     edits = {"metadata": hostile_metadata, "state": hostile_state}
@@ -547,7 +547,7 @@ def run_specimen(folder: Path) -> Specimen:
 
 
 def resumed(run: Path, batches: Batches):
-    """What `pretrain --resume` takes up, and what `evaluate` and `info` ask of the checkpoint."""
+    """The state that `pretrain --resume` restores; also reads what `evaluate` and `info` need of the checkpoint."""
     opened = Run.open(run)
     config, params = load_params(opened.to_resume)
     header = read_header(run)
@@ -565,7 +565,7 @@ def resumed(run: Path, batches: Batches):
 
 
 def name_the_state(folder: Path, name: str) -> None:
-    """Give the training state in a checkpoint the name that its seal asks for, and name it in the model's file."""
+    """Rename a checkpoint's training state to match its seal, and update the name in the model's file."""
     content = (folder / name).read_bytes()
     header = header_of(content)
     new = f"training-{header['__metadata__'][SHA256][:16]}.safetensors"
@@ -583,13 +583,13 @@ def header_of(content: bytes) -> dict:
 
 
 def with_header(content: bytearray, header: dict) -> None:
-    """Put a header in the place of a safetensors file's own."""
+    """Replace a safetensors file's header."""
     text = json.dumps(header).encode()
     content[: 8 + int.from_bytes(content[:8], "little")] = struct.pack("<Q", len(text)) + text
 
 
 def hostile_metadata(rng: random.Random, content: bytes) -> tuple[str, bytes]:
-    """A value of a checkpoint's metadata replaced, or of its configuration, under a right seal."""
+    """Replace a value of a checkpoint's metadata, or of its configuration, under a valid seal."""
     header, out = header_of(content), bytearray(content)
     about = header["__metadata__"]
     key = rng.choice([key for key in about if key not in (SHA256, CRC32)])
@@ -606,9 +606,9 @@ def hostile_metadata(rng: random.Random, content: bytes) -> tuple[str, bytes]:
 
 
 def hostile_state(rng: random.Random, content: bytes) -> tuple[str, bytes]:
-    """An array of a training state with another value, shape or dtype, or left out, under right checksums."""
+    """Change an array's value, shape or dtype in a training state, or drop it, under valid checksums."""
     arrays = load_arrays(content)
-    name = rng.choice(sorted(arrays, key=lambda each: each.startswith("optimizer.m"))[:4] + list(arrays))
+    name = rng.choice(sorted(arrays, key=lambda name: name.startswith("optimizer.m"))[:4] + list(arrays))
     array, how = arrays[name], rng.choice(("value", "value", "value", "dtype", "shape", "cut", "missing"))
     if how == "value":
         value = rng.choice(NUMBERS)
@@ -631,17 +631,17 @@ def hostile_state(rng: random.Random, content: bytes) -> tuple[str, bytes]:
 
 
 def reseal_run(name: str, content: bytearray) -> None:
-    """Make the SHA-256 of a run.json right again, if it is still JSON; nothing to do for losses.csv."""
+    """Recompute the SHA-256 of a run.json, if it is still JSON; losses.csv has none."""
     try:
-        whole = json.loads(content)
-        said = json.dumps([whole["settings"], whole["text_sha256"]], sort_keys=True)
+        values = json.loads(content)
+        sealed = json.dumps([values["settings"], values["text_sha256"]], sort_keys=True)
     except (ValueError, KeyError, TypeError):
         return
-    content[:] = json.dumps(whole | {"sha256": hashlib.sha256(said.encode()).hexdigest()}).encode()
+    content[:] = json.dumps(values | {"sha256": hashlib.sha256(sealed.encode()).hexdigest()}).encode()
 
 
 def vocabulary_specimen(folder: Path) -> Specimen:
-    """An encoding that a folder gives must make the tokens that the tokenizers library makes of the same files."""
+    """A vocabulary: its encoding must give the same tokens as the tokenizers library with the same files."""
     from tokenizers import ByteLevelBPETokenizer
 
     fixture = Path(__file__).parents[1] / "fixtures" / "tiny_gpt2"
@@ -673,7 +673,7 @@ def vocabulary_specimen(folder: Path) -> Specimen:
 
 
 def pth_specimen(folder: Path) -> Specimen:
-    """torch.save's file of the book's model: the numbers are those that torch itself finds in the mutant."""
+    """The book's model by torch.save: the answer must have the numbers that torch itself reads from the mutant."""
     import torch
 
     from torch_gpt.weights import read_pth
@@ -681,9 +681,9 @@ def pth_specimen(folder: Path) -> Specimen:
     config = GPTConfig(SIZE["vocab_size"], SIZE["n_positions"], 64, 1, 1, 0.1)
     params = {name: torch.from_numpy(array) for name, array in GPT(config, seed=1).params.items()}
     torch.save(params, file := folder / "model.pth")
-    with zipfile.ZipFile(file) as whole:
-        members = {each.filename.partition("/")[2]: each for each in whole.infolist()}
-        pickle, last = members["data.pkl"], whole.start_dir
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
+        pickle, last = members["data.pkl"], archive.start_dir
     size, start = file.stat().st_size, pickle.header_offset
     places = {
         "header": [(file.name, start, start + 64)],
@@ -697,17 +697,17 @@ def pth_specimen(folder: Path) -> Specimen:
         return source.config, {name: tensor.finite(place, name).read() for name, tensor in source.tensors.items()}
 
     def check(place, answer):
-        whole = torch.load(place / file.name, map_location="cpu", weights_only=True)  # wherever it lay
+        tensors = torch.load(place / file.name, map_location="cpu", weights_only=True)  # from any device
         for name, array in answer[1].items():
-            want = whole[name].resolve_neg().numpy()
+            want = tensors[name].resolve_neg().numpy()
             assert array.shape == want.shape, f"{name} has another shape"
-            assert array.tobytes() == want.tobytes(), f"{name} is another"
+            assert array.tobytes() == want.tobytes(), f"{name} differs"
 
     return Specimen(folder, places, read, check)
 
 
 def fuzz_part(reader: str, mutants: int, seed: int) -> Findings:
-    """`fuzz` with a specimen and a place of its own, for a process of its own."""
+    """Run `fuzz` with its own specimen and folder, for use in a separate process."""
     place = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=place) as folder:
         (original := Path(folder, "original")).mkdir()
@@ -722,4 +722,4 @@ SPECIMENS = {
     "pth": pth_specimen,
     "vocabulary": vocabulary_specimen,
 }
-"""Reader -> what makes its specimen in a folder."""
+"""Reader -> function that makes its specimen in a folder."""

@@ -200,7 +200,7 @@ class Races:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """A folder's files and their content; for a run, its outcome: without losses.csv's seconds and run.json's layout."""
+    """A folder's files and their content; for a run, its outcome, without the seconds in losses.csv."""
     if (folder / "run.json").exists():
         return outcome(folder)
     return {str(file.relative_to(folder)): content(file) for file in folder.rglob("*") if file.is_file()}

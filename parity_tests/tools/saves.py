@@ -123,7 +123,7 @@ def at_bytecode(told: Path, ours: bool, span: int = 0, at: int = 0, again: int =
 
 @contextmanager
 def at_operation(told: Path, folder: Path, fault: Fault | None = None) -> Iterator[None]:
-    """In the block, inject the fault at a file operation below folder. told: file for the operations, and the struck."""
+    """In the block, inject the fault below folder. told: file for all operations and those struck."""
     try:
         with watched(folder, fault) as operations:
             yield
@@ -133,7 +133,7 @@ def at_operation(told: Path, folder: Path, fault: Fault | None = None) -> Iterat
 
 @contextmanager
 def folders_that_cannot_be_flushed(told: Path) -> Iterator[None]:
-    """In the block, fsync of a folder fails with EINVAL, as on some file systems. told: file for a list of the calls."""
+    """In the block, fsync of a folder fails with EINVAL, as on some file systems. told: file for the failed calls."""
     real, struck = os.fsync, []
 
     def fsync(handle):

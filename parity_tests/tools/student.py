@@ -1,9 +1,8 @@
-"""Bring your own backward: the operation suite, run on functions that somebody else wrote.
+"""Bring your own backward: runs the operation suite on functions that a user wrote.
 
-A file has functions under the names and signatures of numpy_gpt.ops, as many as its author likes. They are put in the
-place of ours, and every output and gradient is compared with torch's within the budget that ours are held to. A wrong
-tensor is then set beside what each fault of the museum makes of the same numbers: the fault that makes the same is the
-diagnosis.
+The user's file defines any of the functions in numpy_gpt.ops, under the same names and signatures. They replace ours,
+and every output and gradient is compared with torch's within the same budget. A wrong tensor is then compared with
+what each fault of the museum gives for the same inputs: an equal result is the diagnosis.
 """
 
 import difflib
@@ -33,7 +32,7 @@ from parity_tests.judge.snippet import snippet
 from parity_tests.tools.museum import FAULTS
 
 CASES = {"float64": 200, "float32": 60}
-"""Cases drawn for each operation and dtype; the same ones at every run."""
+"""Cases drawn per operation, by dtype; the same in every run."""
 
 
 RETURNS = {
@@ -46,16 +45,16 @@ RETURNS = {
     "cross_entropy_backward": ("dlogits",),
     "dropout_mask": ("mask",),
 }
-"""What a function returns, where that is not y and a cache, or dx."""
+"""The results of functions that do not return just (y, cache) or dx."""
 
-UNSTEADY = "gives different answers for the same input: it may keep something from call to call, or draw at random"
+UNSTEADY = "gives different answers for the same input: it may keep state between calls, or draw random numbers"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one operation. wrong: None, or what was found, beginning with the tensor; hint: why it may be.
+    """The verdict on one operation. wrong: None, or the error, starting with the tensor; hint: a possible cause.
 
-    seen: where that shows, if it was another case than the smallest.
+    seen: the case that showed the cause, if not the smallest.
     """
 
     operation: str
@@ -66,14 +65,14 @@ class Verdict:
     hint: str | None = None
     seen: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
-    """The largest that were tried."""
+    """The largest sizes tried."""
     code: str = ""
-    """Python that shows the wrong case again."""
+    """Python that reproduces the wrong case."""
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """The first tensor that is wrong on some inputs. got and want: None if there was no answer to compare."""
+    """The first wrong tensor on given inputs. got and want: None if there was no answer to compare."""
 
     tensor: str
     message: str
@@ -82,22 +81,22 @@ class Wrong:
 
 
 def signatures():
-    """Every function a file may have, as it is called: with the textbook's arguments, for ours may be given more."""
+    """The calls of all functions that a file may define, with the textbook's arguments (ours may take more)."""
     calls = {name: inspect.signature(getattr(plain, name)).parameters for name in names()}
     return [f"{name}({', '.join(parameters)})" for name, parameters in calls.items()]
 
 
 def read(path):
-    """The file's functions that have names of numpy_gpt.ops, and of others the names that may be meant for one.
+    """The file's functions named as in numpy_gpt.ops, and other functions' names -> the name probably meant.
 
-    Raises ValueError if the file cannot be run or has none.
+    Raises ValueError if the file cannot be run or has no such functions.
     """
     path = Path(path)
     spec = importlib.util.spec_from_file_location("my_ops", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"{path} is not a Python file: give one with functions such as layernorm_backward")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # it may import its neighbours
+    sys.path.insert(0, str(path.parent.resolve()))  # it may import modules next to it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -106,21 +105,21 @@ def read(path):
         sys.path.pop(0)
     functions = {name: getattr(module, name) for name in names() if callable(getattr(module, name, None))}
     others = {
-        each: near[0]
-        for each, value in vars(module).items()
-        if each not in functions
+        other: near[0]
+        for other, value in vars(module).items()
+        if other not in functions
         and inspect.isfunction(value)
         and value.__module__ == module.__name__
-        and (near := difflib.get_close_matches(each, names(), n=1, cutoff=0.85))
+        and (near := difflib.get_close_matches(other, names(), n=1, cutoff=0.85))
     }
     if not functions:
-        meant = "".join(f"; for {each}, did you mean {near}?" for each, near in others.items())
+        meant = "".join(f"; for {other}, did you mean {near}?" for other, near in others.items())
         raise ValueError(f"{path} has none of the functions that can be judged: {', '.join(names())}{meant}")
     return functions, others
 
 
 def _where(error, path):
-    """An exception as one line, with the last line of the file that it passed through."""
+    """An exception in one line, with the last line number of the file in its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
     place = f" ({path.name}, line {lines[-1]})" if lines else ""
@@ -129,15 +128,15 @@ def _where(error, path):
 
 
 class StudentError(Exception):
-    """Somebody else's function fails, or returns something else than it should: the message is for its author."""
+    """A user's function fails or returns the wrong kind of result; the message is for its author."""
 
 
 def called(name, function, path):
-    """The function as the suite calls it: numpy_gpt.ops has ours again while it runs, and what it returns is looked at.
+    """Wrap a function for the suite: our operations are back in place while it runs, and its result is checked.
 
-    Raises StudentError.
+    The wrapper raises StudentError.
     """
-    ours = {each: getattr(module, each) for each, (module, _) in names().items()}
+    ours = {own: getattr(module, own) for own, (module, _) in names().items()}
     wanted = RETURNS.get(name, ("y", "cache") if name.endswith("_forward") else ("dx",))
 
     def call(*args, **kwargs):
@@ -169,7 +168,7 @@ def _described(answer):
 
 
 def first_wrong(operation, inputs, backward=True):
-    """The first tensor of whatever stands in numpy_gpt.ops that is not torch's, outputs before gradients; or None."""
+    """The first tensor of the operation now in numpy_gpt.ops that differs from torch's, outputs first; or None."""
     one = OPERATIONS[operation]
     wants, scales, got = torch_answers(operation, inputs), one.scales(**inputs), {}
     dtype = inputs[one.leaves[0]].dtype
@@ -205,7 +204,7 @@ def _wrong_in(operation, got, wants, scales, dtype):
 
 
 def judge(functions, operation, path=Path("my_ops.py"), watch=unseen):
-    """One operation with these functions in the place of ours. watch: progress.counted, or like it."""
+    """Judge one operation with these functions replacing ours. watch: progress.counted or similar."""
     with watch(f"judging {operation}", sum(CASES.values())) as tick:
         verdict = _judge(functions, operation, path, tick)
     if verdict.wrong is None:
@@ -217,7 +216,7 @@ def _judge(functions, operation, path, tick):
     one = OPERATIONS[operation]
     own = tuple(name for name in functions if names()[name][1] == operation)
     has_backward = any(name.endswith("_backward") for name in own)
-    backward = has_backward or not any(name.endswith("_forward") for name in own)  # a cache of their own, or ours
+    backward = has_backward or not any(name.endswith("_forward") for name in own)  # with their cache, or ours
 
     theirs = {name: called(name, functions[name], path) for name in own}
     failing, sizes = [], {}
@@ -226,7 +225,7 @@ def _judge(functions, operation, path, tick):
         tick()
         sizes.update({axis: max(n, sizes.get(axis, 0)) for axis, n in case.shape.items()})
         with in_place(theirs), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a wrong number is what counts
+            warnings.simplefilter("ignore")  # only wrong numbers count
             found = first_wrong(operation, one.inputs(case), backward)
         if found is not None:
             failing.append(case)
@@ -246,12 +245,12 @@ def _judge(functions, operation, path, tick):
             try:
                 smallest = hypothesis.find(one.cases(dtype), lambda case: wrong(case) is not None, settings=how)
             except (NoSuchExample, Flaky):
-                if failing:  # and right when it was asked again
+                if failing:  # but correct on a second call
                     return Verdict(operation, own, cases, UNSTEADY, failing[-1])
                 cases += count
                 continue
             found, *again = (wrong(smallest) for _ in range(10))
-            if found is None or any(each is None or each.message != found.message for each in again):
+            if found is None or any(repeat is None or repeat.message != found.message for repeat in again):
                 return Verdict(operation, own, cases, UNSTEADY, smallest)
             hint, case, shown = diagnose(operation, wrong, smallest, found)
             seen = None if hint is None or case == smallest else f"{in_words(shown.message)}; of {case}"
@@ -260,18 +259,18 @@ def _judge(functions, operation, path, tick):
 
 
 def in_words(message):
-    """What the judge says of two numbers, for somebody who does not know whose stands first."""
+    """The judge's message, reworded to say whose number is which."""
     message = re.sub(r"np\.\w+\((\S+)\)", r"\1", message)
     message = re.sub(r": (\S+) vs (\S+), ", r": yours \1, torch's \2, ", message)
     return re.sub(r", (nan|inf)x the budget$", "", message)
 
 
 def diagnose(operation, wrong, case, smallest):
-    """Why it may be, the case that shows it and what is wrong there; None, case and smallest if nobody knows.
+    """A possible cause, the case that shows it and the Wrong found there; None, case and smallest if unknown.
 
-    A fault of the museum that makes the same numbers, or else a relation to the right answer. The museum's cases are
-    asked, where they show the same tensor wrong; only where none does is the smallest one, in which much is equal by
-    chance: with two features every wrong gradient of LayerNorm is a multiple of the right one.
+    The cause is a fault of the museum that gives the same numbers, or else a relation to the right answer. The museum's
+    cases are tried first, if they show the same tensor wrong. The smallest case is a last resort, since much is equal
+    there by chance: with two features every wrong gradient of LayerNorm is a multiple of the right one.
     """
     found = [(case, smallest)]
     for fault in FAULTS:
@@ -287,12 +286,12 @@ def diagnose(operation, wrong, case, smallest):
             made = first_wrong(operation, OPERATIONS[operation].inputs(theirs_in))
         if made is not None and made.tensor == theirs.tensor and _same(made, theirs):
             return f"{fault.what}: {fault.fix}" if fault.fix else fault.what, theirs_in, theirs
-    hints = ((relation(operation, *each), *each) for each in found[:-1] or found)
-    return next((each for each in hints if each[0]), (None, case, smallest))
+    hints = ((relation(operation, *shown), *shown) for shown in found[:-1] or found)
+    return next((hint for hint in hints if hint[0]), (None, case, smallest))
 
 
 def _same(one, other):
-    """Whether two wrong answers are the same one, up to rounding and far closer to each other than to the truth."""
+    """Whether two wrong answers are equal up to rounding, and far closer to each other than to the truth."""
     if one.got is None or other.got is None:
         return False
     if one.got.shape != other.got.shape or one.got.dtype != other.got.dtype:
@@ -304,7 +303,7 @@ def _same(one, other):
 
 
 def relation(operation, case, wrong):
-    """How a wrong tensor is related to the right one, or to another one of the operation, if that is seen; or None."""
+    """How a wrong tensor relates to the right one, or to another of the operation's; None if unknown."""
     got, want = wrong.got, wrong.want
     if "wrote into its argument" in wrong.message:
         return "an argument is changed in place: others still need it, so work on a copy"
@@ -319,13 +318,13 @@ def relation(operation, case, wrong):
         return "transposed: gradients have the shape of what they are the gradient of" if turned else None
     if got.dtype != want.dtype:
         widened = (got.dtype, want.dtype) == (np.float64, np.float32)
-        return "np.sqrt of a whole number is float64 and takes the rest along: use math.sqrt" if widened else None
+        return "np.sqrt of an int is float64 and widens the rest: use math.sqrt" if widened else None
     if not np.isfinite(got).all():
         softmax = operation in ("attention", "cross_entropy")
         return "not finite: exp overflows unless the row's largest number is subtracted first" if softmax else None
     if (operation, wrong.tensor) == ("layernorm", "dx") and got.size > 2 and _near(_projected(got, inputs["x"]), want):
         formula = "dx = rstd · (g − mean(g) − x̂ · mean(g · x̂)) with g = dy · scale"
-        return f"right but for its parts along 1 and along x̂, which are to be taken off: {formula}"
+        return f"right except for its parts along 1 and along x̂, which must be subtracted: {formula}"
     for name, term in terms(operation, inputs).get(wrong.tensor, {}).items():
         for factor, words in ((2, "has the wrong sign"), (1, "is missing")):
             if np.abs(term).max() > 1e-6 * np.abs(want).max() and _near(got + factor * term, want):
@@ -336,14 +335,14 @@ def relation(operation, case, wrong):
     ratios = got[where] / want[where]
     factor = float(np.median(ratios))
     if got.size > 1 and np.abs(ratios - factor).max() <= 1e-6 * abs(factor):
-        return "the sign is the other way round" if math.isclose(factor, -1, rel_tol=1e-6) else _factor(factor)
+        return "the sign is reversed" if math.isclose(factor, -1, rel_tol=1e-6) else _factor(factor)
     if got.size > 2 and np.allclose(np.sort(got, axis=None), np.sort(want, axis=None), rtol=1e-9):
         return "the right numbers in another order: reshaped where it should be transposed?"
     return None
 
 
 def terms(operation, i):
-    """Tensor -> the terms that are added or subtracted in it, as they are in the right answer, by their formulas."""
+    """Tensor -> formula -> value of the terms added or subtracted in the right answer."""
     i = {
         name: a.astype(np.float64) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for name, a in i.items()
     }
@@ -382,7 +381,7 @@ def _near(one, other):
 
 
 def _projected(dx, x):
-    """dx without its parts along 1 and along x̂, as LayerNorm's backward has it."""
+    """dx without its parts along 1 and along x̂, as in LayerNorm's backward."""
     centred = x - x.mean(axis=-1, keepdims=True)
     x_hat = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + compare.LAYERNORM_EPS)
     return dx - dx.mean(axis=-1, keepdims=True) - x_hat * (dx * x_hat).mean(axis=-1, keepdims=True)
@@ -391,14 +390,13 @@ def _projected(dx, x):
 def _factor(factor):
     larger = factor if abs(factor) >= 1 else 1 / factor
     way = "large" if abs(factor) >= 1 else "small"
-    return f"every number is {larger:.6g} times too {way}: a count or a scale is missing, or is there twice"
+    return f"every number is {larger:.6g} times too {way}: a count or a scale is missing or applied twice"
 
 
 def judge_file(path, tell=lambda line: None, watch=unseen):
-    """A Verdict for every operation the file has functions of, in the suite's order, as they are reached.
+    """Yield a Verdict for every operation that the file has functions for, in the suite's order.
 
-    tell is given a line for every function that may have been meant to be judged, but has another name; watch as in
-    judge.
+    tell receives a line for every function whose name is close to a judged one's; watch as in judge.
     """
     functions, others = read(path)
     for name, near in others.items():

@@ -1,12 +1,12 @@
-"""A GPT-2 of a few KB in the layout of OpenAI's release, its checkpoint written by TensorFlow itself.
+"""Makes a GPT-2 of a few KB in the layout of OpenAI's release, with a checkpoint written by TensorFlow itself.
 
 Run with `pip install -e '.[test,tensorflow]'` as
 
     python -m parity_tests.tools.tensorflow_fixture
 
-which regenerates parity_tests/fixtures/tiny_gpt2, with the same TensorFlow byte for byte: two layers of random weights
-at a scale at which every one of them matters, and a vocabulary learned from TEXT. It then reads everything back, the
-checkpoint with TensorFlow and the vocabulary with tiktoken, and compares.
+which regenerates parity_tests/fixtures/tiny_gpt2, byte for byte with the same TensorFlow: two layers of random weights,
+scaled so that each matters, and a vocabulary learned from TEXT. It then reads everything back, the checkpoint with
+TensorFlow and the vocabulary with tiktoken, and compares.
 """
 
 import json
@@ -49,7 +49,7 @@ def weights(rng):
 
 
 def write_checkpoint(folder, arrays):
-    """Save the arrays as variables of these names, in the way of OpenAI's time: a graph, a session, a Saver."""
+    """Save the arrays as variables of these names with the API of OpenAI's release: a graph, a session, a Saver."""
     import tensorflow as tf
 
     v1 = tf.compat.v1
@@ -69,9 +69,9 @@ def write_checkpoint(folder, arrays):
 
 
 def byte_letters():
-    """Byte -> the letter that stands for it in the vocabulary's files, in the order of GPT-2's first 256 tokens.
+    """Byte -> its letter in the vocabulary's files, in the order of GPT-2's first 256 tokens.
 
-    A byte that prints as itself in Latin-1 is its own letter; the others, in their order, have those from U+0100 on.
+    A byte that is printable in Latin-1 is its own letter; the others, in order, get the letters from U+0100.
     """
     printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in printed]
@@ -79,7 +79,7 @@ def byte_letters():
 
 
 def learn_merges(text, count):
-    """The pairs of neighbours to merge: each time the one most often seen within the words of the text."""
+    """The pairs to merge: each time the most frequent pair of neighbours within the words of the text."""
     letters = byte_letters()
     words = [[letters[b] for b in word.encode()] for word in re.findall(r" ?\w+|\S|\s", text)]
     merges = []
@@ -95,7 +95,7 @@ def learn_merges(text, count):
 
 
 def write_vocabulary(folder):
-    """encoder.json and vocab.bpe: the bytes, the merges, and <|endoftext|> last."""
+    """Write encoder.json and vocab.bpe: the bytes, the merges, and <|endoftext|> last."""
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     merges = learn_merges(TEXT, MERGES)
@@ -108,7 +108,7 @@ def write_vocabulary(folder):
 
 
 def main():
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # its greetings hide what goes wrong
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # its start-up messages would hide errors
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "hparams.json").write_text(json.dumps(HPARAMS))
     write_vocabulary(FOLDER)
