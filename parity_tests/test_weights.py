@@ -203,7 +203,7 @@ def test_what_is_missing_or_no_gpt2_is_named(tmp_path):
         open_source(tmp_path)
     for text in ("", "[1]", "{", "[" * 100_000, "\x00"):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(InputError, match=r"config\.json (cannot be used as JSON|holds no JSON object)"):
+        with pytest.raises(InputError, match=r"config\.json (cannot be used as JSON|is not a JSON object)"):
             open_source(tmp_path)
     for name in ("model.ckpt.index", "hparams.json"):
         shutil.copy(FIXTURE / name, tmp_path)

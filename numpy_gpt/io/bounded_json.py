@@ -36,7 +36,7 @@ def read_json(file: Path, times: int = 2) -> dict[str, Any]:
         why = f": {words}" if words else f" ({error}): it is damaged or another file"
         raise InputError(f"{file} cannot be used as JSON{why}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{file} holds no JSON object: it is damaged or another file")
+        raise InputError(f"{file} is not a JSON object: it is damaged or another file")
     return values
 
 

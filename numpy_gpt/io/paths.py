@@ -27,7 +27,7 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether path is a regular file. Raises InputError as kind_of does; Path.is_file would return False for some."""
+    """Whether path is a regular file. Raises InputError as kind_of does; Path.is_file hides some of these."""
     return kind_of(path) == "file"
 
 

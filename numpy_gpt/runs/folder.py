@@ -117,11 +117,11 @@ class Run:
         if kind_of(folder) == "missing":
             raise InputError(f"{folder} does not exist: give the folder of a run, or of a save in one")
         try:
-            whole = read_json(folder / RUN_FILE)
-            settings = Settings(**{field.name: whole["settings"][field.name] for field in fields(Settings)})
-            if unknown := whole["settings"].keys() - {field.name for field in fields(Settings)}:
+            values = read_json(folder / RUN_FILE)
+            settings = Settings(**{field.name: values["settings"][field.name] for field in fields(Settings)})
+            if unknown := values["settings"].keys() - {field.name for field in fields(Settings)}:
                 raise ValueError(f"this release does not know its setting {min(unknown)!r:.80}")
-            unchanged = whole["sha256"] == _sha256(whole["settings"], whole["text_sha256"])
+            unchanged = values["sha256"] == _sha256(values["settings"], values["text_sha256"])
             check_settings(settings)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
@@ -282,9 +282,9 @@ class Run:
 
     def _write_settings(self, text_sha256: str) -> None:
         settings = asdict(self.settings)
-        whole = {"settings": settings, "text_sha256": text_sha256, "sha256": _sha256(settings, text_sha256)}
+        values = {"settings": settings, "text_sha256": text_sha256, "sha256": _sha256(settings, text_sha256)}
         with written(self.folder), replacing(self.folder / RUN_FILE) as beside:
-            beside.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _sha256(settings: dict[str, Any], text_sha256: str) -> str:

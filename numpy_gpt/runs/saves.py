@@ -146,15 +146,15 @@ def kept_saves(run: Path) -> dict[int, Path]:
 
 def owned(save: Path) -> str:
     """Why a save is the user's and must stay: it is read-only, or has other files in it; "" if neither."""
-    if not all(each.stat().st_mode & stat.S_IWUSR for each in (save, save / MODEL_FILE)):
+    if not all(path.stat().st_mode & stat.S_IWUSR for path in (save, save / MODEL_FILE)):
         return "is read-only"
     saved = (MODEL_FILE, read_header(save).about.get("training"))
-    more = (each.name for each in save.iterdir() if each.name not in saved and not PARTIAL.fullmatch(each.name))
+    more = (path.name for path in save.iterdir() if path.name not in saved and not PARTIAL.fullmatch(path.name))
     return f"has {first} in it" if (first := next(more, None)) else ""
 
 
 def _is_a_save(folder: Path) -> bool:
-    """Whether a folder is a save: it lies in a run (this or another), or has a kept save's name."""
+    """Whether a folder is a save: it is in a run (this or another), or has a kept save's name."""
     return is_file(folder.parent / RUN_FILE) or COPY.fullmatch(folder.name) is not None
 
 

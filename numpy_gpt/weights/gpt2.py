@@ -57,9 +57,9 @@ def from_gpt2(config: GPTConfig, tensors: Mapping[str, Stored], what: str) -> di
     for name, shape in shapes.items():
         theirs, third = _theirs(name)
         used.add(theirs)
-        whole = shape if third is None else (3 * shape[0], *shape[1:])
+        stored = shape if third is None else (3 * shape[0], *shape[1:])
         turned = conv1d and theirs.endswith(LINEAR)
-        want = whole[::-1] if turned else whole
+        want = stored[::-1] if turned else stored
         if theirs not in tensors:
             raise InputError(f"{what} has no tensor {theirs}: it is incomplete, or another configuration's")
         if tensors[theirs].shape != want:

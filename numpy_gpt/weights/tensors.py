@@ -131,9 +131,9 @@ def seal(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> dict[str,
     for name, array in tensors.items():
         if name == "__metadata__" or array.dtype not in NAMES:
             raise ValueError(f"a safetensors file cannot hold {name!r} as {array.dtype}")
-    whole = {**metadata, CRC32: json.dumps({name: _crc32(array) for name, array in tensors.items()})}
+    with_crcs = {**metadata, CRC32: json.dumps({name: _crc32(array) for name, array in tensors.items()})}
     header = {name: (NAMES[array.dtype], list(array.shape)) for name, array in tensors.items()}
-    return whole | {SHA256: _sha256(whole, header)}
+    return with_crcs | {SHA256: _sha256(with_crcs, header)}
 
 
 def _sha256(metadata: Mapping[str, str], header: Mapping[str, Any]) -> str:

@@ -94,7 +94,7 @@ def read(path):
     path = Path(path)
     spec = importlib.util.spec_from_file_location("my_ops", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(f"{path} is not a Python file: give one with functions such as layernorm_backward")
+        raise ValueError(f"{path} is not a Python file: give one with functions like layernorm_backward")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # it may import modules next to it
     try:

@@ -61,21 +61,21 @@ def _handle(buffer: memoryview, at: int) -> tuple[tuple[int, int], int]:
 
 def _block(blocks: memoryview, offset: int, size: int) -> memoryview:
     """A block's entries, without its restarts, after checking its checksum and that it is not compressed."""
-    whole = blocks[offset : offset + size + TRAILER]
-    if len(whole) < size + TRAILER:
+    block = blocks[offset : offset + size + TRAILER]
+    if len(block) < size + TRAILER:
         raise UnreadableError(f"its block at {offset} of {size} bytes reaches beyond its end")
-    if crc32c(whole[:-4]) != unmask(int.from_bytes(whole[-4:], "little")):
+    if crc32c(block[:-4]) != unmask(int.from_bytes(block[-4:], "little")):
         raise UnreadableError(f"the checksum of its block at {offset} is wrong")
-    if whole[size] == SNAPPY:
+    if block[size] == SNAPPY:
         raise UnreadableError(
             "it is compressed with Snappy", "save it again with TensorFlow's Saver, which does not compress"
         )
-    if whole[size]:
-        raise UnreadableError(f"its block at {offset} is compressed in an unknown way ({whole[size]})")
-    restarts = int.from_bytes(whole[max(size - 4, 0) : size], "little")
+    if block[size]:
+        raise UnreadableError(f"its block at {offset} is compressed in an unknown way ({block[size]})")
+    restarts = int.from_bytes(block[max(size - 4, 0) : size], "little")
     if not 1 <= restarts <= size // 4 - 1:
         raise UnreadableError(f"its block at {offset} of {size} bytes cannot have {restarts} restarts")
-    return whole[: size - 4 * (restarts + 1)]
+    return block[: size - 4 * (restarts + 1)]
 
 
 def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
