@@ -61,7 +61,7 @@ REFUSED = {
         LONG,
         "(319 characters)' is too long to be a path: give the path of a file or folder here, not a text",
     ),
-    "a loop": ("{tmp}/loop", "loop is a symbolic link to itself"),
+    "a loop": ("{tmp}/loop", "loop is a symbolic link that loops back to itself"),
     "a NUL": ("a\0b", "has a NUL character, which no path can have"),
     "a forbidden folder": ("{tmp}/locked/model", "may not be read by this user (Permission denied)"),
 }

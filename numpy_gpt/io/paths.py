@@ -74,7 +74,7 @@ def refusal(path: str | os.PathLike[str], error: Exception) -> str:
     if code == errno.ENAMETOOLONG:
         return f"{shown!r} is too long to be a path: give the path of a file or folder here, not a text"
     if code == errno.ELOOP or isinstance(error, RuntimeError):
-        return f"{shown} is a symbolic link to itself: give the path of the real file or folder"
+        return f"{shown} is a symbolic link that loops back to itself: give the path of the real file or folder"
     if isinstance(error, PermissionError):
         return f"{shown} may not be read by this user ({error.strerror}): change its permissions or its folder's"
     if isinstance(error, UnicodeError):
