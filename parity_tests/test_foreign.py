@@ -179,7 +179,8 @@ def test_a_lone_huggingface_file_comes_in(tmp_path, tied, prefix, layout):
     file = tmp_path / "model.safetensors"
     save_file({n if n == HEAD else prefix + n: a for n, a in turned.items()}, file, {"format": "pt"})
     message = run("import", file, "--out", tmp_path / "out", code=2)
-    assert "does not give the number of heads for its 8 features: pass --n-heads, or put" in message
+    assert "does not give the number of heads for its 8 features: pass --n-heads" in message
+    assert "or put the model's config.json next to it" in message
     assert not (tmp_path / "out").exists()
     run("import", file, "--out", tmp_path / "out", "--n-heads", SIZES["n_head"])
     model = load(tmp_path / "out", np.float64)

@@ -103,7 +103,7 @@ def test_a_tied_head_in_the_file_is_the_table(tmp_path):
     assert "out_head.weight" not in model.params
     assert model.config.tie_weights
     other = tensors | {"lm_head.weight": tensors["wte.weight"] + np.float32(1)}
-    with pytest.raises(InputError, match=r"lm_head.weight differs from wte.weight, but its configuration"):
+    with pytest.raises(InputError, match=r"lm_head.weight differs from wte.weight, but .* tied"):
         open_source(huggingface_folder(tmp_path / "other", other, tie_word_embeddings=True))
 
 
@@ -113,8 +113,11 @@ def without(name):
 
 BAD_TENSORS = {
     "missing": (without("h.1.ln_2.bias"), r"has no tensor h\.1\.ln_2\.bias"),
-    "extra": (lambda t: t | {"h.2.ln_1.weight": np.ones(8)}, r"has a tensor h\.2\.ln_1\.weight, which a GPT-2"),
-    "a shape": (lambda t: t | {"wpe.weight": np.ones((5, 8), "f4")}, r"wpe\.weight has shape .*expects \(6, 8\)"),
+    "extra": (
+        lambda t: t | {"h.2.ln_1.weight": np.ones(8)},
+        r"has a tensor h\.2\.ln_1\.weight, which a GPT-2 .* lacks",
+    ),
+    "a shape": (lambda t: t | {"wpe.weight": np.ones((5, 8), "f4")}, r"wpe\.weight has shape \(5, 8\), .* \(6, 8\)"),
     "turned": (lambda t: t | {"h.0.mlp.c_fc.weight": np.ones((32, 8), "f4")}, r"h\.0\.mlp\.c_fc\.weight has shape"),
     "NaN": (lambda t: t | {"ln_f.bias": np.full(8, np.nan, "f4")}, r"final_norm\.shift\[0\] is NaN or infinite"),
 }
