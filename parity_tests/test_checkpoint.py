@@ -409,7 +409,7 @@ def test_a_file_of_another_time_or_without_its_checksum_is_refused(tmp_path):
     with pytest.raises(InputError, match="uses format 2; this release reads format 1: update numpy-gpt"):
         load(file)
     save_file(GPT(CONFIG).params, file, about)
-    with pytest.raises(InputError, match="has no checksum"):
+    with pytest.raises(InputError, match="lacks the checksum"):
         load(file)
 
 

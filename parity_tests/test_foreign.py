@@ -205,7 +205,7 @@ def test_what_is_part_of_a_model_or_none_is_named(tmp_path):
     save_file({n: a for n, a in arrays.items() if n != "trf_blocks.1.norm1.scale"}, tmp_path / "y.safetensors")
     assert "norm1.scale is missing" in run("import", tmp_path / "y.safetensors", "--n-heads", 4, "--out", "o", code=2)
     save_file({"x": np.ones(3)}, tmp_path / "z.safetensors")
-    with pytest.raises(InputError, match="holds no GPT-2"):
+    with pytest.raises(InputError, match="is not a GPT-2"):
         open_source(tmp_path / "z.safetensors")
     (tmp_path / "w").mkdir()
     save_file({"x": np.ones(3)}, tmp_path / "w" / "only.safetensors")

@@ -117,7 +117,7 @@ def test_content_counts_and_not_the_name(tmp_path):
     with pytest.raises(InputError, match=r"is a folder: give a file that .* use numpy-gpt import"):
         read_pth(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(InputError, match=r"is a folder: .*, such as .*pytorch_model\.bin, or"):
+    with pytest.raises(InputError, match=r"is a folder: .*, for example .*pytorch_model\.bin; for"):
         read_pth(tmp_path)
     state = mingpt_state(gpt2_tensors())
     torch.save(state, pickled)

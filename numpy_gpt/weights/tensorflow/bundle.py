@@ -115,7 +115,7 @@ def _header(key: bytes, header: memoryview) -> tuple[int, Order]:
     """The number of shards, and their byte order."""
     found = dict(fields(header, HEADER)) if not key else {}
     if found.get(1, 0) < 1 or found.get(2, 0) > 1:
-        raise UnreadableError("it has no tensor bundle's header")
+        raise UnreadableError("it has no header of a tensor bundle")
     version = dict(fields(found.get(3, header[:0]), VERSION))
     if version.get(2, 0) > 1:
         raise UnreadableError("it requires a newer reader", "save it again with TensorFlow's Saver, version 2")
