@@ -1,4 +1,4 @@
-"""Settings of the whole suite: profiles, faults put in on purpose, threads, and skips that are failures in CI."""
+"""Settings of the suite: Hypothesis profiles, deliberate faults, threads, and skips that count as failures in CI."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ def pytest_addoption(parser):
     parser.addoption(
         "--fault",
         metavar="NAME",
-        help="put this fault of tools/museum.py into numpy_gpt first, and watch the suite turn red; '': none, "
-        "but the few cases that faults are tried on",
+        help="apply this fault of tools/museum.py to numpy_gpt and watch the suite fail; '': no fault, but the same "
+        "small number of cases",
     )
 
 
 def pytest_configure(config):
-    # nohup, and a shell that runs in the background without job control, have signals ignored by all that they start
+    # nohup, and background shells without job control, start their children with these signals ignored
     for name, handler in {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}.items():
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) == signal.SIG_IGN:
@@ -31,7 +31,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def fault_in_place(request):
-    """The fault asked for with --fault, in place for the whole session."""
+    """Apply the fault named by --fault for the session."""
     name = request.config.getoption("--fault")
     if not name:
         yield
@@ -50,31 +50,31 @@ def fault_in_place(request):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """In CI nothing may be missing: a skipped test is a failed one."""
+    """Count a skipped test as a failure in CI."""
     report = yield
     if profiles.IN_CI and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped, and in CI nothing may be missing: {report.longrepr}"
+        report.longrepr = f"{item.nodeid} was skipped, which CI does not allow: {report.longrepr}"
     return report
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """torch and BLAS on one thread: with many tiny tensors, two threads spend their time waiting for each other."""
+    """Run torch and BLAS on one thread: with many tiny tensors, two threads mostly wait for each other."""
     with profiles.threads(1):
         yield
 
 
 @pytest.fixture
 def all_threads():
-    """Every core, for a test at GPT-2's size."""
+    """Use every core, for a test at GPT-2's size."""
     with profiles.threads(os.cpu_count() or 1):
         yield
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
-    """A text of 2,000 characters with something to learn: 28 windows of 16 bytes an epoch, 7 steps."""
+    """A learnable text of 500 characters: 28 windows of 16 bytes, or 7 steps, an epoch."""
     words = np.random.default_rng(1).choice(["the ", "model ", "learns ", "a ", "word\n"], 400)
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text("".join(words)[:500])
@@ -83,7 +83,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture
 def brief_runs(monkeypatch):
-    """Runs of the tiny model without what takes most of their time here: long samples, and the plot."""
+    """Shorten runs of the tiny model: short samples and no plot, which would take most of the time."""
     from numpy_gpt.runs import pretrain
     from numpy_gpt.runs.losses import Losses
 
@@ -92,17 +92,17 @@ def brief_runs(monkeypatch):
 
 
 def first_lines(reports):
-    """Of each failed test its name, and its message's first line: tensor, index, both numbers, share of the budget."""
-    for each in reports:
-        crash = getattr(each.longrepr, "reprcrash", None)
-        said = (crash.message if crash else str(each.longrepr)).strip().partition("\n")[0]
-        yield f"{each.nodeid.rpartition('::')[2]}: {said.removeprefix('AssertionError: ')}"
+    """Each failed test's name and first message line: tensor, index, both numbers, share of the budget."""
+    for report in reports:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        first = (crash.message if crash else str(report.longrepr)).strip().partition("\n")[0]
+        yield f"{report.nodeid.rpartition('::')[2]}: {first.removeprefix('AssertionError: ')}"
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The failures in one line each: pytest cuts its own summary to the terminal's width, mostly before the number.
+    """Print one line per failure: pytest cuts its own summary to the terminal's width, often before the number.
 
-    Then the budgets, which are measured, not only kept: what was used of them, per tensor kind.
+    Then print the largest share of the budget used, per tensor kind.
     """
     if failed := terminalreporter.getreports("failed"):
         terminalreporter.section("what failed")

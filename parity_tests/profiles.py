@@ -1,8 +1,8 @@
-"""How the suite runs: on how many threads, and Hypothesis profiles, registered once.
+"""How the suite runs: thread counts, and Hypothesis profiles, registered once.
 
-dev: new cases at every run. ci: the same cases at every run of the same tests (Hypothesis takes constants from whatever
-modules are loaded) under the same Hypothesis, and 200 where a test names no number of its own. broken: few, the same,
-and no shrinking, for runs of which a failure is expected (the museum, mutation testing).
+dev: new cases in every run. ci: the same cases in every run of the same tests under the same Hypothesis (which takes
+constants from the loaded modules), 200 unless a test sets its own number. broken: few fixed cases and no shrinking, for
+runs that are expected to fail (the museum, mutation testing).
 """
 
 import os
@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_limits
 IN_CI = bool(os.environ.get("CI"))
 
 ALL_THREADS = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
-"""What BLAS and torch begin with. Under mutation testing one: a process that has forked from one where OpenMP had
-threads waits for them for ever, and mutmut takes that for a mutant that was noticed."""
+"""Threads of BLAS and torch at the start. Mutation testing sets 1: a process forked from one with OpenMP threads hangs
+waiting for them, and mutmut counts the hang as a killed mutant."""
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile(
@@ -35,7 +35,7 @@ settings.register_profile(
 
 
 def load(expect_failure=False):
-    """Choose for this process. MUTANT_UNDER_TEST is mutmut's."""
+    """Load this process's profile. mutmut sets MUTANT_UNDER_TEST."""
     if expect_failure or "MUTANT_UNDER_TEST" in os.environ:
         settings.load_profile("broken")
     else:
@@ -44,7 +44,7 @@ def load(expect_failure=False):
 
 @contextmanager
 def threads(count):
-    """BLAS on so many threads meanwhile, and torch as well where it is installed."""
+    """Run BLAS, and torch if installed, on `count` threads within the block."""
     if find_spec("torch") is None:
         with threadpool_limits(count, user_api="blas"):
             yield

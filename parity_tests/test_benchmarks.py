@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: the same work on every side, and not before all agree."""
+"""The benchmarks: contenders do the same work, and are timed only after their results agree."""
 
 import json
 import os
@@ -46,8 +46,8 @@ def agreeing(backend, x, y):
 
 
 @pytest.mark.parametrize("style", ["book", "tuned"])
-def test_both_torch_models_are_the_reference(style, batch):
-    """In float64, every gradient under its name: the tuned model's one projection comes apart again."""
+def test_torch_models_match_the_reference(style, batch):
+    """Every gradient by name in float64; the tuned model's fused projection is split back into three."""
     params = GPT(SMALL, 123).params
     _, want = loss_and_grads(from_params(SMALL, params, dtype=torch.float64), *batch)
     loss, got = TorchBackend(Way(style, precision="float64"), SMALL, params).loss_and_grads(*batch)
@@ -59,10 +59,10 @@ def test_both_torch_models_are_the_reference(style, batch):
 
 @pytest.mark.parametrize("style", ["book", "tuned"])
 @pytest.mark.parametrize("dropout", [False, True])
-def test_all_learn_alike(style, dropout):
-    """Ten steps on one batch: the same losses without dropout, and a falling one with it, on all sides.
+def test_backends_learn_alike(style, dropout):
+    """Ten steps on one batch: all losses fall; without dropout they agree across backends.
 
-    With it too the two in NumPy are alike: they draw the same masks.
+    With dropout the two NumPy backends still agree, since they draw the same masks.
     """
     x, y = next(batches(JOB, text_for(60)))
     backends = [NumPyBackend(SMALL), PlainBackend(SMALL), TorchBackend(Way(style), SMALL, GPT(SMALL, 123).params)]
@@ -70,10 +70,10 @@ def test_all_learn_alike(style, dropout):
         backend.touch_every_row()
     losses = {b.name: [float(b.step(x, y, dropout)) for _ in range(10)] for b in backends}
     agreement.check_training(losses if not dropout else {b.name: losses[b.name] for b in backends[:2]})
-    assert all(each[-1] < each[0] for each in losses.values())
+    assert all(loss[-1] < loss[0] for loss in losses.values())
 
 
-def test_touching_moves_every_row_alike():
+def test_touch_every_row_updates_all_backends_alike():
     numpy, torchs = NumPyBackend(SMALL), TorchBackend(Way("tuned"), SMALL, GPT(SMALL, 123).params)
     textbook = PlainBackend(SMALL)
     before = numpy.model.params["tok_emb.weight"].copy()
@@ -86,7 +86,7 @@ def test_touching_moves_every_row_alike():
     np.testing.assert_allclose(torchs.model.tok_emb.weight.detach().numpy(), after, atol=1e-6)
 
 
-def test_batches_are_fresh_and_one_token_apart():
+def test_batches_are_distinct_and_targets_shifted():
     stream = batches(JOB, Text(np.arange(50), "counting"))
     drawn = [next(stream) for _ in range(4)]
     for x, y in drawn:
@@ -102,7 +102,7 @@ def test_text_fits_the_vocabulary(monkeypatch, tmp_path):
     assert text_for(65).name.startswith("python-manual"), "nothing is downloaded for a benchmark"
 
 
-def test_the_jobs_of_the_issue():
+def test_job_sizes():
     book = jobs.BOOK.config
     assert sum(p.size for p in GPT(SMALL, 1).params.values()) < 20_000
     assert (book.vocab_size, book.context_length, book.emb_dim, book.n_layers) == (50257, 256, 768, 12)
@@ -126,7 +126,7 @@ def test_agreement_holds(batch):
 
 @pytest.mark.parametrize("name", ["trf_blocks.1.att.W_key.weight", "trf_blocks.0.ff.layers.2.bias", "tok_emb.weight"])
 @pytest.mark.parametrize("broken", [np.zeros_like, np.negative, lambda g: g * 1.02, lambda g: g * np.nan])
-def test_a_wrong_gradient_is_not_timed(name, broken, batch):
+def test_wrong_gradient_is_refused(name, broken, batch):
     class Wrong(NumPyBackend):
         name = "NumPy, broken"
 
@@ -139,7 +139,7 @@ def test_a_wrong_gradient_is_not_timed(name, broken, batch):
         agreeing(Wrong(SMALL), *batch)
 
 
-def test_a_wrong_loss_is_not_timed(batch):
+def test_wrong_loss_is_refused(batch):
     class Wrong(NumPyBackend):
         def loss_and_grads(self, tokens, targets):
             loss, grads = super().loss_and_grads(tokens, targets)
@@ -149,7 +149,7 @@ def test_a_wrong_loss_is_not_timed(batch):
         agreeing(Wrong(SMALL), *batch)
 
 
-def test_a_missing_gradient_is_not_timed(batch):
+def test_missing_gradient_is_refused(batch):
     class Wrong(NumPyBackend):
         def loss_and_grads(self, tokens, targets):
             loss, grads = super().loss_and_grads(tokens, targets)
@@ -159,13 +159,13 @@ def test_a_missing_gradient_is_not_timed(batch):
         agreeing(Wrong(SMALL), *batch)
 
 
-def test_an_optimiser_that_does_nothing_is_noticed():
+def test_diverging_training_loss_is_refused():
     agreement.check_training({"A": [4.0, 3.0], "B": [4.0, 3.001]})
     with pytest.raises(DisagreementError, match="B: the loss of step 1"):
         agreement.check_training({"A": [4.0, 3.0], "B": [4.0, 4.0]})
 
 
-def test_wrong_logits_are_not_timed(batch):
+def test_wrong_logits_are_refused(batch):
     class Wrong(NumPyBackend):
         def forward(self, tokens):
             return super().forward(tokens)[..., ::-1]
@@ -191,10 +191,10 @@ def test_operations_agree():
     assert max(operations.agreement(each) for each in operations.operations(JOB)) < 1e-5
 
 
-# Devices that are not here
+# Devices this machine may lack
 
 
-def test_ways_of_a_gpu():
+def test_gpu_ways():
     assert gpu_ways(None) == []
     assert [str(way) for way in gpu_ways("mps")][:2] == ["PyTorch, book's, mps float32", "PyTorch, tuned, mps float32"]
     assert {way.precision for way in gpu_ways("cuda")} == {"float32", "TF32", "bf16"}
@@ -203,7 +203,7 @@ def test_ways_of_a_gpu():
 
 @pytest.mark.parametrize("style", ["book", "tuned"])
 def test_device_by_parameter(style, batch):
-    """On meta tensors, whose numbers are nowhere: every step of a device's way through the code but the arithmetic."""
+    """Meta tensors, which hold no data, exercise a device's code path except for the arithmetic."""
     backend = TorchBackend(Way(style, "meta"), SMALL, GPT(SMALL, 123).params)
     assert {p.device.type for p in backend.model.parameters()} == {"meta"}
     backend.touch_every_row()
@@ -215,7 +215,7 @@ def test_device_by_parameter(style, batch):
 
 @pytest.mark.parametrize("precision", ["TF32", "bf16"])
 def test_precision_by_parameter(precision, batch):
-    """bf16 rounds on the CPU too, and is inside its own bound but far outside float32's; the setting does not stay."""
+    """bf16 also rounds on the CPU: within its own bound, far outside float32's. The global setting is restored."""
     before = torch.get_float32_matmul_precision()
     backend = TorchBackend(Way("tuned", "cpu", precision), SMALL, GPT(SMALL, 123).params)
     errors = agreeing(backend, *batch)
@@ -229,7 +229,7 @@ def test_precision_by_parameter(precision, batch):
 
 @pytest.mark.parametrize("backward", [True, False])
 @pytest.mark.parametrize("T", [8, 64, 100, 128])
-def test_products_are_those_of_a_step(T, backward):
+def test_products_have_a_steps_flops(T, backward):
     config = GPTConfig(vocab_size=60, context_length=128, emb_dim=16, n_heads=2, n_layers=2)
     products = ceilings.MatrixProducts(config, 3, T, backward)
     assert products.flops == ceilings.step_flops(config, 3, T, backward)
@@ -240,14 +240,14 @@ def test_products_are_those_of_a_step(T, backward):
         np.testing.assert_allclose(out, want, atol=1e-3)
 
 
-def test_flops_of_the_books_step():
-    """380 GFLOP in the linear layers, as the design says, and attention's lower triangle."""
+def test_step_flops_of_the_book():
+    """380 GFLOP in the linear layers, plus attention's lower triangle."""
     flops = ceilings.step_flops(jobs.BOOK.config, 2, 256)
     full = 3 * 4 * 12 * 768 * 2 * 256 * 256
     assert flops == pytest.approx(379.5e9 + full * (1 + 64 / 256) / 2, rel=1e-3)
 
 
-def test_the_stream_reads_every_weight_of_a_token():
+def test_weight_stream_reads_every_weight():
     stream = ceilings.WeightStream(SMALL)
     head_and_layers = sum(p.size for name, p in GPT(SMALL, 1).params.items() if p.ndim == 2 and "emb" not in name)
     assert stream.bytes == 4 * head_and_layers
@@ -276,7 +276,7 @@ def test_ratios_pair_by_pair():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux can put a process on some cores")
-def test_cores_are_given_back():
+def test_cores_are_restored():
     before = os.sched_getaffinity(0)
     with cores(1):
         assert len(os.sched_getaffinity(0)) == torch.get_num_threads() == 1
@@ -294,7 +294,7 @@ def test_verdicts():
 
 
 def a_run(tmp_path, command="step", machine=None, **values):
-    """A file with one ratio per case; the middle half is 5 % to both sides."""
+    """Write a results file with one ratio per case; its quartiles lie 5 % to either side."""
     rows = [
         Row(case, "NumPy", None, {}, {"NumPy / torch": Ratio(x, Spread(x, 0.95 * x, 1.05 * x, x / 2, 2 * x), limits)})
         for case, (x, limits) in values.items()
@@ -308,8 +308,8 @@ def a_run(tmp_path, command="step", machine=None, **values):
     ("step_ratio", "decode_ratio", "code", "said"),
     [
         (1.0, 0.9, 0, "all 2 held"),
-        (1.14, 0.9, 0, "all 2 held"),  # inside the tolerance
-        (0.5, 2.0, 0, "all 2 held"),  # better, both of them
+        (1.14, 0.9, 0, "all 2 held"),  # within the tolerance
+        (0.5, 2.0, 0, "all 2 held"),  # both better
         (1.3, 0.9, 1, "WORSE   step: NumPy / torch: 1.300, was 1.000"),
         (1.0, 0.6, 1, "WORSE   decode: NumPy / torch: 0.600, was 0.900"),
         (1.0, None, 1, "WORSE   decode: NumPy / torch: missing, was 0.900"),
@@ -334,13 +334,13 @@ def compared(new, old, *options):
         ("load --runs 9", "other measurements: nothing to compare: the new run is of 'load --runs 9', the baseline of"),
     ],
 )
-def test_a_run_of_something_else_is_not_worse(command, said, tmp_path):
+def test_compare_refuses_unrelated_runs(command, said, tmp_path):
     new = a_run(tmp_path, command, other=(1.0, Limits()))
     done = compared(new, a_run(tmp_path, "all --runs 4", step=(1.0, Limits()), decode=(0.9, Limits())))
     assert (done.exit_code, said in done.stderr, "WORSE" in done.output) == (2, True, False), done.output
 
 
-def test_a_run_of_one_measurement_is_compared_in_that(tmp_path):
+def test_compare_uses_common_measurements(tmp_path):
     old = a_run(tmp_path, "all --runs 4", step=(1.0, Limits()), decode=(0.9, Limits()))
     done = compared(a_run(tmp_path, "step --runs 9", step=(1.0, Limits())), old)
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "all 1 held"), done.output
@@ -349,14 +349,14 @@ def test_a_run_of_one_measurement_is_compared_in_that(tmp_path):
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "1 of 1 ratios are worse or missing"), done.output
 
 
-def test_another_machine_is_said(tmp_path):
+def test_compare_notes_another_machine(tmp_path):
     one, other = (a_run(tmp_path, machine={"processor": "P", "cores": n}, step=(1.0, Limits())) for n in (2, 8))
     assert "on different machines, which may be why a ratio moved: cores 2 and 8" in compared(other, one).stdout
     assert "different machines" not in compared(one, one).output
 
 
-def test_a_tolerance_or_a_baseline_that_is_no_number_is_refused(tmp_path):
-    """Nothing is worse than NaN."""
+def test_compare_refuses_nan_tolerance_and_baseline(tmp_path):
+    """No ratio compares as worse than NaN, so NaN must be refused."""
     good, bad = (a_run(tmp_path, step=(x, Limits())) for x in (1.0, float("nan")))
     done = compared(good, good, "--tolerance", "nan")
     assert (done.exit_code, "nan is not a finite number" in done.stderr) == (2, True), done.output
@@ -364,7 +364,7 @@ def test_a_tolerance_or_a_baseline_that_is_no_number_is_refused(tmp_path):
     assert (done.exit_code, "the baseline's step: NumPy / torch is nan" in done.stderr) == (2, True), done.output
 
 
-def test_a_noisy_round_is_no_regression():
+def test_noise_is_not_a_regression():
     before, now = (
         {"ratio": r, "better": "lower", "pairs": {"q1": 0.9, "q3": q3}} for r, q3 in ((1.0, 1.1), (1.3, 1.5))
     )
@@ -372,19 +372,19 @@ def test_a_noisy_round_is_no_regression():
     assert compare._worse(before, now | {"pairs": {"q1": 1.2, "q3": 1.5}}, 0.15)
 
 
-def test_a_ratio_that_is_no_number_is_worse(tmp_path):
+def test_nan_ratio_is_worse(tmp_path):
     old, new = (a_run(tmp_path, step=(x, Limits())) for x in (1.0, float("nan")))
     done = CliRunner().invoke(cli.main, ["compare", str(new), "--baseline", str(old)])
     assert (done.exit_code, "WORSE" in done.output) == (1, True), done.output
 
 
-def test_a_baseline_without_ratios_holds_nothing(tmp_path):
+def test_baseline_without_ratios_is_refused(tmp_path):
     done = CliRunner().invoke(cli.main, ["compare", str(a_run(tmp_path)), "--baseline", str(a_run(tmp_path))])
     assert (done.exit_code, "no ratio to compare" in done.output) == (2, True), done.output
 
 
 @pytest.mark.parametrize("spoil", ["machine", "pairs", "ratio"])
-def test_a_file_with_a_part_missing_or_wrong(spoil, tmp_path):
+def test_compare_refuses_incomplete_file(spoil, tmp_path):
     good = a_run(tmp_path, step=(1.0, Limits()))
     document = json.loads(good.read_text())
     ratio = document["rows"][0]["ratios"]["NumPy / torch"]
@@ -405,7 +405,7 @@ def test_a_file_with_a_part_missing_or_wrong(spoil, tmp_path):
         *('{"machine": {"line": "a mach', '{"machine": "AMD EPYC", "pairs": 9}', "[" * 100_000),
     ],
 )
-def test_a_file_that_is_none_of_ours(content, tmp_path):
+def test_compare_refuses_foreign_file(content, tmp_path):
     path = tmp_path / "x.json"
     if content is not None:
         path.write_text(content)
@@ -420,7 +420,7 @@ def test_a_file_that_is_none_of_ours(content, tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Every command on the tiny model."""
+    """Run every command on the tiny model."""
     for module in (step, forward, decode, operations, memory):
         for name in ("QUICK_BOOK", "QUICK_LONG", "QUICK_SMALL"):
             if hasattr(module, name):
@@ -446,7 +446,7 @@ def test_commands(command, tiny, tmp_path):
         assert {"NumPy", "PyTorch, book's"} <= notes.keys()
     if command in ("step", "forward"):
         cases = {row["name"] for row in last["rows"]}
-        for case in {each for each in cases if command == "forward" or each.endswith(step.PLAIN)}:
+        for case in {name for name in cases if command == "forward" or name.endswith(step.PLAIN)}:
             rows = {row["backend"]: row for row in last["rows"] if row["name"] == case}
             assert rows["plain NumPy"]["figures"]["tokens/s"] > 0
             assert rows["NumPy"]["ratios"]["NumPy / plain NumPy"]["ratio"] > 0
@@ -459,7 +459,7 @@ def test_commands(command, tiny, tmp_path):
     assert done.exit_code == 0, done.output
 
 
-def test_a_disagreement_ends_the_command(tiny, monkeypatch, tmp_path):
+def test_disagreement_ends_the_command(tiny, monkeypatch, tmp_path):
     def wrong(self, tokens, targets):
         loss, grads = GPT.loss_and_grads(self.model, tokens, targets)
         return float(loss), grads | {"final_norm.scale": -grads["final_norm.scale"]}
@@ -471,7 +471,7 @@ def test_a_disagreement_ends_the_command(tiny, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_made(tiny, tmp_path):
+def test_unusable_out_folder_is_refused(tiny, tmp_path):
     (tmp_path / "file").touch()
     done = CliRunner().invoke(cli.main, ["step", "--quick", "--out", str(tmp_path / "file" / "folder")])
     assert done.exit_code == 2
@@ -492,8 +492,8 @@ def test_memory_grows_with_the_work():
     assert [memory.verdict(growth, 16) for growth in (15.0, 19.0, 200.0)] == ["linear", "linear", "more than linear"]
 
 
-def test_memory_of_a_step_is_that_of_its_own_process():
-    """Though this process, with torch and the suite in it, is larger than the one it starts."""
+def test_step_memory_is_measured_in_a_subprocess():
+    """Memory is measured in a subprocess; this process, with torch and the suite loaded, is larger."""
     config = json.dumps(SMALL.to_dict())
     numpy = in_own_process("step", "NumPy", config, "2", "8")
     torchs = in_own_process("step", "tuned cpu", config, "2", "8")
@@ -503,7 +503,7 @@ def test_memory_of_a_step_is_that_of_its_own_process():
 # The environment
 
 
-def test_variables_that_slow_blas_are_taken_out():
+def test_slowing_blas_variables_are_removed():
     kept = {"PATH": "/bin", "OPENBLAS_NUM_THREADS": "2"}
     slowed = kept | {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_L2_SIZE": "1"}
     assert environment.cleaned(kept) == kept
@@ -512,7 +512,7 @@ def test_variables_that_slow_blas_are_taken_out():
     }
 
 
-def test_the_restart_keeps_arguments_and_exit_code(tmp_path):
+def test_restart_keeps_arguments_and_exit_code(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "compare", str(tmp_path / "none.json")]
     slowed = os.environ | {"OPENBLAS_CORETYPE": "Prescott"}
     done = subprocess.run(command, cwd=ROOT, env=slowed, capture_output=True, text=True, check=False)
@@ -523,20 +523,20 @@ def test_the_restart_keeps_arguments_and_exit_code(tmp_path):
 # The random streams
 
 
-def test_streams_are_the_same_work():
+def test_stream_cases_are_measured():
     for case in cases(SMALL, B=2):
         assert len(measure(case, pairs=2)) == 2
     assert len(list(cases(SMALL, B=2))) == 3
 
 
-def test_masks_are_those_of_a_step():
-    """18 times the probabilities' worth in the book's run."""
+def test_mask_sizes_of_a_step():
+    """18 times the size of one block's attention probabilities would be 12 blocks: the book's run."""
     sizes = [np.prod(shape) for shape in mask_shapes(GPTConfig(), B=2)]
     assert len(sizes) == 37
     assert round(sum(sizes) / (2 * 12 * 256 * 256)) == 18
 
 
-def test_other_bits_are_not_timed():
+def test_different_bits_are_refused():
     wrong = Case("wrong", lambda rng: [rng.uniform((4,), 0, 1)], lambda: [torch.rand(4) + 1])
     with pytest.raises(AssertionError, match="other bits"):
         measure(wrong, pairs=1)

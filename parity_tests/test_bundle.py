@@ -1,6 +1,6 @@
-"""TensorFlow's checkpoints: its own file is read, what is written is what is read, and every lie is one clear error.
+"""TensorFlow checkpoints: TensorFlow's own file is read, bundles round-trip, and every false field is a clear error.
 
-The bundles are written here by a few lines of their own, with google-crc32c's checksums; tiny_gpt2 is TensorFlow's
+judge/bundles.py writes the bundles, with google-crc32c's checksums; TensorFlow wrote tiny_gpt2
 (parity_tests/tools/tensorflow_fixture.py).
 """
 
@@ -37,7 +37,7 @@ from parity_tests.judge.bundles import (
 TINY = Path(__file__).parent / "fixtures" / "tiny_gpt2"
 
 DTYPES |= {"bool": 10, "bfloat16": 14, "uint16": 17, "complex128": 18, "float16": 19, "uint32": 22, "uint64": 23}
-"""TensorFlow's DataType (types.proto), by NumPy's name or its own."""
+"""TensorFlow's DataType (types.proto), by NumPy's name or TensorFlow's."""
 
 
 # -- the checksum
@@ -60,7 +60,7 @@ def test_crc32c_of_published_data(data, want):
 
 
 @given(st.integers(0, 5000), st.integers(0, 2**32 - 1), st.data())
-def test_crc32c_is_googles_and_goes_on_where_it_stopped(size, seed, data):
+def test_crc32c_matches_google_and_continues(size, seed, data):
     content = np.random.default_rng(seed).bytes(size)
     want = google_crc32c.value(content)
     assert crc32c(content) == want
@@ -70,12 +70,12 @@ def test_crc32c_is_googles_and_goes_on_where_it_stopped(size, seed, data):
 
 
 @pytest.mark.parametrize("size", [4 * ROW + extra for extra in range(-5, 6)] + [12 * ROW, 28 * ROW + 4, 5_000_003])
-def test_crc32c_across_its_rows(size):
+def test_crc32c_at_row_boundaries(size):
     content = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     assert crc32c(content) == google_crc32c.value(content.tobytes())
 
 
-def test_crc32c_takes_arrays_and_leaves_them_alone():
+def test_crc32c_accepts_arrays_unchanged():
     array = np.arange(24, dtype=np.float64).reshape(4, 6)
     array.flags.writeable = False
     assert crc32c(array) == google_crc32c.value(array.tobytes())
@@ -95,19 +95,16 @@ def test_crc32c_needs_little_memory():
 
 @given(st.integers(0, 2**32 - 1))
 @example(0)
-def test_unmask_undoes_the_mask(crc):
+def test_unmask_inverts_mask(crc):
     assert unmask(mask(crc)) == crc
 
 
-# -- a writer of bundles
-
-
-# -- what is written is what is read
+# -- round trips
 
 
 @st.composite
 def tensors_(draw):
-    """name -> (dtype, shape, an array of it): every dtype, scalars and empty axes, names that share much or nothing."""
+    """name -> (dtype, shape, array): every dtype, scalars, empty axes, names with long or no common prefixes."""
     names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
     names |= st.builds("model/h{}/{}".format, st.integers(0, 99), st.sampled_from(["w", "b", "w/Adam", "w/Adam_1"]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -129,7 +126,7 @@ def test_what_is_written_is_read(tmp_path_factory, made, shards, big_endian, int
     bundle = read_bundle(prefix)
     assert list(bundle) == sorted(made, key=str.encode)
     for name, (dtype, shape, array) in made.items():
-        if dtype == "bfloat16":  # a float32 is the bfloat16 with two zero bytes below it
+        if dtype == "bfloat16":  # a float32 is the bfloat16 followed by two zero bytes
             pairs = [(0, int(upper)) for upper in array.reshape(-1)]
             array = np.array(pairs, "<u2").reshape(-1).view("<f4").reshape(shape)
         stored, got = bundle[name], bundle[name].read()
@@ -137,18 +134,18 @@ def test_what_is_written_is_read(tmp_path_factory, made, shards, big_endian, int
         assert got.dtype == stored.dtype == array.dtype, name
         assert got.shape == stored.shape == shape, name
         assert got.tobytes() == array.tobytes(), name
-        got[...] = 0  # the caller's own: every read gives a new array
+        got[...] = 0  # every read returns a new array
         assert stored.read().tobytes() == array.tobytes(), name
 
 
-def test_names_that_grow_are_no_lie_where_every_16th_is_in_full(tmp_path):
+def test_growing_names_with_restarts_are_read(tmp_path):
     tensors = {"a" * k: ("uint8", (1,), bytes([k])) for k in range(1, 200)}
     bundle = read_bundle(write(tmp_path, tensors))
     assert [stored.read().item() for stored in bundle.values()] == list(range(1, 200))
 
 
 def shapes_of_tiny():
-    """The names of OpenAI's graph and their shapes, for the sizes of the fixture."""
+    """Names and shapes of OpenAI's graph, at the fixture's sizes."""
     sizes = json.loads((TINY / "hparams.json").read_text())
     C = sizes["n_embd"]
     shapes = {"wpe": (sizes["n_ctx"], C), "wte": (sizes["n_vocab"], C), "ln_f/g": (C,), "ln_f/b": (C,)}
@@ -159,11 +156,11 @@ def shapes_of_tiny():
     return {f"model/{name}": shape for name, shape in shapes.items()}
 
 
-def test_tensorflows_own_file_is_read():
+def test_tensorflows_file_is_read():
     bundle = read_bundle(TINY / "model.ckpt")
     shapes = shapes_of_tiny()
     assert {name: stored.shape for name, stored in bundle.items()} == shapes
-    # TensorFlow lays the tensors one after the other, in the order of their names
+    # TensorFlow stores the tensors contiguously, in order of their names
     flat = np.fromfile(TINY / "model.ckpt.data-00000-of-00001", "<f4")
     for name in sorted(shapes):
         numbers, flat = np.split(flat, [math.prod(shapes[name])])
@@ -175,7 +172,7 @@ def test_tensorflows_own_file_is_read():
     assert flat.size == 0
 
 
-def test_the_fixtures_vocabulary_is_in_the_releases_format():
+def test_fixture_vocabulary_is_in_release_format():
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     ranks = data_gym_to_mergeable_bpe_ranks(str(TINY / "vocab.bpe"), str(TINY / "encoder.json"))
@@ -184,7 +181,7 @@ def test_the_fixtures_vocabulary_is_in_the_releases_format():
     assert {bytes([b]) for b in range(256)} < set(ranks)
 
 
-# -- what cannot be used stands in nobody's way
+# -- unusable entries do not prevent reading the others
 
 
 NUMBERS = np.array([1, 2], "<f4").tobytes()
@@ -192,7 +189,7 @@ GOOD = entry(crc=google_crc32c.value(NUMBERS))
 
 
 def index_of(*items, data=NUMBERS):
-    """The files of a bundle with these items after a good header, and this data."""
+    """The files of a bundle with a valid header, these items and this data."""
     return index(block([(b"", header()), *items])) | {"m.data-00000-of-00001": data}
 
 
@@ -212,32 +209,32 @@ def put(folder, files):
     ],
     ids=["a string", "a resource", "no dtype", "slices"],
 )
-def test_a_tensor_that_cannot_be_read_says_so_when_it_is(tmp_path, other, message):
+def test_unreadable_tensor_raises_on_read(tmp_path, other, message):
     bundle = read_bundle(put(tmp_path, index_of((b"\0\xff", GOOD), (b"good", GOOD), (b"other", other))))
-    assert list(bundle) == ["good", "other"]  # and not the slice, whose key is not even text
+    assert list(bundle) == ["good", "other"]  # not the slice, whose key is not text
     assert bundle["good"].read().tolist() == [1, 2]
     with pytest.raises(InputError, match=message) as error:
         bundle["other"].read()
     assert "save the model again" in str(error.value)
 
 
-def test_unknown_fields_are_passed_over_and_the_last_of_two_counts(tmp_path):
+def test_unknown_fields_are_skipped_and_last_duplicate_wins(tmp_path):
     strange = message((1, 3), (99, 2**62), (98, b"abc"), (97, [5])) + varint(96 << 3 | 1) + b"\x0f" * 8 + GOOD
     assert read_bundle(put(tmp_path, index_of((b"a", strange))))["a"].read().tolist() == [1, 2]
 
 
-def test_a_truth_is_any_byte_but_zero(tmp_path):
+def test_any_nonzero_byte_is_true(tmp_path):
     octets = bytes([0, 1, 2, 255])
     odd = entry(dtype=10, shape=(4,), size=4, crc=google_crc32c.value(octets))
     got = read_bundle(put(tmp_path, index_of((b"a", odd), data=octets)))["a"].read()
     assert got.tobytes() == b"\0\1\1\1"
 
 
-# -- lies
+# -- false fields
 
 
 def one(key, value, shared=0, own=None, size=None):
-    """One entry of a block, as long as it says it is."""
+    """One entry of a block; own and size: the lengths declared."""
     own, size = len(key) if own is None else own, len(value) if size is None else size
     return varint(shared) + varint(own) + varint(size) + key + value
 
@@ -249,7 +246,7 @@ def lying_block(*entries, restarts=(0,)):
 HEADED = block([(b"", header()), (b"a", GOOD)])
 HUGE = 2**62
 MINUS_1 = 2**64 - 1
-"""As it is stored."""
+"""−1 as a stored varint."""
 
 LIES = {
     "an empty index": ({"m.index": b""}, "does not end like TensorFlow's index files"),
@@ -307,17 +304,17 @@ LIES = {
 }
 
 SLACK = 24 * ROW + 100_000
-"""Bytes beside 3 × the files: the scratch of the checksum's lookups, for one row; 30 entries with their readers."""
+"""Bytes allowed beyond 3 × the files: the checksum's scratch for one row, and 30 entries with their readers."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tables_of_zeros():
-    """The checksum's tables are made once a process: not the cost of any one file."""
+    """Build the checksum's tables first: they are made once per process, not per file."""
     crc32c(bytes(8 * ROW))
 
 
 def attempt(prefix):
-    """All tensors of a bundle, or its InputError; anything else fails, as does too much memory."""
+    """All tensors of a bundle, or its InputError. Any other error or too much memory fails the test."""
     total = sum(file.stat().st_size for file in prefix.parent.iterdir())
     tracemalloc.start()
     try:
@@ -331,7 +328,7 @@ def attempt(prefix):
 
 
 @pytest.mark.parametrize(("files", "message"), LIES.values(), ids=LIES)
-def test_lies_are_named(tmp_path, files, message):
+def test_false_fields_are_named(tmp_path, files, message):
     result = attempt(put(tmp_path, {"m.data-00000-of-00001": NUMBERS} | files))
     assert isinstance(result, InputError), result
     assert re.search(message, str(result)), result
@@ -341,7 +338,7 @@ def test_lies_are_named(tmp_path, files, message):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "bool"])
 @pytest.mark.parametrize("big_endian", [0, 1])
-def test_a_large_tensor_needs_three_times_its_bytes_at_most(tmp_path, dtype, big_endian):
+def test_large_tensor_needs_at_most_three_times_its_bytes(tmp_path, dtype, big_endian):
     size = 2_000_000
     count = size // {"bfloat16": 2, "float32": 4, "bool": 1}[dtype]
     prefix = write(tmp_path, {"a": (dtype, (count,), bytes(size))}, 1, big_endian)
@@ -352,7 +349,7 @@ def copy_of_tiny(folder):
     return put(folder, {file.name.replace("model.ckpt", "m"): file.read_bytes() for file in TINY.glob("model.ckpt.*")})
 
 
-def test_data_cut_short_after_opening_is_no_match_for_a_checksum_of_less(tmp_path):
+def test_data_truncated_after_opening_fails_its_checksum(tmp_path):
     half = entry(crc=google_crc32c.value(NUMBERS[:4]))
     stored = read_bundle(put(tmp_path, index_of((b"a", half))))["a"]
     (tmp_path / "m.data-00000-of-00001").write_bytes(NUMBERS[:4])
@@ -367,7 +364,7 @@ def raiser(error):
     return call
 
 
-def test_files_that_are_missing_or_change_are_named(tmp_path, monkeypatch):
+def test_missing_and_changed_files_are_named(tmp_path, monkeypatch):
     prefix = copy_of_tiny(tmp_path)
     data, index = tmp_path / "m.data-00000-of-00001", tmp_path / "m.index"
     content = data.read_bytes()
@@ -377,7 +374,7 @@ def test_files_that_are_missing_or_change_are_named(tmp_path, monkeypatch):
         data.write_bytes(wrong)
         with pytest.raises(InputError, match=f"{data} is damaged: the checksum of {name} is wrong: download it again"):
             stored.read()
-    assert next(iter(bundle.values())).read().size, "the first tensor is whole"
+    assert next(iter(bundle.values())).read().size, "the first tensor is intact"
     data.write_bytes(content[:-1])
     with pytest.raises(InputError, match=f"{data} has 29711 bytes, but {name} would end at 29712: download it again"):
         read_bundle(prefix)
@@ -405,7 +402,7 @@ def test_files_that_are_missing_or_change_are_named(tmp_path, monkeypatch):
 
 
 def mutated(content, rng):
-    """One to three changes: a bit flipped, bytes set, cut off, cut out, put in, or those of the beginning repeated."""
+    """One to three changes: a bit flipped; bytes overwritten, truncated, deleted or inserted; the start repeated."""
     changed = bytearray(content)
     for _ in range(rng.integers(1, 4)):
         at, length = int(rng.integers(0, len(changed) + 1)), int(rng.integers(1, 20))
@@ -426,7 +423,7 @@ def mutated(content, rng):
 
 
 @pytest.mark.parametrize(("file", "count"), [("m.index", 1500), ("m.data-00000-of-00001", 300)])
-def test_a_damaged_bundle_is_the_right_one_or_an_error(tmp_path, file, count):
+def test_damaged_bundle_is_identical_or_refused(tmp_path, file, count):
     prefix = copy_of_tiny(tmp_path)
     want, content = attempt(prefix), (tmp_path / file).read_bytes()
     refused = 0
@@ -438,11 +435,11 @@ def test_a_damaged_bundle_is_the_right_one_or_an_error(tmp_path, file, count):
             continue
         assert list(got) == list(want), f"seed {seed}"
         assert all(np.array_equal(got[name], want[name]) for name in want), f"seed {seed}"
-    assert refused > 0.8 * count  # the others were in the footer's padding or after the last tensor, or changed nothing
+    assert refused > 0.8 * count  # the rest hit the footer's padding or bytes after the last tensor, or changed nothing
 
 
-def test_every_byte_of_the_index_counts(tmp_path):
-    """All but the last 48, of which some are padding: one bit of each, in turn."""
+def test_every_byte_of_the_index_is_checked(tmp_path):
+    """Flip one bit of each byte in turn, except in the last 48, which contain padding."""
     prefix = copy_of_tiny(tmp_path)
     whole = (tmp_path / "m.index").read_bytes()
     for at in range(len(whole) - 48):
@@ -453,11 +450,11 @@ def test_every_byte_of_the_index_counts(tmp_path):
             read_bundle(prefix)
 
 
-def test_damage_under_right_checksums_is_read_or_an_error(tmp_path):
-    """The block's end is rebuilt and sealed after the damage, which thus gets as deep as a liar's."""
+def test_damage_under_valid_checksums_is_read_or_refused(tmp_path):
+    """The block is rebuilt with a valid checksum after the damage, so the damage reaches the parser."""
     prefix = copy_of_tiny(tmp_path)
     file = tmp_path / "m.index"
-    low, high = file.read_bytes()[-48:-46]  # where the metaindex block begins, a varint: the one before ends there
+    low, high = file.read_bytes()[-48:-46]  # the varint offset of the metaindex block, where the block before it ends
     block_ = file.read_bytes()[: (low & 127) + (high << 7) - 5]
     entries = block_[: -4 * (1 + int.from_bytes(block_[-4:], "little"))]
     file.write_bytes(table([with_restarts(entries, [0])]))

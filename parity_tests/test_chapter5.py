@@ -1,4 +1,4 @@
-"""The book's printed figures, from NumPy alone."""
+"""The book's printed figures, reproduced with NumPy alone."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from numpy_gpt.tokenizer import decode, encode, get_encoding
 from parity_tests.judge import compare
 
 FIGURES = json.loads(Path(__file__).with_name("chapter5_figures.json").read_text(encoding="utf-8"))
-"""The chapter's figures, with full digits where torch was run again on a CPU. Texts are not among them."""
+"""The chapter's figures, with full digits where torch was rerun on a CPU. Contains no texts."""
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def untrained():
 
 
 def without_torch(code, timeout):
-    """What Python prints for this code in a process that cannot import torch."""
+    """The output of this code in a Python process that cannot import torch."""
     code = f"import sys; sys.modules['torch'] = None\n{code}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -49,7 +49,7 @@ def without_torch(code, timeout):
 
 
 @pytest.mark.slow
-def test_the_initial_parameters_are_torchs():
+def test_initial_parameters_match_torch():
     code = """
 import hashlib
 from numpy_gpt import GPT, GPTConfig
@@ -63,8 +63,8 @@ print(digest.hexdigest())
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_threads")
-def test_the_untrained_figures_are_the_books(untrained):
-    """Straight from the public interface, without the code of the command chapter5."""
+def test_untrained_figures_match_the_book(untrained):
+    """Use the public interface directly, without the code of the command chapter5."""
     figures = FIGURES["untrained"]
     encoding = get_encoding("gpt2")
     ids = generate(untrained, encode(encoding, figures["prompt"])[None], 10)
@@ -76,7 +76,7 @@ def test_the_untrained_figures_are_the_books(untrained):
     log_probs = z - np.log(np.exp(z).sum(-1, keepdims=True))
     at_target = np.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
     assert [f"{p:.4f}" for p in at_target.ravel()] == [f"{p:.4f}" for p in figures["log_probas"]]
-    # five printed digits, and one float32 step of a logarithm near 10: the first probability lies on a rounding edge
+    # five printed digits, plus one float32 step of a logarithm near 10: the first probability is on a rounding edge
     printed = np.array(figures["target_probas"])
     half_digit = 0.5e-4 * 10.0 ** np.floor(np.log10(printed))
     assert np.all(np.abs(np.exp(at_target) - printed) <= half_digit + printed * 2.0**-20)
@@ -86,7 +86,7 @@ def test_the_untrained_figures_are_the_books(untrained):
 
 
 def blocks(output):
-    """What `chapter5` printed: (where it stands, what it is) -> {"printed": text, "NumPy": text, …, "": verdict}."""
+    """`chapter5`'s output as (cell, figure) -> {"printed": text, "NumPy": text, …, "": verdict}."""
     found, here = {}, {}
     for line in output.split("\n\n")[0].splitlines():
         if line.startswith("    "):
@@ -102,7 +102,7 @@ def blocks(output):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_threads", "story")
-def test_the_whole_chapter_by_numpy_alone():
+def test_full_chapter_with_numpy_alone():
     """Ten epochs with dropout: every loss within 5e-5 of torch's own run, every text word for word."""
     output = without_torch("from numpy_gpt.cli.main import main; main(['chapter5'])", timeout=3600)
     assert f"every figure agrees ({len(PRINTED)} of {len(PRINTED)})" in output
@@ -124,23 +124,23 @@ def test_the_whole_chapter_by_numpy_alone():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_threads", "story")
-def test_torch_has_a_column_of_its_own():
+def test_torch_has_its_own_column():
     result = subprocess.run([sys.executable, "-m", "numpy_gpt", "chapter5", "--quick"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     found = blocks(result.stdout)
     of_the_text = {(PRINTED[name].where, PRINTED[name].what) for name in chapter5.OF_THE_TEXT & set(PRINTED)}
-    for name, each in found.items():
-        assert set(each) == {"printed", "NumPy", ""} | ({"torch"} if name not in of_the_text else set())
+    for name, columns in found.items():
+        assert set(columns) == {"printed", "NumPy", ""} | ({"torch"} if name not in of_the_text else set())
     quick = [name for name in PRINTED if not name.startswith(("step", "epoch", "greedy 25", "top-k"))]
     assert [(PRINTED[name].where, PRINTED[name].what) for name in quick] == list(found)
     assert f"every figure agrees ({len(quick)} of {len(quick)})" in result.stdout
     assert PLATFORMS in result.stdout
-    differ = [name for name, each in found.items() if name not in of_the_text and each["torch"] != each["NumPy"]]
-    assert differ, "the two columns are two calculations: all their digits are not the same"
+    differ = [name for name, row in found.items() if name not in of_the_text and row["torch"] != row["NumPy"]]
+    assert differ, "the columns are separate calculations, so some digits must differ"
 
 
-def test_the_printed_figures_are_those_of_the_json():
-    """chapter5_figures.json is another's transcript of the chapter, with full digits where torch was run again."""
+def test_printed_figures_match_the_json():
+    """chapter5_figures.json is an independent transcript of the chapter, with full digits where torch was rerun."""
     untrained, loaders, training, decoding = (FIGURES[key] for key in ("untrained", "loaders", "training", "decoding"))
     inputs = (untrained["prompt"], untrained["inputs"], untrained["targets"])
     assert (Settings().prompt, chapter5.INPUTS.tolist(), chapter5.TARGETS.tolist()) == inputs
@@ -178,12 +178,12 @@ def test_the_printed_figures_are_those_of_the_json():
 
 
 def texts_of_training(names):
-    """What a trained model says: passages of the story, which are not among the figures."""
+    """Names of the trained model's texts: passages of the story, not in the JSON file."""
     return [name for name in names if name.startswith(("epoch", "greedy 25", "top-k"))]
 
 
 def check_part(part, whole, where=""):
-    """Every figure of part is in whole, in the same place."""
+    """Assert that every figure of part is in whole, at the same path."""
     if isinstance(part, dict):
         for key, value in part.items():
             assert key in whole, f"{where}/{key}"
@@ -192,8 +192,8 @@ def check_part(part, whole, where=""):
         assert part == whole, f"{where}: {part}, should be {whole}"
 
 
-def test_the_figures_and_texts_are_those_of_the_whole_transcript():
-    """chapter5.json beside the story; where it is not (it is nowhere public) the figures are all there is to go by."""
+def test_figures_and_texts_match_the_full_transcript():
+    """Check against chapter5.json in NUMPY_GPT_DATA, if present; the file is not public."""
     path = Path(os.environ.get("NUMPY_GPT_DATA", ""), "chapter5.json")
     if not path.is_file():
         return
@@ -212,7 +212,7 @@ def test_the_figures_and_texts_are_those_of_the_whole_transcript():
 
 
 def test_draws_from_the_toy_vocabulary():
-    """1,000 single draws at each temperature, from softmax alone."""
+    """1,000 single draws at each temperature, from the softmax directly."""
     toy = FIGURES["decoding"]
     for temperature, counts in toy["toy_multinomial_1000_seed123_counts_by_temperature"].items():
         rng, p = Generator(123), softmax(np.array([toy["toy_logits"]], np.float32) / np.float32(temperature))[0]
@@ -225,7 +225,7 @@ def invoke_on(monkeypatch, *shown):
     return CliRunner().invoke(main, ["chapter5"])
 
 
-def test_a_figure_that_is_off_is_said_and_fails(monkeypatch):
+def test_figure_off_is_reported_and_fails(monkeypatch):
     tokens, loss = Printed("In [24]", "tokens", "5"), close("In [30]", "loss", "1.5", 1e-5, "± 1e-5")
     both = Figure(tokens, {"NumPy": 5, "torch": 5})
     result = invoke_on(monkeypatch, both, Figure(loss, {"NumPy": 2.0, "torch": 1.5}))
@@ -252,13 +252,13 @@ def test_flags_of_chapter5(monkeypatch, flags):
     assert seen == [("--quick" in flags, "--no-torch" not in flags)]
 
 
-def test_a_torch_that_fails_is_said(monkeypatch):
+def test_failing_torch_replay_is_reported(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(InputError, match="--no-torch"):
         list(chapter5.torch_replay("the-verdict", quick=True))
 
 
-def test_a_text_that_is_not_the_story_is_refused(tmp_path):
+def test_other_text_is_refused(tmp_path):
     short = tmp_path / "short.txt"
     short.write_text("I had always thought Jack Gisburn rather a cheap genius")
     result = CliRunner().invoke(main, ["chapter5", "--no-torch", "--text", str(short)])
@@ -269,16 +269,16 @@ def test_a_text_that_is_not_the_story_is_refused(tmp_path):
     )
 
 
-def test_sides_of_different_lengths_do_not_pass(monkeypatch):
-    """A column that ends early must not end the chapter with a good verdict."""
+def test_columns_of_different_lengths_fail(monkeypatch):
+    """A column that ends early must not count as agreement."""
     monkeypatch.setattr(chapter5, "replay", lambda *args: (item for item in [("tokens", 5145), ("characters", 20479)]))
     monkeypatch.setattr(chapter5, "torch_replay", lambda *args: (item for item in [("tokens", 5145)]))
     with pytest.raises(ValueError, match="shorter"):
         list(chapter5.figures("", True, True, lambda text: None))
 
 
-def test_torch_has_no_column_where_it_has_no_part(monkeypatch):
-    """The story's length is the same file's length; a loss is another calculation's."""
+def test_torch_has_no_column_for_text_figures(monkeypatch):
+    """Properties of the text are not computed by torch; a loss is."""
     items = [("tokens", 5145), ("train batches", "[]"), ("train loss", 10.9)]
     monkeypatch.setattr(chapter5, "replay", lambda *args: (item for item in items))
     monkeypatch.setattr(chapter5, "torch_replay", lambda *args: (item for item in items))
@@ -286,12 +286,12 @@ def test_torch_has_no_column_where_it_has_no_part(monkeypatch):
     assert found == [{"NumPy"}, {"NumPy"}, {"NumPy", "torch"}]
 
 
-def test_the_readme_says_what_is_platform_bound():
-    """One wording, in the README and under chapter5's verdict."""
+def test_readme_states_the_platform_limits():
+    """The README uses the same wording as chapter5's output."""
     assert PLATFORMS in (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_what_counts_as_agreeing():
+def test_agreement_rules():
     assert Printed("", "shape", "(2, 3)").agrees((2, 3))
     assert not Printed("", "shape", "(2, 3)").agrees((3, 2))
     assert close("", "loss", "10.5", 1e-5, "").agrees(10.5 + 9e-6)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is what is read, and what cannot be read says so."""
+"""Checkpoints: saves round-trip exactly, and unreadable files raise clear errors."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ configs = st.builds(
 
 
 @given(configs, st.sampled_from([np.float32, np.float64]), st.sampled_from(["run/a", "b.safetensors"]))
-def test_what_is_saved_is_loaded(tmp_path_factory, config, dtype, where):
+def test_save_load_round_trip(tmp_path_factory, config, dtype, where):
     path = tmp_path_factory.mktemp("save") / where
     model = GPT(config, seed=5, dtype=dtype)
     path.parent.mkdir(exist_ok=True)
@@ -56,8 +56,8 @@ tensors = st.dictionaries(names, dtypes.flatmap(lambda d: arrays(d, array_shapes
 
 
 @given(tensors, st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), names, max_size=3))
-def test_tensors_of_every_dtype_shape_and_name_come_back(tmp_path_factory, tensors, metadata):
-    """To our reader and to the format's own library."""
+def test_tensors_round_trip(tmp_path_factory, tensors, metadata):
+    """Through our reader and through the safetensors library."""
     for own in ("crc32", "sha256", "__metadata__"):
         metadata.pop(own, None)
     file = tmp_path_factory.mktemp("tensors") / "x.safetensors"
@@ -71,7 +71,7 @@ def test_tensors_of_every_dtype_shape_and_name_come_back(tmp_path_factory, tenso
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(), (3,), (2, 0), (2, 3)]))
 def test_bfloat16_is_widened(tmp_path_factory, bits, shape):
-    """The upper half of a float32, read as exactly that number."""
+    """bfloat16 is the upper half of a float32 and is read exactly."""
     file = tmp_path_factory.mktemp("bf16") / "x.safetensors"
     values = (np.arange(np.prod(shape, dtype=int), dtype=np.uint32) * 77777 + bits).astype(np.uint32)
     halves = (values >> 16).astype("<u2").tobytes()
@@ -84,20 +84,20 @@ def test_bfloat16_is_widened(tmp_path_factory, bits, shape):
     assert got.tobytes() == (values & 0xFFFF0000).tobytes()
 
 
-def test_a_run_folder_loads_its_checkpoint(tmp_path):
+def test_run_folder_loads_its_checkpoint(tmp_path):
     model = GPT(CONFIG)
     save(model, tmp_path / "checkpoint")
     check_same_bits(load(tmp_path).params, model.params)
 
 
-def test_dtype_is_the_files_unless_asked(tmp_path):
+def test_dtype_defaults_to_the_files(tmp_path):
     save(GPT(CONFIG, dtype=np.float64), tmp_path)
     assert load(tmp_path).dtype == np.float64
     model = load(tmp_path, dtype=np.float32)
     assert {p.dtype for p in model.params.values()} == {np.dtype(np.float32)}
 
 
-def test_a_transposed_parameter_is_stored_as_it_reads(tmp_path):
+def test_transposed_parameter_is_stored_in_logical_order(tmp_path):
     model = GPT(CONFIG)
     name = "trf_blocks.1.ff.layers.0.weight"
     model.params[name] = np.asfortranarray(model.params[name])
@@ -109,7 +109,7 @@ def test_a_tied_model_stays_tied():
     check_tied()
 
 
-def test_a_model_with_its_optimiser_goes_on_as_if_never_saved(tmp_path):
+def test_saved_model_and_optimiser_continue_exactly(tmp_path):
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, 11, (2, 3, 6)) for _ in range(6)]
 
@@ -130,7 +130,7 @@ def test_a_model_with_its_optimiser_goes_on_as_if_never_saved(tmp_path):
     check_same_bits(again.params, model.params)
 
 
-def test_saving_without_an_optimiser_removes_the_old_ones(tmp_path):
+def test_saving_without_optimiser_removes_old_training_state(tmp_path):
     model = GPT(CONFIG)
     save(model, tmp_path, training=AdamW(model.params).state())
     save(model, tmp_path)
@@ -138,7 +138,7 @@ def test_saving_without_an_optimiser_removes_the_old_ones(tmp_path):
         load_training(tmp_path)
 
 
-def test_an_optimisers_state_must_fit():
+def test_optimiser_state_must_fit():
     model = GPT(CONFIG)
     other = AdamW(GPT(GPTConfig(**CONFIG.to_dict() | {"emb_dim": 4})).params)
     with pytest.raises(InputError, match=r"no m\.tok_emb\.weight of shape \(11, 8\)"):
@@ -171,8 +171,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("training", [None, {"t": np.zeros(4000)}])
-def test_a_disk_that_is_full_leaves_the_old_checkpoint(tmp_path, training):
-    """The writer is a library's, and its error is no OSError."""
+def test_full_disk_leaves_the_old_checkpoint(tmp_path, training):
+    """The safetensors library writes the file, and its error is not an OSError."""
     old = GPT(CONFIG)
     save(old, tmp_path, training={"t": np.ones(3)})
     left = sorted(p.name for p in tmp_path.iterdir())
@@ -183,8 +183,8 @@ def test_a_disk_that_is_full_leaves_the_old_checkpoint(tmp_path, training):
     assert sorted(p.name for p in tmp_path.iterdir()) == left
 
 
-def test_saves_that_fail_leave_nothing_behind(tmp_path):
-    """The training file is written, and for the model there is no room: it may not stay, time after time."""
+def test_failed_saves_leave_no_files(tmp_path):
+    """The training file is written, but the model does not fit: repeated failures must not accumulate files."""
     old = GPT(CONFIG)
     save(old, tmp_path, training={"t": np.ones(3)})
     left = sorted(p.name for p in tmp_path.iterdir())
@@ -197,7 +197,7 @@ def test_saves_that_fail_leave_nothing_behind(tmp_path):
 
 
 def rename_then_fail(monkeypatch, error):
-    """The flush of the folder fails once the model's file has been renamed."""
+    """Make the folder's flush fail after the model's file has been renamed."""
     real = checkpoint.write_tensors
 
     def failing(file, tensors, metadata):
@@ -209,7 +209,7 @@ def rename_then_fail(monkeypatch, error):
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt(), MemoryError()])
-def test_a_failure_after_the_rename_leaves_the_new_checkpoint_whole(tmp_path, monkeypatch, error):
+def test_failure_after_rename_leaves_the_new_checkpoint(tmp_path, monkeypatch, error):
     save(GPT(CONFIG, 1), tmp_path, training={"t": np.ones(3)})
     with monkeypatch.context() as patch:
         rename_then_fail(patch, error)
@@ -220,8 +220,8 @@ def test_a_failure_after_the_rename_leaves_the_new_checkpoint_whole(tmp_path, mo
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_model_that_cannot_be_read_for_a_moment_keeps_its_training_state(tmp_path, monkeypatch):
-    """What the cleanup cannot ask of the disk it does not decide."""
+def test_cleanup_keeps_training_state_of_unreadable_model(tmp_path, monkeypatch):
+    """The cleanup deletes nothing if it cannot read the model file."""
     save(GPT(CONFIG, 1), tmp_path, training={"t": np.ones(3)})
 
     def unreadable(file):
@@ -236,8 +236,8 @@ def test_a_model_that_cannot_be_read_for_a_moment_keeps_its_training_state(tmp_p
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_save_does_not_remove_the_training_state_of_one_at_work(tmp_path, monkeypatch):
-    """Another process saves into the folder between the writing of a training state and that of its model."""
+def test_concurrent_save_keeps_the_others_training_state(tmp_path, monkeypatch):
+    """Another process saves into the folder between the writes of a training state and of its model."""
     save(GPT(CONFIG, 1), tmp_path, training={"t": np.ones(3)})
     real = checkpoint.write_tensors
 
@@ -276,8 +276,8 @@ for _ in range(60):
 """
 
 
-def test_two_writers_in_one_folder_never_leave_half_a_file(tmp_path):
-    """Two processes save as fast as they can, and what is loaded meanwhile is the one's or the other's."""
+def test_two_writers_never_leave_a_partial_file(tmp_path):
+    """Two processes save as fast as they can; every load meanwhile returns one of the two models."""
     tables = [GPT(CONFIG, seed).params["tok_emb.weight"].tobytes() for seed in (1, 2)]
     save(GPT(CONFIG, 1), tmp_path)
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, tmp_path, str(seed)]) for seed in (1, 2)]
@@ -301,8 +301,8 @@ def test_what_cannot_be_metadata_is_refused_before_anything_is_written(tmp_path,
 
 
 @pytest.mark.parametrize("sums", [None, "x", "[]", "{}", "[" * 20_000, '{"tok_emb.weight": 1}', "all true"])
-def test_checksums_that_are_none_are_refused(tmp_path, sums):
-    """Under a seal that is right, as a liar would make it."""
+def test_invalid_checksums_are_refused(tmp_path, sums):
+    """With a valid checksum of the header, as a deliberate forgery would have."""
     save(GPT(CONFIG), tmp_path)
     file = tmp_path / "model.safetensors"
     content = file.read_bytes()
@@ -321,7 +321,7 @@ def test_checksums_that_are_none_are_refused(tmp_path, sums):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_table_of_nothing_but_nan_costs_no_more_memory_than_its_file(tmp_path, dtype):
+def test_all_nan_table_needs_bounded_memory(tmp_path, dtype):
     file = tmp_path / "x.safetensors"
     write_tensors(file, {"x": np.full((2000, 500), np.nan, dtype)}, {})
     _, tensors = read_tensors(file)
@@ -374,7 +374,7 @@ def with_config(tmp_path, **changes):
         ({"surprise": 1}, "surprise missing or unknown"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_named(tmp_path, changes, message):
+def test_mismatched_configuration_is_named(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         load(with_config(tmp_path, **changes))
 
@@ -402,7 +402,7 @@ def test_other_files_and_places_are_named(tmp_path):
         save(GPT(CONFIG), tmp_path / "file" / "below")
 
 
-def test_a_file_of_another_time_or_without_its_checksum_is_refused(tmp_path):
+def test_other_version_or_missing_checksum_is_refused(tmp_path):
     file = tmp_path / "x.safetensors"
     about = ABOUT | {"config": json.dumps(CONFIG.to_dict())}
     write_tensors(file, GPT(CONFIG).params, about | {"version": "2"})
@@ -415,8 +415,8 @@ def test_a_file_of_another_time_or_without_its_checksum_is_refused(tmp_path):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["tok_emb.weight", "trf_blocks.1.att.W_key.weight"])
-def test_weights_that_are_no_numbers_are_named(tmp_path, name, value):
-    """By load, and by save before it touches what is there."""
+def test_nonfinite_weights_are_named(tmp_path, name, value):
+    """By load, and by save before it touches the existing files."""
     model = GPT(CONFIG)
     old = {n: p.copy() for n, p in model.params.items()}
     save(model, tmp_path, training={"t": np.ones(3)})
@@ -433,7 +433,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path, name, value):
 
 
 def test_every_byte_of_a_file_matters(tmp_path):
-    """Each byte changed, one at a time: an error, or (where JSON does not mind) the very model."""
+    """Change each byte in turn: an error, or (where JSON is unaffected) the identical model."""
     config = GPTConfig(vocab_size=2, context_length=1, emb_dim=2, n_heads=1, n_layers=1, tie_weights=True)
     model = GPT(config)
     save(model, tmp_path)
@@ -450,7 +450,7 @@ def test_every_byte_of_a_file_matters(tmp_path):
     assert loaded < 0.02 * len(whole)
 
 
-def test_a_pickle_is_no_checkpoint(tmp_path):
+def test_pickle_is_refused(tmp_path):
     import torch
 
     torch.save({"x": torch.ones(2)}, tmp_path / "model.safetensors")
@@ -458,7 +458,7 @@ def test_a_pickle_is_no_checkpoint(tmp_path):
         load(tmp_path)
 
 
-def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
+def test_file_replaced_while_reading_is_an_error(tmp_path):
     save(GPT(CONFIG), tmp_path)
     _, params = load_params(tmp_path)
     save(GPT(CONFIG, seed=1), tmp_path)
@@ -471,25 +471,25 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../training-0123456789abcdef.safetensors", "/etc/passwd", "model.safetensors", ""])
-def test_a_training_files_name_does_not_leave_the_folder(tmp_path, name):
+def test_training_file_name_cannot_leave_the_folder(tmp_path, name):
     about = ABOUT | {"config": json.dumps(CONFIG.to_dict()), "training": name}
     write_tensors(tmp_path / "model.safetensors", GPT(CONFIG).params, about)
     with pytest.raises(InputError, match="training state, is missing"):
         load_training(tmp_path)
 
 
-def test_a_training_state_of_another_save_is_refused(tmp_path):
+def test_training_state_of_another_save_is_refused(tmp_path):
     for seed in (1, 2):
         model = GPT(CONFIG, seed)
         save(model, tmp_path / str(seed), training={"t": np.array([seed])})
-    (one,), (two,) = (list((tmp_path / each).glob("training-*")) for each in "12")
-    two.replace(one)
+    (first,), (second,) = (list((tmp_path / name).glob("training-*")) for name in "12")
+    second.replace(first)
     with pytest.raises(InputError, match="is another checkpoint's training state"):
         load_training(tmp_path / "1")
 
 
 class Cut(BaseException):
-    """The end of the process, as far as a test can have it inside one."""
+    """Simulates the end of the process."""
 
 
 CALLS = [
@@ -498,8 +498,8 @@ CALLS = [
 ]
 
 
-def test_a_save_that_ends_anywhere_leaves_one_whole_checkpoint(tmp_path, monkeypatch):
-    """Ended at the first, second, third … call that touches the disk: the old model and its state, or the new."""
+def test_interrupted_save_leaves_one_complete_checkpoint(tmp_path, monkeypatch):
+    """End the process at the first, second, third … disk call: the old model and state remain, or the new ones."""
     old, new = GPT(CONFIG, 1), GPT(CONFIG, 2)
     seen = set()
     for last in range(100):
@@ -530,18 +530,18 @@ def test_a_save_that_ends_anywhere_leaves_one_whole_checkpoint(tmp_path, monkeyp
         if not ended:
             break
     assert seen == {(1, True), (2, True), (2, False)}, seen
-    assert len(list(place.iterdir())) == 2, "what a save leaves behind"
+    assert len(list(place.iterdir())) == 2, "files left behind by a save"
 
 
-def test_a_thin_model_of_300_layers_and_its_training_state_come_back(tmp_path):
+def test_300_layers_and_training_state_round_trip(tmp_path):
     model = GPT(GPTConfig(5, 2, 2, 1, 300, 0.0, True), seed=1)
-    training = {f"optimizer.{each}.{name}": array for each in "mv" for name, array in model.params.items()}
+    training = {f"optimizer.{moment}.{name}": array for moment in "mv" for name, array in model.params.items()}
     save(model, tmp_path, training=training)
     check_same_bits(load(tmp_path).params, model.params)
     check_same_bits(dict(sorted(load_training(tmp_path).items())), dict(sorted(training.items())))
 
 
-def test_so_many_tensors_that_they_could_not_be_read_again_are_not_written(tmp_path):
+def test_unreadably_many_tensors_are_not_written(tmp_path):
     file = tmp_path / "a.safetensors"
     write_tensors(file, {"a": np.ones(3)}, {})
     before = file.read_bytes()

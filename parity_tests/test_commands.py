@@ -1,4 +1,4 @@
-"""The commands themselves: what they say where they cannot begin."""
+"""The commands' errors before any work begins."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from parity_tests.tools import exhibition, museum, report
 
 
 def run_without(package, *command):
-    """A command in a process that cannot import this package."""
+    """Run a command in a process that cannot import this package."""
     code = f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv = {['', *command[1:]]!r}; "
     code += f"runpy.run_module({command[0]!r}, run_name='__main__', alter_sys=False)"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -28,30 +28,30 @@ def run_without(package, *command):
         ("pytest", ("parity_tests", "museum"), "parity_tests needs pytest: pip install -e '.[test]'"),
     ],
 )
-def test_a_missing_package_is_said_in_one_line(package, command, line):
+def test_missing_package_is_reported_in_one_line(package, command, line):
     done = run_without(package, *command)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith(line)
 
 
-def test_help_of_the_bench_needs_no_test_package():
+def test_help_needs_no_test_package():
     done = run_without("hypothesis", "parity_tests", "--help")
     assert (done.returncode, "museum" in done.stdout) == (0, True), done.stderr
 
 
 @pytest.mark.parametrize("command", [[], ["museum"], ["report"]])
-def test_no_help_is_cut_off(command):
+def test_help_is_not_truncated(command):
     result = CliRunner().invoke(main, [*command, "--help"], terminal_width=80)
     assert result.exit_code == 0, result.output
     assert not [line for line in result.output.splitlines()[1:] if line.endswith("...")]
 
 
 def never(*_):
-    pytest.fail("work was done before the path was looked at")
+    pytest.fail("work was done before the path was checked")
 
 
 @pytest.mark.parametrize(("command", "out"), [("museum", "/nonexistent/x.md"), ("report", "/proc/nope")])
-def test_a_path_that_cannot_be_written_is_said_before_any_work(monkeypatch, command, out):
+def test_unwritable_path_is_refused_before_any_work(monkeypatch, command, out):
     monkeypatch.setattr(profiles, "load", lambda **_: None)
     monkeypatch.setattr(exhibition, "exhibit", never)
     monkeypatch.setattr(report, "cases", never)
@@ -64,7 +64,7 @@ def test_a_path_that_cannot_be_written_is_said_before_any_work(monkeypatch, comm
 
 @pytest.fixture
 def one_fault(monkeypatch):
-    """A museum of one fault, whose test has a name as long as they get."""
+    """A museum of one fault, with a test name as long as any."""
     fault = museum.find("our own: dQ and dK exchanged")
     shown = exhibition.Exhibit(fault, "red, 6e-04", f"test_operations.py::test_{'x' * 60}_matches_torch", "dq: wrong")
     monkeypatch.setattr(profiles, "load", lambda **_: None)
@@ -73,7 +73,7 @@ def one_fault(monkeypatch):
     return shown
 
 
-def test_the_museum_writes_only_where_it_is_told_to(one_fault, tmp_path, monkeypatch):
+def test_museum_writes_only_to_out(one_fault, tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr("pathlib.Path.write_text", lambda path, *_, **__: written.append(path))
     assert CliRunner().invoke(main, ["museum"]).exit_code == 0
@@ -83,7 +83,7 @@ def test_the_museum_writes_only_where_it_is_told_to(one_fault, tmp_path, monkeyp
     assert PAGE.name == "museum.md"
 
 
-def test_the_museums_table_cuts_no_name(one_fault):
+def test_museum_table_does_not_truncate_names(one_fault):
     result = CliRunner().invoke(main, ["museum"], env={"COLUMNS": "80"})
     assert "…" not in result.output
     assert "matches_torch" in "".join(

@@ -1,4 +1,4 @@
-"""What a run shows on terminals of several widths."""
+"""A run's output on terminals of several widths."""
 
 import io
 import re
@@ -14,12 +14,12 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 @pytest.fixture(autouse=True)
 def a_hundred_seconds(monkeypatch):
-    """Since training began, at every step: 240,000 tokens/s after three."""
+    """Fix the time since training began at 100 s: 240,000 tokens/s after three steps."""
     monkeypatch.setattr(Report, "seconds", property(lambda _: 100.0))
 
 
 def screen(report, width):
-    """Puts a terminal of this width under a report, and gives what is written to it."""
+    """Attach a terminal of this width to a report, and return the stream it writes to."""
     written = io.StringIO()
     report.console = Console(file=written, force_terminal=True, width=width, highlight=False, color_system="truecolor")
     return written
@@ -46,21 +46,21 @@ def trained(width, total, first=0):
 
 @pytest.mark.parametrize("total", [150, 123_456, 10**19])
 @pytest.mark.parametrize("width", [60, 72, 80, 100, 120])
-def test_no_line_of_a_run_is_wider_than_the_terminal(width, total):
+def test_lines_fit_the_terminal(width, total):
     shown = trained(width, total)
     assert max(map(len, shown)) <= width
     evaluations = [line for line in shown if line.startswith("Ep ")]
     assert len(evaluations) == 2
     assert all("Train loss 12.346, Val loss 9.877" in line for line in evaluations)
     bars = [line for line in shown if "━" in line]
-    # one row a refresh: a wrapped one would leave rows without a bar
+    # one row per refresh: a wrapped row would leave rows without a bar
     assert len(bars) + len(evaluations) == len(shown)
-    if total < 10**9:  # the time left is of a usual length
+    if total < 10**9:  # the remaining time has a usual length
         assert all(sum(map(line.count, "━╸╺")) >= 10 for line in bars)
         assert "loss 12.346" in bars[-1]
 
 
-def test_a_log_has_no_edge(capsys):
+def test_log_lines_are_not_truncated(capsys):
     report = Report()
     with report.training(150, 0, 0):
         for step in steps(150):
@@ -70,7 +70,7 @@ def test_a_log_has_no_edge(capsys):
 
 
 @pytest.mark.parametrize("width", [60, 80])
-def test_a_transfer_fits_the_terminal(width):
+def test_transfer_fits_the_terminal(width):
     report = Report()
     written = screen(report, width)
     with report.transfer("model.ckpt.data-00000-of-00001", 0, 497_759_232) as show:

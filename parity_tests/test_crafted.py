@@ -1,4 +1,4 @@
-"""Files made to take many times their size: each is refused, or read within what the README promises."""
+"""Files crafted to use many times their size: each is refused, or read within the README's memory bound."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 TIMES = 2.5
 SLACK = 2 << 20
-"""Bytes that a reader may take for any file: what is allowed for short ones, and what it imports."""
+"""Bytes allowed for any file: for short files and for the reader's imports."""
 
 
 def check_crafted(folder, size):
@@ -23,7 +23,7 @@ def check_crafted(folder, size):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the largest size of a process is read from /proc")
-def test_crafted_files_take_no_more_than_the_readme_promises(tmp_path):
+def test_crafted_files_stay_within_the_memory_bound(tmp_path):
     found = check_crafted(tmp_path, 9_000_000)
     for name in ("empty tensors.safetensors", "axes.safetensors", "metadata keys.safetensors", "nested lists.json"):
         assert "InputError" in found[name][2], f"{name} was read: nothing was measured"
@@ -31,5 +31,5 @@ def test_crafted_files_take_no_more_than_the_readme_promises(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the largest size of a process is read from /proc")
-def test_large_crafted_files_take_no_more_than_the_readme_promises(tmp_path):
+def test_large_crafted_files_stay_within_the_memory_bound(tmp_path):
     check_crafted(tmp_path, 40_000_000)

@@ -1,4 +1,4 @@
-"""What time and chance do to files: damage through every reader, and kills at any instant; and that both are seen."""
+"""Damaged files through every reader and kills at any instant, and tests that both tools detect faults."""
 
 import random
 
@@ -14,7 +14,7 @@ from parity_tests.tools.fuzz import SPECIMENS, Specimen, fuzz_part
 from parity_tests.tools.kills import STEPS, DifferentError, kill_and_resume
 
 QUICK = {"run": 120, "pth": 120, "vocabulary": 800}
-"""Mutants of the quick form, where 400 take too long or too few load."""
+"""Mutants in the quick suite, where 400 take too long or too few of them load."""
 
 PLACES = ("header", "data")
 
@@ -24,15 +24,15 @@ def check_damaged(reader, mutants, seed=0):
     assert not found.faults, "\n".join(found.faults[:5])
     tried = found.errors + found.loaded
     assert tried.total() == mutants
-    assert max(tried.values()) - min(tried.values()) <= 1, "not each kind of place as often as the others"
+    assert max(tried.values()) - min(tried.values()) <= 1, "kinds of places were not tried equally often"
     return found
 
 
 @pytest.mark.parametrize("reader", SPECIMENS)
-def test_damaged_files_are_read_rightly_or_refused(reader):
+def test_damaged_files_are_read_correctly_or_refused(reader):
     found = check_damaged(reader, QUICK.get(reader, 400))
     assert found.errors.total() > 50
-    assert found.loaded.total() > 10, "no mutant that loads: nothing was compared"
+    assert found.loaded.total() > 10, "too few mutants load: nothing was compared"
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_thousands_of_damaged_files(reader):
     check_damaged(reader, 6000, seed=1000)
 
 
-def test_the_fuzzer_notices_a_checksum_that_is_not_looked_at(monkeypatch):
+def test_fuzzer_detects_an_unchecked_checksum(monkeypatch):
     monkeypatch.setattr(tensors, "_crc32", lambda array: next(iter({0})))
     monkeypatch.setattr(tensors, "_read", partial_without_checksum(tensors._read))
     assert any("differs" in fault for fault in fuzz_part("checkpoint", 200, 0).faults)
@@ -54,7 +54,7 @@ def partial_without_checksum(real):
     return read
 
 
-def test_the_fuzzer_notices_a_crash_a_hang_and_a_wrong_answer(monkeypatch, tmp_path):
+def test_fuzzer_detects_crash_hang_and_wrong_answer(monkeypatch, tmp_path):
     (tmp_path / "original").mkdir()
     (tmp_path / "original" / "x").write_bytes(bytes(1 << 17))
     places = {place: [("x", 0, 1 << 17)] for place in PLACES}
@@ -83,19 +83,19 @@ def test_the_fuzzer_notices_a_crash_a_hang_and_a_wrong_answer(monkeypatch, tmp_p
         while True:
             pass
 
-    monkeypatch.setattr(fuzz, "HANG", 0.05)  # however slow the machine is: it never ends
+    monkeypatch.setattr(fuzz, "HANG", 0.05)  # safe on any machine: hang() never ends
     hung = findings(hang)
     assert len(hung) == 4
     assert all("HangError: no answer in" in fault for fault in hung)
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_instant_goes_on_as_if_it_had_not_been(tmp_path):
+def test_killed_run_resumes_exactly(tmp_path):
     assert len(list(kill_and_resume(12, tmp_path, random.randrange(10**6)))) == 12
 
 
 @pytest.mark.slow
-def test_the_kills_notice_a_random_state_that_is_not_restored(tmp_path, monkeypatch):
+def test_kills_detect_an_unrestored_random_state(tmp_path, monkeypatch):
     from numpy_gpt.random.generator import Generator
 
     monkeypatch.setattr(Generator, "set_state", lambda self, state: None)
@@ -104,8 +104,8 @@ def test_the_kills_notice_a_random_state_that_is_not_restored(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_the_kills_notice_a_save_that_is_not_made(tmp_path, monkeypatch):
-    """All but the first and the last: every run that goes on would still end with the right bits."""
+def test_kills_detect_a_missing_save(tmp_path, monkeypatch):
+    """Skip all saves but the first and last: every resumed run would still end with the right bits."""
 
     def seldom(config, params, path, *, training, about):
         if about["step"] in ("0", str(STEPS)):

@@ -1,4 +1,4 @@
-"""numpy_gpt.data: texts by name or path, and windows and batches that are those of the book's torch data loaders."""
+"""numpy_gpt.data: texts by name or path, and windows and batches equal to those of the book's torch data loaders."""
 
 import hashlib
 import os
@@ -38,7 +38,7 @@ class TorchWindows(Dataset):
 
 
 def equal(batches, torch_batches):
-    """Both yield the same (x, y), the same number of times."""
+    """Assert that both yield the same (x, y) pairs, the same number of times."""
     for (x, y), (want_x, want_y) in zip(batches, torch_batches, strict=True):
         assert x.dtype == y.dtype == np.int64
         np.testing.assert_array_equal(x, want_x.numpy())
@@ -50,11 +50,11 @@ def equal(batches, torch_batches):
 
 
 @given(n=st.integers(2, 60), T=st.integers(1, 20), stride=st.integers(1, 25))
-@example(n=9, T=4, stride=4)  # 2 windows, to the last target
-@example(n=8, T=4, stride=4)  # the second would want a target too many
+@example(n=9, T=4, stride=4)  # 2 windows, which use the last target
+@example(n=8, T=4, stride=4)  # the second window lacks its last target
 @example(n=5, T=4, stride=1)  # just enough
 @example(n=4, T=4, stride=1)  # one too few
-def test_windows_are_the_books(n, T, stride):
+def test_windows_match_the_book(n, T, stride):
     ids = np.arange(100, 100 + n)  # all different, so a shift shows
     want = TorchWindows(ids, T, stride)
     if len(want) == 0:
@@ -69,15 +69,15 @@ def test_windows_are_the_books(n, T, stride):
         assert targets[k].tolist() == y.tolist()
 
 
-def test_windows_of_other_ints_are_int64_and_take_no_memory():
-    inputs, targets = sliding_windows(np.zeros(1_000_000, np.int32), 100_000, 1)  # 1.3 TB, were they copies
+def test_windows_are_int64_views():
+    inputs, targets = sliding_windows(np.zeros(1_000_000, np.int32), 100_000, 1)  # copies would take 1.3 TB
     assert inputs.shape == targets.shape == (900_000, 100_000)
     assert inputs.dtype == targets.dtype == np.int64
     with pytest.raises(ValueError, match="read-only"):
         inputs[0, 0] = 1
 
 
-def test_a_text_too_short_for_one_window_is_told():
+def test_text_shorter_than_one_window_is_refused():
     with pytest.raises(InputError) as error:
         sliding_windows(np.arange(256), 256, 256)
     assert str(error.value) == (
@@ -99,7 +99,7 @@ def test_lengths_below_one_are_refused(T, stride, name):
 
 @st.composite
 def loaders(draw):
-    """(ids, T, stride, B, drop_last, order) of an epoch: the order any windows in any order, repeats allowed."""
+    """(ids, T, stride, B, drop_last, order) of an epoch; the order may permute and repeat windows."""
     T, stride = draw(st.integers(1, 6)), draw(st.integers(1, 8))
     windows = draw(st.integers(1, 12))
     B, drop_last = draw(st.integers(1, 14)), draw(st.booleans())
@@ -114,7 +114,7 @@ def loaders(draw):
 @example(case=(np.arange(11), 1, 1, 4, True, None), data=None)
 @example(case=(np.arange(11), 1, 1, 5, False, None), data=None)  # 5, 5
 @example(case=(np.arange(4), 1, 1, 4, True, None), data=None)  # 3 windows, no batch
-def test_batches_are_those_of_torchs_dataloader(case, data):
+def test_batches_match_torchs_dataloader(case, data):
     ids, T, stride, B, drop_last, order = case
     windows = TorchWindows(ids, T, stride)
     torch_loader = DataLoader(windows, batch_size=B, sampler=order or range(len(windows)), drop_last=drop_last)
@@ -140,8 +140,8 @@ def test_batches_are_those_of_torchs_dataloader(case, data):
     assert equal(loader.batches(begin_epoch(0), start), list(torch_loader)[start:])
 
 
-def test_epochs_shuffle_as_the_books_loader_does_from_the_same_seed():
-    """Two epochs on one stream: numpy_gpt's Generator gives the orders that torch's own shuffling takes."""
+def test_shuffled_epochs_match_torchs_for_the_same_seed():
+    """Two epochs on one stream: numpy_gpt's Generator gives the same orders as torch's shuffling."""
     ids = np.arange(1000)
     torch.manual_seed(123)
     torch_loader = DataLoader(TorchWindows(ids, 8, 8), batch_size=3, shuffle=True, drop_last=True)
@@ -152,7 +152,7 @@ def test_epochs_shuffle_as_the_books_loader_does_from_the_same_seed():
     assert not np.array_equal(first[0][0], second[0][0])
 
 
-def test_the_order_is_asked_for_at_iter_before_the_first_batch():
+def test_order_is_drawn_when_iteration_begins():
     asked = []
     loader = Loader(*sliding_windows(np.arange(10), 2, 2), 2, False, asked.append)
     batches = iter(loader)
@@ -161,12 +161,12 @@ def test_the_order_is_asked_for_at_iter_before_the_first_batch():
     assert asked == [4]
 
 
-def test_without_begin_epoch_the_order_is_the_files():
+def test_default_order_is_file_order():
     x, y = next(iter(Loader(*sliding_windows(np.arange(10), 2, 2), 2, True)))
     assert (x.tolist(), y.tolist()) == ([[0, 1], [2, 3]], [[1, 2], [3, 4]])
 
 
-def test_batches_are_the_callers():
+def test_batches_are_copies():
     ids = np.arange(10)
     for order in (None, np.array([2, 0, 1, 3])):
         loader = Loader(*sliding_windows(ids, 2, 2), 2, True)
@@ -177,7 +177,7 @@ def test_batches_are_the_callers():
     assert ids.tolist() == list(range(10))
 
 
-def test_a_loader_without_a_batch_is_refused():
+def test_loader_without_a_batch_is_refused():
     inputs, targets = sliding_windows(np.arange(7), 2, 2)
     assert len(Loader(inputs, targets, 4, False)) == 1
     with pytest.raises(InputError) as error:
@@ -195,7 +195,7 @@ def test_a_loader_without_a_batch_is_refused():
 
 
 @pytest.mark.parametrize(("order", "start"), [(np.arange(4), 0), (np.zeros((3, 1), int), 0), (None, 3), (None, -1)])
-def test_a_position_of_another_run_is_refused(order, start):
+def test_position_of_another_run_is_refused(order, start):
     loader = Loader(*sliding_windows(np.arange(7), 2, 2), 2, False)
     with pytest.raises(
         InputError, match=rf"^batch {start} of an order of . windows .* has 3 windows in 2 batches: go on"
@@ -207,7 +207,7 @@ def test_a_position_of_another_run_is_refused(order, start):
 
 
 @given(text=st.text(), ratio=st.sampled_from([0, 0.1, 0.5, 0.9, 1 / 3, 1]))
-def test_a_split_text_joins_again(text, ratio):
+def test_split_text_rejoins(text, ratio):
     train, val = split_text(text, ratio)
     assert train + val == text
     assert len(train) == int(ratio * len(text))
@@ -215,35 +215,35 @@ def test_a_split_text_joins_again(text, ratio):
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
-def test_a_share_outside_0_to_1_is_refused(ratio):
+def test_share_outside_0_to_1_is_refused(ratio):
     with pytest.raises(InputError, match=f"^the training share of the text is from 0 to 1, not {ratio}$"):
         split_text("text", ratio)
 
 
-def test_the_python_manual_is_whole():
+def test_python_manual_is_complete():
     from pydoc_data.topics import topics
 
     text = load_text("python-manual")
     assert len(text) == sum(map(len, topics.values())) + len(topics) - 1
     assert text.startswith(topics[min(topics)] + "\n")
     assert text.endswith("\n" + topics[max(topics)])
-    assert len(text) > 400_000  # no release promises a length; those of 3.11 to 3.14 have more
+    assert len(text) > 400_000  # true for Python 3.11 to 3.14; no release promises a length
 
 
 @given(text=st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1))
 @example(text="naïve 🙂\n€")
-def test_a_file_is_read_as_utf8(tmp_path_factory, text):
+def test_file_is_read_as_utf8(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "text"
     path.write_bytes(text.encode())
     assert load_text(str(path)) == text
 
 
-def test_newlines_are_read_as_python_reads_them(tmp_path):
+def test_newlines_are_normalised(tmp_path):
     (tmp_path / "text").write_bytes(b"a\r\nb\rc\n")
     assert load_text(str(tmp_path / "text")) == "a\nb\nc\n"
 
 
-def test_a_corpus_name_with_a_folder_is_a_file(tmp_path, monkeypatch):
+def test_corpus_name_with_a_folder_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("python-manual").write_text("mine")
     assert load_text("./python-manual") == "mine"
@@ -260,7 +260,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_file_that_is_no_text_is_told(tmp_path, kind):
+def test_non_text_file_is_refused(tmp_path, kind):
     content, message = BAD_FILES[kind]
     path = tmp_path / "bad"
     path.write_bytes(content)
@@ -270,7 +270,7 @@ def test_a_file_that_is_no_text_is_told(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["", "no-such-text", "verdict", os.path.join(__file__, "below")])
-def test_what_is_neither_a_corpus_nor_a_file_is_told(name):
+def test_unknown_text_name_is_refused(name):
     with pytest.raises(InputError) as error:
         load_text(name)
     assert str(error.value) == (
@@ -279,14 +279,14 @@ def test_what_is_neither_a_corpus_nor_a_file_is_told(name):
     )
 
 
-def test_a_folder_is_told(tmp_path):
+def test_folder_is_refused(tmp_path):
     with pytest.raises(InputError) as error:
         load_text(str(tmp_path))
     assert str(error.value) == f"{tmp_path} is a folder: give one file of UTF-8 text"
 
 
-def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
-    def locked(name, *_, **__):  # the tests may run as root, whom no permission stops
+def test_unreadable_file_is_named(tmp_path, monkeypatch):
+    def locked(name, *_, **__):  # the tests may run as root, to whom permissions do not apply
         raise PermissionError(13, "Permission denied", name)
 
     path = tmp_path / "text"
@@ -307,7 +307,7 @@ TALE = "Once upon a time — a tale in place of the story.\n".encode()
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine that knows a tale as the-verdict, has it nowhere, and whose cache is tmp_path/cache/numpy-gpt."""
+    """A machine that expects TALE as the-verdict, has no copy of it, and caches in tmp_path/cache/numpy-gpt."""
     monkeypatch.setattr(data, "VERDICT_SHA256", hashlib.sha256(TALE).hexdigest())
     monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.delenv("NUMPY_GPT_DATA", raising=False)
@@ -320,7 +320,7 @@ def put(folder, content=TALE):
     (folder / "the-verdict.txt").write_bytes(content)
 
 
-def test_the_story_is_taken_from_the_data_folder(machine, tmp_path, monkeypatch):
+def test_story_comes_from_the_data_folder(machine, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMPY_GPT_DATA", str(tmp_path / "data"))
     put(tmp_path / "data")
     put(tmp_path / "cache" / "numpy-gpt", TALE[1:])
@@ -329,7 +329,7 @@ def test_the_story_is_taken_from_the_data_folder(machine, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("in_data_folder", [None, TALE[:-1]], ids=["missing", "damaged"])
-def test_else_from_the_cache(machine, tmp_path, monkeypatch, in_data_folder):
+def test_story_falls_back_to_the_cache(machine, tmp_path, monkeypatch, in_data_folder):
     if in_data_folder:
         monkeypatch.setenv("NUMPY_GPT_DATA", str(tmp_path / "data"))
         put(tmp_path / "data", in_data_folder)
@@ -338,7 +338,7 @@ def test_else_from_the_cache(machine, tmp_path, monkeypatch, in_data_folder):
     assert machine.asked == []
 
 
-def test_else_it_is_downloaded_once(machine, tmp_path):
+def test_story_is_downloaded_once(machine, tmp_path):
     address = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt"
     machine.pages[address] = TALE
     assert load_text("the-verdict") == load_text("the-verdict") == TALE.decode()
@@ -346,7 +346,7 @@ def test_else_it_is_downloaded_once(machine, tmp_path):
     assert [path.name for path in (tmp_path / "cache" / "numpy-gpt").iterdir()] == ["the-verdict.txt"]
 
 
-def test_and_otherwise_the_error_names_the_places(machine, tmp_path, monkeypatch):
+def test_missing_story_error_names_all_places(machine, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMPY_GPT_DATA", str(tmp_path / "data"))
     put(tmp_path / "data", TALE[:-1])
     machine.pages[data.VERDICT_URL] = TALE[1:]
@@ -364,14 +364,14 @@ def test_and_otherwise_the_error_names_the_places(machine, tmp_path, monkeypatch
 
 @pytest.fixture
 def story():
-    """The true story, which is in no repository of ours."""
+    """The real story, which is not in the repository."""
     folder = os.environ.get("NUMPY_GPT_DATA")
     if not folder or not Path(folder, "the-verdict.txt").exists():
-        pytest.skip("the story is not at hand: set NUMPY_GPT_DATA to the folder that holds the-verdict.txt")
+        pytest.skip("the story is missing: set NUMPY_GPT_DATA to the folder that holds the-verdict.txt")
     return load_text("the-verdict")
 
 
-def test_the_books_figures(story):
+def test_story_matches_the_books_figures(story):
     encoding = get_encoding("gpt2")
     assert len(story) == 20479
     assert len(encode(encoding, story)) == 5145

@@ -1,4 +1,4 @@
-"""Generation against a plain loop without a cache, written here over model(tokens), and against torch's own draws."""
+"""Generation against a plain loop over model(tokens) without a cache, and against torch's draws."""
 
 import math
 import re
@@ -44,13 +44,13 @@ CONFIG = GPTConfig(vocab_size=23, context_length=7, emb_dim=12, n_heads=3, n_lay
 @example(case=ModelCase(CONFIG, B=3, T=5), max_new_tokens=12, sampling=GREEDY)
 @example(case=ModelCase(CONFIG, B=3, T=11), max_new_tokens=3, sampling=SAMPLINGS[2])  # a prompt over the context
 @example(case=ModelCase(CONFIG, B=1, T=7), max_new_tokens=1, sampling=SAMPLINGS[1])  # exactly full
-def test_the_cache_changes_no_token(case, max_new_tokens, sampling):
+def test_generate_matches_loop_without_cache(case, max_new_tokens, sampling):
     check_generate(case, max_new_tokens, sampling)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLINGS[4]])
-def test_the_cache_changes_no_token_of_a_longer_text(sampling):
-    """A cache of more rows than whatever is worked off at a time, and then past its end."""
+def test_generate_matches_loop_without_cache_on_long_text(sampling):
+    """A cache with more rows than one block of work holds, then past its end."""
     config = GPTConfig(101, 140, 32, 4, 2, 0.0, tie_weights=True)
     check_generate(ModelCase(config, B=2, T=60, scale=0.3), 90, sampling)
 
@@ -74,8 +74,8 @@ def torch_generate(reference, tokens, max_new_tokens, temperature=0.0, top_k=Non
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("B", [1, 4])
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1.0, None), (1.4, 5), (0.5, 2)])
-def test_generated_text_is_torchs(temperature, top_k, B, dtype):
-    """Seed for seed: the same ids as torch.manual_seed and torch.multinomial give, past the context length too."""
+def test_generated_text_matches_torch(temperature, top_k, B, dtype):
+    """For each seed, the ids equal torch.manual_seed and torch.multinomial's, also past the context length."""
     for seed in range(5):
         case = ModelCase(CONFIG, B=B, T=4, seed=seed, dtype=dtype)
         tokens = case.batch()[0]
@@ -85,7 +85,7 @@ def test_generated_text_is_torchs(temperature, top_k, B, dtype):
         assert got.tolist() == want.tolist()
 
 
-# Distributions of our choosing
+# Chosen distributions
 
 
 def test_top_k_keeps_exactly_k_among_ties():
@@ -112,8 +112,8 @@ def test_probabilities_are_softmax_of_logits_over_temperature(logits, temperatur
     top_p=st.floats(1e-6, 1),
     dtype=st.sampled_from(("float32", "float64")),
 )
-def test_top_p_keeps_the_smallest_nucleus_that_holds_p(logits, top_p, dtype):
-    """Likelier than all that is left out; enough; and not enough without its last one. Ratios inside stay."""
+def test_top_p_keeps_the_smallest_nucleus(logits, top_p, dtype):
+    """Kept tokens are the likeliest; they hold p, but not without the last; their ratios are unchanged."""
     full, p = drawn_from(logits, dtype), drawn_from(logits, dtype, top_p=top_p)
     inside = p > 0
     slack = 64 * np.finfo(dtype).eps
@@ -121,12 +121,12 @@ def test_top_p_keeps_the_smallest_nucleus_that_holds_p(logits, top_p, dtype):
     assert full[inside].min() >= full[~inside].max(initial=0), "the nucleus is the likeliest part"
     assert full[inside].sum(dtype=np.float64) >= top_p - slack, "it holds p"
     assert full[inside].sum(dtype=np.float64) - full[inside].min() < top_p + slack, "and no token more"
-    check("top_p: what is kept is rescaled", p[inside], full[inside] / full[inside].sum(), p[inside])
+    check("top_p: kept probabilities are rescaled", p[inside], full[inside] / full[inside].sum(), p[inside])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_top_p_of_1_leaves_the_distribution_as_it_is(dtype):
-    """A running sum of many rounded probabilities reaches 1 before its end: it must not be what decides here."""
+def test_top_p_of_1_keeps_the_distribution(dtype):
+    """A running sum of many rounded probabilities can reach 1 early, so it must not decide here."""
     for seed in range(8):
         logits = 2 * np.random.default_rng(seed).standard_normal(50257)
         p, full = drawn_from(logits, dtype, top_p=1.0), drawn_from(logits, dtype)
@@ -137,8 +137,8 @@ def test_top_p_of_1_leaves_the_distribution_as_it_is(dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("scalar", [np.float32, np.float64])
-def test_a_temperature_of_numpys_is_the_number_it_holds(scalar, dtype):
-    """The probabilities stay of the model's dtype, and are those of torch, which takes a Python float."""
+def test_numpy_scalar_temperature_equals_python_float(scalar, dtype):
+    """The probabilities keep the model's dtype and equal torch's for the same Python float."""
     logits, temperature = np.random.default_rng(0).standard_normal(50), scalar(0.7)
     p = drawn_from(logits, dtype, temperature=temperature)
     check_exact("probabilities", p, drawn_from(logits, dtype, temperature=float(temperature)))
@@ -151,7 +151,7 @@ def test_a_temperature_of_numpys_is_the_number_it_holds(scalar, dtype):
 @pytest.mark.parametrize("top_k", [None, 2])
 @pytest.mark.parametrize("logits", [[3.0, -2.5, 3.0, 0.0], [-1e4, 5.0, 4.5, 1e4], [0.0, 0.0, 0.0, 0.0]])
 def test_extreme_temperatures_tend_to_greedy_and_to_uniform(logits, top_k, temperature, dtype):
-    """Judged in fractions, which neither overflow nor vanish. Tokens that are equally likely share."""
+    """Judged in fractions, which neither overflow nor underflow. Equally likely tokens share the mass."""
     p = drawn_from(logits, dtype, temperature=temperature, top_k=top_k)
     kept_ids = sorted(range(4), key=lambda v: (-logits[v], v))[:top_k]
     exponents = [Fraction(x - max(logits)) / Fraction(temperature) for x in logits]
@@ -161,13 +161,13 @@ def test_extreme_temperatures_tend_to_greedy_and_to_uniform(logits, top_k, tempe
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("temperature", [5e-324, 1e-40])
-def test_a_tiny_temperature_with_top_k_and_top_p_is_greedy(temperature, dtype):
+def test_tiny_temperature_is_greedy(temperature, dtype):
     model = ModelCase(CONFIG, dtype=dtype).model()
     drawn = generate(model, [[1, 2, 3]], 9, temperature=temperature, top_k=3, top_p=0.5, rng=Generator(1))
     check_exact("ids", drawn, generate(model, [[1, 2, 3]], 9))
 
 
-def test_top_p_is_taken_after_temperature_and_top_k():
+def test_top_p_applies_after_temperature_and_top_k():
     logits = np.log([0.4, 0.3, 0.2, 0.1])
     assert kept(drawn_from(logits, top_p=0.65)) == [0, 1]
     assert kept(drawn_from(logits, top_p=0.65, temperature=100.0)) == [0, 1, 2]  # nearly uniform
@@ -175,23 +175,23 @@ def test_top_p_is_taken_after_temperature_and_top_k():
     assert kept(drawn_from(logits, top_p=0.55, top_k=2)) == [0]
 
 
-def test_rows_far_apart_have_each_its_own_probabilities():
-    """A row's softmax does not see how large another row's logits are."""
+def test_softmax_rows_are_independent():
+    """A row's softmax does not depend on the size of another row's logits."""
     p = softmax(np.array([[0.0, 1.0, -1.0], [-1e4, -1e4 + 2, -1e4]]))
     want = torch.softmax(torch.tensor([[0.0, 1.0, -1.0], [0.0, 2.0, 0.0]], dtype=torch.float64), dim=-1).numpy()
     check("softmax", p, want, 1 + 2.0)
 
 
-def test_a_nucleus_that_is_full_takes_no_more():
-    """0.5 and 0.25 hold exactly p = 0.75: what comes next stays out."""
+def test_full_nucleus_takes_no_more():
+    """0.5 and 0.25 hold exactly p = 0.75: the next token stays out."""
     p = np.array([[0.25, 0.125, 0.5, 0.125], [0.5, 0.5, 0.0, 0.0]])
     check_exact("nucleus of 0.75", keep_top_p(p, 0.75), np.array([[0.25, 0, 0.5, 0], [0.5, 0.5, 0, 0]]))
     check_exact("nucleus of 0.5", keep_top_p(p, 0.5), np.array([[0, 0, 0.5, 0], [0.5, 0, 0, 0]]))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_nucleus_holds_p_where_p_is_a_running_sum_and_just_above_it(seed):
-    """p is what the first k hold, added up one by one: k tokens are enough. For the next larger p it takes one more."""
+def test_nucleus_size_at_and_just_above_a_running_sum(seed):
+    """If p is the running sum of the first k tokens, k are kept; for the next larger p, k + 1."""
     p = np.random.default_rng(seed).dirichlet(np.ones(12))
     mass = 0.0
     for k, share in enumerate(sorted(p.tolist(), reverse=True)[:-2], start=1):
@@ -201,7 +201,7 @@ def test_a_nucleus_holds_p_where_p_is_a_running_sum_and_just_above_it(seed):
             assert got == count, f"top_p {top_p!r} keeps {got} tokens, {k} hold {mass!r}"
 
 
-def test_a_nucleus_of_a_large_vocabulary_is_counted_in_float64():
+def test_nucleus_is_summed_in_float64():
     """In float32 a running sum of 2^17 equal terms would be off by hundreds of them."""
     V = 2**17
     p = np.full((1, V), 1 / (V - 1), np.float32)
@@ -211,8 +211,8 @@ def test_a_nucleus_of_a_large_vocabulary_is_counted_in_float64():
     assert np.count_nonzero(keep_top_p(p, 0.7)) == count
 
 
-def test_the_cache_is_used_until_the_context_is_full(monkeypatch):
-    """One new position a token, up to the last there is room for; then the window slides and is read again."""
+def test_cache_is_used_until_the_context_is_full(monkeypatch):
+    """One new position per token while there is room; then the window slides and is recomputed."""
     read, real = [], GPT.next_logits
     monkeypatch.setattr(GPT, "next_logits", lambda self, ids, past: read.append(ids.shape[1]) or real(self, ids, past))
     generate(ModelCase(CONFIG).model(), [[1, 2, 3]], 8)
@@ -220,8 +220,8 @@ def test_the_cache_is_used_until_the_context_is_full(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_probabilities_are_of_the_models_dtype(dtype, monkeypatch):
-    """Past the context length too, where the cache is rebuilt; and so are the keys and values in it."""
+def test_probabilities_have_the_models_dtype(dtype, monkeypatch):
+    """Also past the context length, where the cache is rebuilt; its keys and values have that dtype too."""
     rng, cached, real = Draws(), [], KVCache.extend
     monkeypatch.setattr(KVCache, "extend", lambda *args: cached.append(real(*args)) or cached[-1])
     generate(ModelCase(CONFIG, dtype=dtype).model(), [[1, 2, 3]], 9, temperature=1.0, top_p=0.9, rng=rng)
@@ -231,7 +231,7 @@ def test_probabilities_are_of_the_models_dtype(dtype, monkeypatch):
 
 @pytest.mark.parametrize("new", [0, 2])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
-def test_ids_are_int64_whatever_comes_in(dtype, new):
+def test_generated_ids_are_int64(dtype, new):
     got = generate(ModelCase(CONFIG).model(), np.array([[1, 2]], dtype), new)
     assert (got.dtype, got.shape) == (np.int64, (1, 2 + new))
 
@@ -245,7 +245,7 @@ def test_next_logits_needs_room_in_the_cache():
         model.next_logits([[1, 2, 3]], past)
 
 
-def test_greedy_takes_the_lowest_id_among_equals_and_needs_no_rng():
+def test_greedy_takes_the_lowest_tied_id_without_rng():
     assert generate(fixed_logits_model(TIES), [[0], [5]], 3).tolist() == [[0, 1, 1, 1], [5, 1, 1, 1]]
 
 
@@ -253,7 +253,7 @@ def test_greedy_takes_the_lowest_id_among_equals_and_needs_no_rng():
 
 
 def chain_model(following):
-    """A model that follows token v with token following[v], whatever came before."""
+    """A model that always follows token v with token following[v]."""
     V = len(following)
     config = GPTConfig(V, 3, V, 1, 1, 0.0)
     params = {name: np.zeros(shape) for name, shape in parameter_shapes(config).items()}
@@ -268,7 +268,7 @@ CHAIN = [1, 2, 3, 4, 5, 0]
 
 
 def check_eos():
-    """Each row ends for itself, is filled up, and the token that ends the last one is not appended."""
+    """Assert that each row ends separately and is padded, and that the last row's end token is not appended."""
     model = chain_model(CHAIN)
     for tokens, max_new_tokens, want in [
         ([[0]], 10, [[0, 1, 2]]),
@@ -276,38 +276,38 @@ def check_eos():
         ([[0], [2]], 10, [[0, 1, 2], [2, 3, 3]]),
         ([[1], [0], [2]], 10, [[1, 2, 3], [0, 1, 2], [2, 3, 3]]),
         ([[2], [2]], 10, [[2], [2]]),
-        ([[3, 0], [3, 3]], 3, [[3, 0, 1, 2, 3], [3, 3, 4, 5, 0]]),  # one in the prompt ends nothing
+        ([[3, 0], [3, 3]], 3, [[3, 0, 1, 2, 3], [3, 3, 4, 5, 0]]),  # an end token in the prompt ends nothing
     ]:
         got = generate(model, tokens, max_new_tokens, eos_id=3).tolist()
         assert got == want, f"eos: {tokens} became {got}, should become {want}"
 
 
-def test_rows_end_at_eos_each_for_itself():
+def test_rows_end_at_eos_independently():
     check_eos()
 
 
-def test_without_eos_id_a_text_goes_on_past_the_context():
+def test_without_eos_text_continues_past_the_context():
     assert generate(chain_model(CHAIN), [[3]], 7).tolist() == [[3, 4, 5, 0, 1, 2, 3, 4]]
     assert generate(chain_model(CHAIN), [[3]], 7, eos_id=99).tolist() == [[3, 4, 5, 0, 1, 2, 3, 4]]
 
 
-def test_no_new_tokens_leave_the_tokens():
+def test_zero_new_tokens_returns_the_prompt():
     got = generate(chain_model(CHAIN), [[3, 4]], 0)
     assert got.tolist() == [[3, 4]]
     assert got.dtype == np.int64
 
 
-def test_stream_gives_the_tokens_one_by_one_as_generate_appends_them():
+def test_stream_yields_generates_tokens():
     case = ModelCase(CONFIG, B=2, T=3)
     tokens = case.batch()[0]
     columns = list(stream(case.model(), tokens, 9, Sampling(1.0, rng=Generator(3))))
     whole = generate(case.model(), tokens, 9, temperature=1.0, rng=Generator(3))
     assert [column.tolist() for column in columns] == whole[:, 3:].T.tolist()
-    first = next(stream(case.model(), tokens, 10**9))  # nothing is made before it is asked for
+    first = next(stream(case.model(), tokens, 10**9))  # tokens are generated lazily
     assert first.tolist() == generate(case.model(), tokens, 1)[:, -1].tolist()
 
 
-def test_the_same_seed_gives_the_same_text_and_another_another():
+def test_seed_determines_the_text():
     model, tokens = ModelCase(CONFIG).model(), [[1, 2, 3]]
     texts = [generate(model, tokens, 20, temperature=2.0, rng=Generator(seed)).tolist() for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
@@ -337,7 +337,7 @@ def test_the_same_seed_gives_the_same_text_and_another_another():
         ({"temperature": 1.0, "top_p": math.nan, "rng": Draws()}, "top_p .* not nan"),
     ],
 )
-def test_settings_that_cannot_be_used_are_refused_by_name(settings_, message):
+def test_invalid_settings_are_named(settings_, message):
     with pytest.raises(InputError, match=message):
         generate(ModelCase(CONFIG).model(), [[1]], **{"max_new_tokens": 3} | settings_)
 
@@ -348,13 +348,13 @@ def test_settings_that_cannot_be_used_are_refused_by_name(settings_, message):
     [
         ([[0, 23]], "id 23 is outside the vocabulary of 23"),
         ([[-1]], "id -1 is outside the vocabulary of 23"),
-        ([[23, 0, 0, 0, 0, 0, 0, 0]], "id 23 is outside the vocabulary"),  # though the crop hides it from the model
+        ([[23, 0, 0, 0, 0, 0, 0, 0]], "id 23 is outside the vocabulary"),  # refused although cropping hides it from the model
         ([0, 1], "tokens must be a non-empty"),
         ([[0.5]], "tokens must be a non-empty .* whole numbers"),
         (np.zeros((1, 0), int), "tokens must be a non-empty"),
         (np.zeros((0, 1), int), "tokens must be a non-empty"),
     ],
 )
-def test_tokens_that_cannot_be_used_are_refused_however_few_are_asked_for(tokens, message, max_new_tokens):
+def test_invalid_tokens_are_refused(tokens, message, max_new_tokens):
     with pytest.raises(InputError, match=message):
         generate(ModelCase(CONFIG).model(), tokens, max_new_tokens)

@@ -1,1 +1,1 @@
-"""What the tests judge with: comparisons, budgets, cases, files, recorded passes."""
+"""Shared tools of the tests: comparisons, budgets, cases, files, recorded passes."""

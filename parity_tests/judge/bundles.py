@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints, written here."""
+"""Writes TensorFlow checkpoints without TensorFlow."""
 
 import os
 
@@ -20,7 +20,7 @@ def varint(value):
 
 
 def message(*pairs):
-    """A protocol buffer of (number, value): an int as a varint, bytes as such, a list of one int as 4 bytes."""
+    """A protocol buffer of (number, value): an int is a varint, bytes stay bytes, a list of one int is 4 bytes."""
     out = b""
     for number, value in pairs:
         if isinstance(value, int):
@@ -37,14 +37,14 @@ def header(shards=1, big_endian=0, min_consumer=0):
 
 
 def entry(dtype=1, shape=(2,), shard=0, offset=0, size=8, crc=0, more=()):
-    """A tensor's entry. As in a real one, what is 0 is left out."""
+    """A tensor's entry. As in real ones, zero fields are omitted."""
     dims = b"".join(message((2, message((1, n)) if n else b"")) for n in shape)
     numbers = [(number, value) for number, value in ((1, dtype), (3, shard), (4, offset), (5, size)) if value]
     return message((2, dims), *numbers, (6, [mask(crc)]), *more)
 
 
 def block(items, interval=16):
-    """The keys and values as a block: each key without what it shares with the one before, but every 16th in full."""
+    """A block of keys and values: each key omits the prefix it shares with the previous one, except every 16th."""
     out, restarts, previous = b"", [], b""
     for k, (key, value) in enumerate(items):
         shared = len(os.path.commonprefix([previous, key])) if k % interval else 0  # noqa: RUF071 (keys, not paths)
@@ -65,7 +65,7 @@ def seal(contents, kind=0):
 
 
 def table(blocks, kind=0, handles=None):
-    """An index file of these data blocks; kind: how they claim to be compressed; handles: where they claim to be."""
+    """An index file of these data blocks; kind: the compression declared for them; handles: the places declared."""
     out, places = b"", []
     for contents in [*blocks, block([])]:
         places.append((len(out), len(contents)))
@@ -77,7 +77,7 @@ def table(blocks, kind=0, handles=None):
 
 
 def write(folder, tensors, shards=1, big_endian=0, interval=16, keys_a_block=1000):
-    """A bundle of name -> (dtype, shape, numbers as one byte string), the tensors dealt out over the shards."""
+    """Write a bundle of name -> (dtype, shape, numbers as one byte string), tensors dealt out over the shards."""
     parts, items = [b""] * shards, []
     for k, name in enumerate(sorted(tensors, key=str.encode)):
         dtype, shape, numbers = tensors[name]

@@ -1,4 +1,4 @@
-"""What a checkpoint must give back, and disks that are full."""
+"""Checks of what a checkpoint restores, and a simulated full disk."""
 
 import signal
 import tempfile
@@ -23,15 +23,15 @@ def check_same_bits(a, b):
 
 
 def check_tied():
-    """A tied model, saved and loaded: one table, counted once, and a change of it reaches the head."""
+    """Assert that a tied model, saved and loaded, has one table, and that changing it changes the head."""
     with tempfile.TemporaryDirectory() as place:
         save(GPT(replace(CONFIG, tie_weights=True)), place)
         model = load(place)
-    assert "out_head.weight" not in model.params, "a tied model, loaded: the head has a table of its own"
+    assert "out_head.weight" not in model.params, "a tied model, loaded: the head has a separate table"
     tokens = np.array([[1, 2]])
     before = model(tokens)
-    # a token that is not in the input: only the head sees it. One feature: equal changes of all of them would cancel,
-    # as what the head reads adds up to 0
+    # a token absent from the input, so only the head uses it; one feature, since equal changes of all would cancel:
+    # the head's input sums to 0
     model.params["tok_emb.weight"][9, 0] += 1
     changed = np.any(model(tokens) != before, axis=(0, 1))
     assert changed.tolist() == [v == 9 for v in range(11)], "a tied model, loaded: the head does not follow its table"
@@ -39,7 +39,7 @@ def check_tied():
 
 @contextmanager
 def room_for(size):
-    """While it is open no file of this process can grow beyond so many bytes, as on a disk that is full."""
+    """Limit this process's files to `size` bytes within the block, as on a full disk."""
     resource = pytest.importorskip("resource")
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

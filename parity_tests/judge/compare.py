@@ -1,19 +1,17 @@
-"""The judge: budgets and their scales, written down once and independently of numpy_gpt. No torch in here.
+"""The judge: budgets and their scales, defined once and independently of numpy_gpt. Needs no torch.
 
 A budget is a number of eps (of the dtype under test) times a scale. For one operation the scale S is the operation's
-own formula on absolute values with every subtraction turned into a sum: what rounding can see, cancellation or not.
-The rule is max|numpy − torch| <= 64 · eps · S over a tensor. Every S below is taken elementwise, which is the
-stricter reading: an element that ought to be small may not hide behind a large one. Two factors keep that fair, and no
-more:
+own formula on absolute values, with every subtraction turned into a sum: the magnitudes that get rounded, whether or
+not they cancel. The rule is max|numpy − torch| <= 64 · eps · S over a tensor. Every S below is elementwise, the
+stricter reading: an error in a small element cannot hide behind a large element. Two factors keep that fair:
 
 * exp(a) turns an error of a into a relative error of exp(a), so a softmax probability carries (1 + |exponent|) · eps.
-  For attention it is (1 + max|score|), for the whole tensor. For cross-entropy it is p · (1 + |log p|) per element,
-  which is never above 1, and the result is cut at the plain max S: so the elementwise budget lies inside the rule's
-  everywhere.
+  For attention it is (1 + max|score|), for the entire tensor. For cross-entropy it is p · (1 + |log p|) per element,
+  which is never above 1, and the result is capped at the plain max S: the elementwise budget never exceeds the rule's.
 * below the smallest normal number rounding is absolute: eps of that number is the spacing there. So it is added to
-  every scale that is not 0, and to what can underflow on the way to a product: probabilities and their gradients.
+  every nonzero scale, and to factors that can underflow: probabilities and their gradients.
 
-A scale of None means that numbers are moved or multiplied once, so the bits are the same.
+A scale of None means that numbers are only moved or multiplied once, so the bits must match.
 """
 
 import math
@@ -27,7 +25,7 @@ LAYERNORM_EPS = 1e-5  # GPT-2's
 
 
 class Budget(NamedTuple):
-    """A heading of the summary, and how many eps · scale are allowed under it."""
+    """A heading of the summary, and the multiple of eps · scale it allows."""
 
     title: str
     factor: float
@@ -43,14 +41,14 @@ _whose = ""
 def kind(name):
     """A tensor's kind: its name without the block index, so that all blocks share one line of the summary.
 
-    "a law: tensor" is of the law's kind: its tensors share a line.
+    "a law: tensor" has the law as its kind.
     """
     return re.sub(r"trf_blocks\.\d+\.", "trf_blocks.*.", name).partition(":")[0]
 
 
 @contextmanager
 def recorded_for(whose):
-    """In the block, what is recorded is kept under headings of its own, which begin with whose."""
+    """Record under separate headings, prefixed with `whose`, within the block."""
     global _whose
     before, _whose = _whose, f"{whose}: "
     try:
@@ -60,13 +58,13 @@ def recorded_for(whose):
 
 
 def record(title, name, value):
-    """Keep the largest value seen of this tensor kind, for the summary."""
+    """Keep the largest value seen for this tensor kind, for the summary."""
     table = _largest.setdefault(_whose + title, {})
     table[kind(name)] = float(np.maximum(value, table.get(kind(name), 0.0)))  # a NaN stays one
 
 
 def summary():
-    """The terminal summary: per heading, every tensor kind and its largest value, in falling order after any NaN."""
+    """The terminal summary: per heading, every tensor kind and its largest value, NaNs first, then descending."""
     for title in sorted(_largest):
         yield ""
         yield title
@@ -77,8 +75,8 @@ def summary():
 def check(name, got, want, scale, budget=OPERATION):
     """Fail unless |got − want| <= budget.factor · eps · scale everywhere; return the largest share of the budget used.
 
-    got and want are arrays (or scalars) of one shape and one dtype, whose eps counts; scale (>= 0) broadcasts to them.
-    A NaN on either side fails, and so does a scale that is not finite: under an infinite one everything would pass. The
+    got and want are arrays (or scalars) of one shape and one dtype, which sets eps; scale (>= 0) broadcasts to them.
+    A NaN on either side fails, and so does a non-finite scale: under an infinite scale everything would pass. The
     message names the tensor, the index, both values and the share.
     """
     __tracebackhide__ = True
@@ -94,7 +92,7 @@ def check(name, got, want, scale, budget=OPERATION):
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         error = np.abs(got.astype(np.float64) - want.astype(np.float64))
         share = np.where(error == 0, 0.0, error / allowed)
-    at = np.unravel_index(share.argmax(), share.shape)  # argmax takes the first NaN, if there is one
+    at = np.unravel_index(share.argmax(), share.shape)  # argmax returns the first NaN, if any
     used = float(share[at])
     index = [int(i) for i in at]
     assert used <= 1, f"{name}{index}: {got[at]:.9e} vs {want[at]:.9e}, {used:.3g}x the budget"
@@ -103,7 +101,7 @@ def check(name, got, want, scale, budget=OPERATION):
 
 
 def check_exact(name, got, want):
-    """Fail unless both have one shape, one dtype and the same bytes: stricter than ==, which takes −0 for 0."""
+    """Fail unless shape, dtype and bytes are equal: stricter than ==, for which −0 equals 0."""
     __tracebackhide__ = True
     got, want = np.asarray(got), np.asarray(want)
     assert got.shape == want.shape, f"{name}: shape {got.shape}, should be {want.shape}"
@@ -116,8 +114,8 @@ def check_exact(name, got, want):
         raise AssertionError(f"{name}{index}: {got[at]!r} vs {want[at]!r}, {int(other.sum())} of {got.size} differ")
 
 
-# The scales. Arguments are an operation's inputs and its upstream gradient; the answer is tensor name -> S in float64,
-# or None where the bits must be the same.
+# The scales. Arguments are an operation's inputs and its upstream gradient; the result is tensor name -> S in float64,
+# or None where the bits must match.
 
 
 def _absolute(*arrays):
@@ -163,7 +161,7 @@ def gelu_scales(x, dy):
 def attention_scales(q, k, v, mask, dy):
     """y = (p mask) v,  p = softmax(s);  ds = p (dp − Σ dp p);  dq = ds k / √HS, dk = dsᵀ q / √HS, dv = (p mask)ᵀ dy.
 
-    All times (1 + max|s|), s the true scores and not q's and k's absolute ones: again the stricter reading.
+    All times (1 + max|s|), with s the true scores, not those of |q| and |k|: again the stricter reading.
     """
     tiny = float(np.finfo(q.dtype).tiny)
     q, k = np.asarray(q, np.float64), np.asarray(k, np.float64)

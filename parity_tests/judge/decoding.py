@@ -1,4 +1,4 @@
-"""Decoding beside torch's."""
+"""Checks of decoding against a naive loop without a cache."""
 
 import math
 
@@ -13,7 +13,7 @@ GREEDY = {"temperature": 0.0, "top_k": None, "top_p": None}
 
 
 class Draws:
-    """Stands in for a Generator: keeps the probabilities it is asked to draw from, and draws from a NumPy stream."""
+    """A stand-in for Generator: keeps the probabilities it draws from, and draws from a NumPy stream."""
 
     def __init__(self, seed=0):
         self._rng, self.seen = np.random.default_rng(seed), []
@@ -24,7 +24,7 @@ class Draws:
 
 
 def pick(probs, u):
-    """The first id at which the probabilities add up to more than u of their sum."""
+    """The first id at which the cumulative probability exceeds u."""
     mass = 0.0
     for i, p in enumerate(probs):
         mass += float(p)
@@ -34,7 +34,7 @@ def pick(probs, u):
 
 
 def probabilities(logits, temperature, top_k, top_p):
-    """One row's distribution by the words of generate's docstring, one id at a time."""
+    """One row's distribution, following generate's docstring one id at a time."""
     row = [float(z) for z in logits]
     likeliest_first = sorted(range(len(row)), key=lambda v: (-row[v], v))[:top_k]
     weights = {v: math.exp((row[v] - row[likeliest_first[0]]) / temperature) for v in likeliest_first}
@@ -50,7 +50,7 @@ def probabilities(logits, temperature, top_k, top_p):
 
 
 def naive(model, tokens, max_new_tokens, rng, temperature, top_k, top_p):
-    """The book's loop: crop, run the whole model over again, take the last position's logits, append."""
+    """The book's loop: crop, rerun the model, take the last position's logits, append."""
     ids, seen = np.asarray(tokens), []
     for _ in range(max_new_tokens):
         logits = model(ids[:, -model.config.context_length :])[:, -1]
@@ -64,7 +64,7 @@ def naive(model, tokens, max_new_tokens, rng, temperature, top_k, top_p):
 
 
 def check_generate(case, max_new_tokens, sampling):
-    """generate, with its cache, token for token; and the distributions it draws from, within the model's budget."""
+    """Compare generate, which caches, with naive: the same tokens, and distributions within the model's budget."""
     model, (tokens, _) = case.model(), case.batch()
     kept, rng = tokens.copy(), Draws(case.seed)
     got = generate(model, tokens, max_new_tokens, **sampling, rng=rng)
@@ -74,7 +74,7 @@ def check_generate(case, max_new_tokens, sampling):
     check_exact("tokens, after generate", tokens, kept)
     assert len(rng.seen) == len(distributions)
     for p, (logits, answer) in zip(rng.seen, distributions, strict=True):
-        scale = 1 + np.abs(logits).max() / sampling["temperature"]  # the exponent's rounding, as everywhere
+        scale = 1 + np.abs(logits).max() / sampling["temperature"]  # the exponent's rounding, as in compare.py
         check("generate: probabilities", p, answer.astype(p.dtype), scale, compare.MODEL)
 
 
@@ -89,7 +89,7 @@ SAMPLINGS = [
 
 
 def fixed_logits_model(logits, dtype="float64"):
-    """A model whose logits are these after any token, exactly: its last LayerNorm gives (1, 0, 0, 0)."""
+    """A model with exactly these logits after any token: its last LayerNorm returns (1, 0, 0, 0)."""
     config = GPTConfig(len(logits), 5, 4, 2, 1, 0.0)
     params = {name: np.zeros(shape, dtype) for name, shape in parameter_shapes(config).items()}
     params["final_norm.shift"][0] = 1
@@ -116,7 +116,7 @@ TIES = [1.0, 3.0, 3.0, -2.0, 3.0, 1.0, 3.0, 1.0]
 
 
 def check_ties():
-    """Exactly k of B rows each stay, and among equals the lower ids."""
+    """Assert that top_k keeps exactly k ids, and among equal logits the lower ids."""
     for k, want in enumerate([[1], [1, 2], [1, 2, 4], [1, 2, 4, 6], [0, 1, 2, 4, 6], [0, 1, 2, 4, 5, 6]], start=1):
         got = kept(drawn_from(TIES, top_k=k))
         assert got == want, f"top_k {k} keeps ids {got}, should keep {want}"

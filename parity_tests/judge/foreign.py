@@ -1,4 +1,4 @@
-"""GPT-2s as other programs store them."""
+"""GPT-2 in other programs' formats."""
 
 import torch
 from click.testing import CliRunner
@@ -13,12 +13,12 @@ def run_torch(*args, code=0):
 
 
 def named(tensors):
-    """As transformers names them."""
+    """The tensors under transformers' names."""
     return {name if name == "lm_head.weight" else f"transformer.{name}": array for name, array in tensors.items()}
 
 
 def mingpt_state(tensors):
-    """Its state_dict: torch's layout, masks, and a head of its own."""
+    """minGPT's state_dict: torch's layout, causal masks, and an untied head."""
     turned = {n: torch.from_numpy((a.T if a.ndim == 2 and n[0] == "h" else a).copy()) for n, a in tensors.items()}
     state = named(turned)
     return state | {f"transformer.h.{i}.attn.bias": torch.ones(6, 6).tril().view(1, 1, 6, 6) for i in range(2)}

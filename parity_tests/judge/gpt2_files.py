@@ -1,7 +1,7 @@
-"""GPT-2 as others have it: random tensors under its own names, a forward pass over those, and folders to put them in.
+"""GPT-2 in its original format: random tensors under its own names, a forward pass over them, and folders of files.
 
-The forward pass is OpenAI's: linear weights (in, out), query, key and value side by side. It shares no line with
-numpy_gpt, and none with the layout that torch_gpt has.
+The forward pass is OpenAI's: linear weights (in, out), query, key and value side by side. It shares no code with
+numpy_gpt and does not use torch_gpt's layout.
 """
 
 import json
@@ -15,7 +15,7 @@ SIZES = {"vocab_size": 11, "n_positions": 6, "n_embd": 8, "n_head": 2, "n_layer"
 
 
 def gpt2_tensors(seed=0, dtype=np.float32, tied=True, vocab_size=11, n_positions=6, n_embd=8, n_head=2, n_layer=2):
-    """Name -> array of every tensor of a GPT-2, biases too, at a scale where all of them matter."""
+    """Name -> array of every tensor of a GPT-2, biases included, at a scale where all of them matter."""
     rng, C = np.random.default_rng(seed), n_embd
     shapes = {"wte.weight": (vocab_size, C), "wpe.weight": (n_positions, C)}
     for i in range(n_layer):
@@ -50,7 +50,7 @@ def gpt2_logits(tensors, n_head, tokens):
 
 
 def huggingface_folder(folder, tensors, prefix="transformer.", shards=1, **config):
-    """A folder as transformers writes it: config.json, and the tensors whole or spread over so many shards."""
+    """Write a folder as transformers does: config.json, and the tensors in one file or in `shards` files."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {"model_type": "gpt2", **SIZES, "tie_word_embeddings": "lm_head.weight" not in tensors} | config
     (folder / "config.json").write_text(json.dumps(values))

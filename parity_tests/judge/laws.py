@@ -1,4 +1,4 @@
-"""Laws that need no torch."""
+"""Mathematical laws, checked without torch."""
 
 import math
 from dataclasses import replace
@@ -13,16 +13,16 @@ from parity_tests.judge.compare import check, check_exact
 EPS = float(np.finfo(np.float64).eps)
 
 
-MODEL = compare.MODEL._replace(title="laws of the whole model")
+MODEL = compare.MODEL._replace(title="laws of the model")
 
 
 def largest(grads):
-    """G."""
+    """G, the largest |gradient| of the model."""
     return max(float(np.abs(g).max()) for g in grads.values())
 
 
 class GivenMasks:
-    """Stands in for a Generator that draws the same masks at every pass."""
+    """A stand-in for Generator that draws the same masks in every pass."""
 
     def __init__(self, seed):
         self._seed = seed
@@ -37,7 +37,7 @@ class GivenMasks:
 
 
 def check_first_query(score):
-    """The first query sees one key, so its answer is that key's value, exactly, whatever the score."""
+    """Assert that the first query, which sees one key, returns that key's value exactly, whatever the score."""
     v = np.random.default_rng(0).standard_normal((2, 3, 5, 4))
     size = np.full_like(v, math.sqrt(abs(score) / 2))  # q · k / √4 is ± the score
     y, _ = attention.attention_forward(size, size * math.copysign(1, score), v)
@@ -45,11 +45,11 @@ def check_first_query(score):
 
 
 def check_slope(name, f, slope, terms):
-    """slope, the claimed d f(h) / dh at h = 0, against central differences.
+    """Compare slope, the claimed d f(h) / dh at h = 0, with central differences.
 
-    Two of them, with h and h / 2, give Richardson's (4 D(h/2) − D(h)) / 3. Its error is of order h⁴, and safely under
-    the difference of the two, of order h². Rounding adds 64 eps · terms / h, terms being the sum of the absolute values
-    that f adds up. h is the one that leaves least allowance, which must be small beside terms, or nothing is tested.
+    Two of them, with h and h / 2, give Richardson's (4 D(h/2) − D(h)) / 3. Its error is of order h⁴, well below the
+    difference of the two, of order h². Rounding adds 64 eps · terms / h, where terms is the sum of the absolute values
+    that f adds up. The h with the smallest allowance is used; the allowance must be small relative to terms.
     """
     best = None
     for h in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4):
@@ -63,7 +63,7 @@ def check_slope(name, f, slope, terms):
 
 
 def check_model_slopes(case):
-    """Every parameter moved along a random direction, dropout's masks held fast."""
+    """Check every parameter's gradient along a random direction, with fixed dropout masks."""
     tokens, targets = case.batch()
     params, masks = case.params(), GivenMasks(case.seed)
     loss, grads = GPT.from_params(case.config, params).loss_and_grads(tokens, targets, masks)
@@ -80,7 +80,7 @@ def check_model_slopes(case):
 
 
 def check_tied_is_the_sum(case):
-    """A tied model's token gradient is the sum of the two of the untied model with the same weights."""
+    """Assert that the tied table's gradient is the sum of the untied model's two, with the same weights."""
     tied = replace(case.config, tie_weights=True)
     params = replace(case, config=tied).params()
     tokens, targets = case.batch()
@@ -96,14 +96,14 @@ def check_tied_is_the_sum(case):
 
 
 def check_batch_is_the_mean(case):
-    """A batch's loss and gradients are the means of its rows'."""
+    """Assert that a batch's loss and gradients are the means over its rows."""
     model, (tokens, targets) = case.model(), case.batch()
     total, sums, G = 0.0, {}, 0.0
     for b in range(case.B):
         loss, grads = model.loss_and_grads(tokens[b : b + 1], targets[b : b + 1])
         total += float(loss) / case.B
         sums = {name: sums.get(name, 0) + g / case.B for name, g in grads.items()}
-        G = max(G, largest(grads))  # of the rows: their mean may cancel
+        G = max(G, largest(grads))  # over the rows: their mean may cancel
     loss, grads = model.loss_and_grads(tokens, targets)
     check("batch is the mean: loss", loss, np.float64(total), max(total, 1.0), MODEL)
     for name, grad in grads.items():
@@ -111,7 +111,7 @@ def check_batch_is_the_mean(case):
 
 
 def check_operation_slopes(operation, forward, backward, inputs, rng):
-    """d <dy, forward(inputs)> along a random direction in each input, against <gradient, direction>."""
+    """Compare d <dy, forward(inputs)> along a random direction in each input with <gradient, direction>."""
     y, cache = forward(*inputs.values())
     dy = rng.standard_normal(np.shape(y))
     grads = backward(dy if np.ndim(y) else float(dy), cache)
@@ -189,6 +189,6 @@ def operation_slopes(seed):
 
 
 def check_gradients_are_slopes(seed):
-    """Of every operation, along random directions."""
+    """Check every operation's gradients along random directions."""
     for operation, forward, backward, inputs in operation_slopes(seed):
         check_operation_slopes(operation, forward, backward, inputs, np.random.default_rng([seed, 1]))

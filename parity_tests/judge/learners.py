@@ -1,4 +1,4 @@
-"""Learners that are stopped and resumed."""
+"""Learners stopped and resumed."""
 
 import tempfile
 
@@ -19,11 +19,11 @@ SETTINGS = Settings(model="tiny", context_length=6, batch_size=2, lr=5e-3, warmu
 
 
 STEPS = 60
-"""More than a run of the machine makes; the schedule's end."""
+"""The schedule's end: more steps than the state machine makes."""
 
 
 def small_learner(make=NumpyLearner):
-    """A float32 learner that has made three steps, the last of them inside its second epoch."""
+    """A float32 learner after three steps, the last of them within its second epoch."""
     learner = make(CONFIG, SETTINGS, STEPS)
     learner.position = Position()
     advance(learner, 3)
@@ -48,7 +48,7 @@ def advance(learner, steps):
 
 
 def resumed(learner, make=NumpyLearner):
-    """What a new process has of a learner: its checkpoint."""
+    """The learner a new process restores from a checkpoint."""
     with tempfile.TemporaryDirectory() as place:
         save_params(CONFIG, learner.params(), place, training=learner.state() | learner.position.state())
         model, training = load(place), load_training(place)
@@ -59,7 +59,7 @@ def resumed(learner, make=NumpyLearner):
 
 
 class Recording(NumpyLearner):
-    """Keeps the batches it is trained on."""
+    """A learner that keeps the batches it is trained on."""
 
     def train_step(self, x, y, step):
         self.__dict__.setdefault("batches", []).append(x.tolist())
@@ -67,12 +67,12 @@ class Recording(NumpyLearner):
 
 
 def check_resume():
-    """A run that is saved inside an epoch and resumed goes on as the uninterrupted one: batches, losses, parameters."""
-    whole = small_learner(Recording)
-    parts = resumed(whole, Recording)
-    whole.batches.clear()
-    want, got = advance(whole, 5), advance(parts, 5)
-    assert parts.batches == whole.batches, f"resumed: batches {parts.batches} for {whole.batches}"
+    """Assert that a run resumed within an epoch equals the uninterrupted one in batches, losses and parameters."""
+    straight = small_learner(Recording)
+    again = resumed(straight, Recording)
+    straight.batches.clear()
+    want, got = advance(straight, 5), advance(again, 5)
+    assert again.batches == straight.batches, f"resumed: batches {again.batches} for {straight.batches}"
     assert got == want, f"resumed: losses {got} for {want}"
-    for name, p in whole.params().items():
-        check_exact(f"resumed: {name}", parts.params()[name], p)
+    for name, p in straight.params().items():
+        check_exact(f"resumed: {name}", again.params()[name], p)

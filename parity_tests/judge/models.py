@@ -1,4 +1,4 @@
-"""A model beside torch's: logits, loss and every gradient by name, with dropout, in float64 and by the float32 rule."""
+"""Checks of a model against torch: logits, loss, every gradient by name, with dropout, in float64 and float32."""
 
 import math
 
@@ -22,7 +22,7 @@ DROP_RATES = (0.1, 0.5, 0.9, 1.0)
 
 
 class RecordedMasks:
-    """Stands in for a Generator: draws with NumPy, and keeps what it drew."""
+    """A stand-in for Generator: draws with NumPy and keeps its draws."""
 
     def __init__(self, seed):
         self._rng, self.drawn = np.random.default_rng(seed), []
@@ -34,9 +34,9 @@ class RecordedMasks:
 
 
 def dropout_factors(case, keeps):
-    """What torch is to multiply by, 0 or 1 / (1 − rate), once the draws are known to be of torch's number and order.
+    """The factors for torch, 0 or 1 / (1 − rate), after checking that the draws have torch's number and order.
 
-    That is: embeddings; per block the attention probabilities, the attention branch, the feed-forward branch.
+    The order: embeddings; per block the attention probabilities, the attention branch, the feed-forward branch.
     """
     x, probabilities = (case.B, case.T, case.config.emb_dim), (case.B, case.config.n_heads, case.T, case.T)
     shapes, rate = [x] + case.config.n_layers * [probabilities, x, x], case.config.drop_rate
@@ -58,7 +58,7 @@ def torch_logits(reference, tokens, factors=None):
 
 
 def check_loss(name, got, want, logits):
-    """Within the rounding of a difference of a log-sum-exp, at most max + log V, and a logit; see reject_certain."""
+    """Compare losses, each a log-sum-exp (at most max + log V) minus a logit. See reject_certain."""
     __tracebackhide__ = True
     reject_certain(want)
     scale = float(np.abs(logits).max()) + math.log(logits.shape[-1])
@@ -66,21 +66,21 @@ def check_loss(name, got, want, logits):
 
 
 def reject_certain(loss):
-    """Rejects a case whose true loss is under 1e-3: its gradients all stem from p − 1 with p nearly 1.
+    """Reject a case whose true loss is under 1e-3: its gradients all stem from p − 1 with p nearly 1.
 
-    So next to G itself stands eps / loss of pure rounding, in torch as here.
+    Rounding alone is then eps / loss relative to G, in torch as here.
     """
     if loss < 1e-3:
         reject()
 
 
 def reject_cancelled(case, logits, targets, grads):
-    """Rejects a case whose sums over the batch cancel: all rows alike, and every id equally often a target.
+    """Reject a case whose sums over the batch cancel: all rows alike, and every id equally often a target.
 
-    Then d logits = (p − onehot) / N adds up to nothing over the rows, and G itself is the rounding of both sides. The
-    measure is Σ |d logits| · |head|, what d final_norm.shift would be without the cancelling; and, times rstd, what
-    goes on below the last LayerNorm, where a table of constant rows that is the head too makes it cancel again. One
-    operation may be off by 64 eps of that, and the whole model by 2^16 eps G: G must be a thousandth at least.
+    Then d logits = (p − onehot) / N sums to 0 over the rows, and G is only the rounding of both sides. The measure is
+    Σ |d logits| · |head|, which bounds d final_norm.shift without the cancellation. With a tied table of constant rows
+    the gradient cancels again below the last LayerNorm, so the measure is then also multiplied by rstd. One operation
+    may be off by 64 eps of it, and the model by 2^16 eps G: G must be at least a thousandth of it.
     """
     p = np.exp(logits - logits.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
@@ -92,7 +92,7 @@ def reject_cancelled(case, logits, targets, grads):
 
 
 def last_rstd(case):
-    """The largest 1 / sqrt(var + eps) of the last LayerNorm's rows, by torch."""
+    """The largest 1 / sqrt(var + eps) of the last LayerNorm's rows, computed by torch."""
     reference, seen = from_params(case.config, case.params(), attention="plain"), []
     reference.final_norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     torch_logits(reference, case.batch()[0])
@@ -100,14 +100,14 @@ def last_rstd(case):
 
 
 def largest(grads):
-    """G, the largest |gradient| of the whole model."""
+    """G, the largest |gradient| of the model."""
     return max(float(np.abs(g).max()) for g in grads.values())
 
 
 def check_gradients(got, want):
-    """Every gradient by its name, within 2^16 eps G; a key bias against 0 itself. The message names all that are wrong.
+    """Compare every gradient by name, within 2^16 eps G; a key bias with exact 0. The message names all wrong ones.
 
-    (A wrong gradient spoils those of everything below it; the list shows where the trouble begins.)
+    (A wrong gradient spoils those of all layers below it; the list shows where the error begins.)
     """
     __tracebackhide__ = True
     assert list(got) == list(want), "the gradients' names, in the order of torch's parameters"
@@ -115,7 +115,7 @@ def check_gradients(got, want):
     for name, answer in want.items():
         try:
             check(f"d {name}", got[name], answer, G, compare.MODEL)
-            if name.endswith("W_key.bias"):  # it shifts a query's scores all alike: exactly 0, whatever torch rounds to
+            if name.endswith("W_key.bias"):  # it shifts all of a query's scores alike: the true gradient is 0
                 check(f"d {name} is 0", got[name], np.zeros_like(answer), G, compare.MODEL)
         except AssertionError as error:
             wrong.append(str(error))
@@ -124,14 +124,14 @@ def check_gradients(got, want):
 
 
 def check_model(case, attention="plain"):
-    """Logits, loss and all gradients of one case; with dropout where its configuration has any (then "plain" only)."""
+    """Compare logits, loss and all gradients of one case; also with dropout if configured (then "plain" only)."""
     __tracebackhide__ = True
     config, params, (tokens, targets) = case.config, case.params(), case.batch()
     before = {name: a.copy() for name, a in params.items()}
     model, reference = case.over(params), from_params(config, params, attention=attention)
 
     layout = "C" if case.layout == "gaps" else case.layout  # the gaps are filled with NaN
-    ids, want_ids = (strategies.arrange(each, layout) for each in (tokens, targets))
+    ids, want_ids = (strategies.arrange(a, layout) for a in (tokens, targets))
     logits = torch_logits(reference, tokens)
     check("logits", model(ids), logits, float(np.abs(logits).max()), compare.MODEL)
     want, want_grads = loss_and_grads(reference, tokens, targets)
@@ -173,9 +173,9 @@ def float32_case(i, scale=None, drop_rate=0.0):
 
 
 def torch_answers(case, attention, dtype):
-    """Logits, loss and gradients of the case's parameters, calculated by torch in this dtype.
+    """Logits, loss and gradients of the case's parameters, computed by torch in this dtype.
 
-    Where the case has dropout, its masks are those that torch draws after manual_seed(case.seed).
+    With dropout, the masks are those that torch draws after manual_seed(case.seed).
     """
     tokens, targets = case.batch()
     reference = from_params(case.config, case.params(), attention=attention, dtype=dtype)
@@ -213,24 +213,24 @@ def float32_ratios(case):
     for name, value in got.items():
         assert np.asarray(value).dtype == np.float32, f"{name} is {np.asarray(value).dtype} in a float32 model"
     error = errors_by_kind(got, want)
-    torchs = [errors_by_kind(torch_answers(case, each, torch.float32), want) for each in ("plain", "sdpa")]
+    torchs = [errors_by_kind(torch_answers(case, path, torch.float32), want) for path in ("plain", "sdpa")]
     G = max(float(np.abs(answer).max()) for name, answer in want.items() if name.startswith("d "))
     G = dict.fromkeys(error, G) | {name: float(np.abs(want[name]).max()) for name in ("logits", "loss")}
-    worst = {name: float(np.max([each[name] for each in torchs])) for name in error}
+    worst = {name: float(np.max([errors[name] for errors in torchs])) for name in error}
     return {name: error[name] / (worst[name] + 4 * float(np.spacing(np.float32(G[name])))) for name in error}
 
 
 def float32_percentiles(cases):
-    """Tensor kind -> the 95th percentile of its ratio over the cases that have it."""
+    """Tensor kind -> the 95th percentile of its ratio over the cases that contain it."""
     ratios = {}
     for case in cases:
         for name, ratio in float32_ratios(case).items():
             ratios.setdefault(name, []).append(ratio)
-    return {name: float(np.percentile(each, 95)) for name, each in ratios.items()}
+    return {name: float(np.percentile(values, 95)) for name, values in ratios.items()}
 
 
 def check_float32(cases, which="weights <= 1"):
-    """The rule for float32: not close to torch, but no worse than torch."""
+    """Apply the rule for float32: errors at most twice torch's, not closeness to torch."""
     __tracebackhide__ = True
     percentiles = float32_percentiles(cases)
     for name, value in percentiles.items():
@@ -240,7 +240,7 @@ def check_float32(cases, which="weights <= 1"):
 
 
 def check_own_masks(case, attention):
-    """Loss and all gradients in training, where either side draws its masks for itself from the case's seed."""
+    """Compare loss and all gradients in training, where each side draws its own masks from the case's seed."""
     __tracebackhide__ = True
     tokens, targets = case.batch()
     want = torch_answers(case, attention, torch.float64)

@@ -1,8 +1,8 @@
-"""The operations as the judge sees them: inputs, numpy_gpt's answer, torch's answers, and the scale of their rounding.
+"""The operations under test: inputs, numpy_gpt's results, torch's results, and the scale of their rounding.
 
-check_operation is what test_operations.py tests, what the museum turns red and what a student's own functions are put
-to; report.py measures through the same table. numpy_gpt's functions are looked up in their modules at every call, so
-whatever stands there in their place is what is judged.
+test_operations.py, the museum and the check of a student's own functions all use check_operation; report.py measures
+through the same table. numpy_gpt's functions are looked up in their modules at every call, so a patched function is
+the one judged.
 """
 
 import importlib
@@ -23,10 +23,10 @@ from parity_tests.judge.compare import check, check_exact
 
 
 class Operation(NamedTuple):
-    """How to ask both sides about one operation. Inputs go by name; d + output is the upstream gradient."""
+    """How to run one operation on both sides. Inputs go by name; d + output is the upstream gradient."""
 
     cases: Callable[[str], SearchStrategy]
-    """dtype -> the cases that are drawn."""
+    """dtype -> a strategy that draws cases."""
     inputs: Callable[[Any], dict[str, Any]]
     """A case -> the arguments by name."""
     forward: Callable[[dict[str, Any]], tuple[dict[str, Any], Any]]
@@ -34,13 +34,13 @@ class Operation(NamedTuple):
     backward: Callable[[dict[str, Any], Any], dict[str, Any]]
     """Inputs and the cache -> numpy_gpt's gradients by name."""
     torchs: Callable[[dict[str, Any]], Iterable[tuple[str, torch.Tensor]]]
-    """Inputs as tensors -> torch's ways to the output, each with its name."""
+    """Inputs as tensors -> (name, output) of each of torch's implementations."""
     leaves: tuple[str, ...]
     """The inputs that have a gradient, d + name."""
     scales: Callable[..., dict[str, Any]]
-    """Inputs by name -> S of every tensor; None: the same bits."""
+    """Inputs by name -> S of every tensor; None: the bits must match."""
     modules: tuple[str, ...]
-    """The functions of numpy_gpt.ops that are asked, as module.function."""
+    """The functions of numpy_gpt.ops under test, as module.function."""
     output: str = "y"
 
 
@@ -165,7 +165,7 @@ def _attention_backward(i, cache):
 
 
 def _attention_torchs(i):
-    """The formula in torch's own operations; without a mask, torch's fused one as a second opinion."""
+    """The formula in torch's basic operations; without a mask, torch's fused kernel too."""
     q, k, v, mask = i["q"], i["k"], i["v"], i["mask"]
     T, S = q.shape[-2], k.shape[-2]
     seen = torch.ones(T, S, dtype=torch.bool).tril(S - T)
@@ -181,7 +181,7 @@ def _attention_torchs(i):
 def _cross_entropy_inputs(case):
     s, n = case.source(), case.shape
     logits, targets = s.x(n["B"], n["T"], n["V"]), s.ids(n["V"], n["B"], n["T"])
-    return {"logits": logits, "targets": targets, "dloss": float(s.upstream(1)[0])}  # 1 at a line's end
+    return {"logits": logits, "targets": targets, "dloss": float(s.upstream(1)[0])}  # the loss is a scalar
 
 
 def _cross_entropy_forward(i):
@@ -277,8 +277,8 @@ OPERATIONS = {
 def names():
     """Function name -> (its module in numpy_gpt.ops, its operation)."""
     found = {}
-    for operation, one in OPERATIONS.items():
-        for function in one.modules:
+    for operation, entry in OPERATIONS.items():
+        for function in entry.modules:
             module, name = function.split(".")
             found[name] = (importlib.import_module(f"numpy_gpt.ops.{module}"), operation)
     return found
@@ -286,7 +286,7 @@ def names():
 
 @contextmanager
 def in_place(functions):
-    """In the block these functions, by name, stand in the place of numpy_gpt.ops' own."""
+    """Replace functions of numpy_gpt.ops, by name, within the block."""
     with ExitStack() as stack:
         for name, function in functions.items():
             stack.enter_context(mock.patch.object(names()[name][0], name, function))
@@ -295,18 +295,18 @@ def in_place(functions):
 
 def our_answer(operation, inputs):
     """numpy_gpt's outputs and gradients by name. Fails if an argument is written into."""
-    one = OPERATIONS[operation]
+    entry = OPERATIONS[operation]
     with unchanged(operation, inputs):
-        outputs, cache = one.forward(inputs)
-        return outputs | one.backward(inputs, cache)
+        outputs, cache = entry.forward(inputs)
+        return outputs | entry.backward(inputs, cache)
 
 
 def torch_answers(operation, inputs, dtype=torch.float64):
-    """torch's ways, by name: its output and autograd's gradients by name, calculated in this dtype.
+    """torch implementation -> its output and autograd's gradients by name, computed in this dtype.
 
-    Dropout's factors depend on the dtype they are divided in, so dropout is calculated in that of the inputs.
+    Dropout's factors depend on the dtype they are divided in, so dropout is computed in the inputs' dtype.
     """
-    one = OPERATIONS[operation]
+    entry = OPERATIONS[operation]
     tensors = {}
     for name, value in inputs.items():
         if isinstance(value, np.ndarray):
@@ -315,11 +315,11 @@ def torch_answers(operation, inputs, dtype=torch.float64):
                 tensors[name] = tensors[name].to(dtype)
         else:
             tensors[name] = torch.tensor(value, dtype=dtype) if name == "dloss" else value
-    leaves = {name: tensors[name].requires_grad_() for name in one.leaves if tensors[name] is not None}
+    leaves = {name: tensors[name].requires_grad_() for name in entry.leaves if tensors[name] is not None}
     answers = {}
-    for name, y in one.torchs(tensors):
-        grads = torch.autograd.grad(y, list(leaves.values()), tensors[f"d{one.output}"], retain_graph=True)
-        answer = {one.output: y} | {f"d{leaf}": grad for leaf, grad in zip(leaves, grads, strict=True)}
+    for name, y in entry.torchs(tensors):
+        grads = torch.autograd.grad(y, list(leaves.values()), tensors[f"d{entry.output}"], retain_graph=True)
+        answer = {entry.output: y} | {f"d{leaf}": grad for leaf, grad in zip(leaves, grads, strict=True)}
         if operation == "dropout":
             answer = {"mask": _torchs_factors(torch.ones_like(y), tensors["rate"], tensors["seed"])} | answer
         answers[name] = {tensor: value.detach().numpy() for tensor, value in answer.items()}
@@ -327,7 +327,7 @@ def torch_answers(operation, inputs, dtype=torch.float64):
 
 
 def check_tensor(name, got, want, scale):
-    """check, or where the scale is None check_exact."""
+    """Run check, or check_exact if the scale is None."""
     __tracebackhide__ = True
     if scale is None:
         check_exact(name, got, want)
@@ -336,7 +336,7 @@ def check_tensor(name, got, want, scale):
 
 
 def check_operation(operation, case):
-    """Every output and every gradient of one case, against every way torch has. float64 is torch's dtype throughout."""
+    """Compare every output and gradient of one case with every torch implementation, computed in float64."""
     __tracebackhide__ = True
     inputs = OPERATIONS[operation].inputs(case)
     got, scales = our_answer(operation, inputs), OPERATIONS[operation].scales(**inputs)

@@ -1,4 +1,4 @@
-"""What is at work, on stderr: a bar in a terminal, elsewhere a line whenever something else begins; and who does it."""
+"""Progress on stderr: a bar in a terminal, elsewhere one line per kind of work; and a pool of worker processes."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from rich.progress import Progress, track
 
 
 def shown(items, what, kind):
-    """The items, one after the other. kind names the sort of an item; those of one sort follow each other."""
+    """Yield the items and show progress. kind(item) names an item's kind; items of one kind are adjacent."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(list(items), what, console=console)
@@ -27,7 +27,7 @@ def shown(items, what, kind):
 
 @contextmanager
 def counted(what, total=None):
-    """Gives tick(), to be called for each of `total` (None: nobody knows how many)."""
+    """Yield tick(), to be called once for each of `total` items (None: unknown)."""
     console = Console(stderr=True)
     if not console.is_terminal:
         _say(what)
@@ -40,13 +40,13 @@ def counted(what, total=None):
 
 @contextmanager
 def unseen(what, total=None):
-    """counted, for who wants nothing shown."""
+    """The same as counted, but silent."""
     yield lambda: None
 
 
 @contextmanager
 def workers():
-    """A pool of processes, one a core, that a Ctrl-C ends without a word of theirs."""
+    """A pool of processes, one per core, that Ctrl-C ends without tracebacks."""
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _end_at_ctrl_c) as pool:
         try:
             yield pool

@@ -1,4 +1,4 @@
-"""The pretrain commands on a short text, and what they refuse."""
+"""Helpers that run the pretrain commands on a short text and check their refusals."""
 
 import csv
 
@@ -34,7 +34,7 @@ def check_refused(result, message):
     last = result.output.strip().splitlines()[-1]
     assert last.startswith("Error: ")
     assert "Traceback" not in result.output
-    assert result.stdout == "", "nothing may look as if it had begun"
+    assert result.stdout == "", "a refused command must print nothing to stdout"
 
 
 def saved(folder):

@@ -1,8 +1,8 @@
-"""A wrong case as Python that its author can run, with nothing of the suite in it."""
+"""A failing case as stand-alone Python that the student can run without the suite."""
 
 import numpy as np
 
-CALLS = {  # how an operation is asked; its arguments are called as in operations.py
+CALLS = {  # how an operation is called; arguments are named as in operations.py
     "linear": ("y, cache = {linear_forward}(x, w, b)", "dx, dw, db = {linear_backward}(dy, cache)"),
     "layernorm": (
         "y, cache = {layernorm_forward}(x, scale, shift)",
@@ -28,7 +28,7 @@ CALLS = {  # how an operation is asked; its arguments are called as in operation
         "dlogits = {cross_entropy_backward}(dloss, cache)",
     ),
 }
-LAYOUTS = {  # a memory layout of strategies.py -> the same numbers in it
+LAYOUTS = {  # memory layout of strategies.py -> a line that converts an array to it
     "transposed": "{0} = np.asfortranarray({0})",
     "gaps": "{0} = np.repeat({0}, 2, axis=-1)[..., ::2]",
     "reversed": "{0} = {0}[..., ::-1].copy()[..., ::-1]",
@@ -37,13 +37,13 @@ LAYOUTS = {  # a memory layout of strategies.py -> the same numbers in it
 
 
 def snippet(operation, case, wrong, own, path):
-    """Lines that call the author's functions on this case, ours where there are none, and print the wrong tensor.
+    """Lines that call the student's functions on this case, ours for missing ones, and print the wrong tensor.
 
-    own: the names of the functions in the file at path. wrong: what was said, which begins with the tensor.
+    own: the names of the functions in the file at path. wrong: the failure message, which begins with the tensor.
     """
     from parity_tests.judge.operations import OPERATIONS
 
-    modules = {name: module for module, name in (each.split(".") for each in OPERATIONS[operation].modules)}
+    modules = {name: module for module, name in (path.split(".") for path in OPERATIONS[operation].modules)}
     called = {name: f"mine.{name}" if name in own else f"{module}.{name}" for name, module in modules.items()}
     ours = sorted({module for name, module in modules.items() if name not in own})
     lines = ["import importlib, sys", "import numpy as np"]

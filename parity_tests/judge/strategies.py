@@ -1,10 +1,10 @@
-"""What the tests are tried on: Hypothesis strategies named for a relation. Shapes first, then data from a drawn seed.
+"""The tests' inputs: Hypothesis strategies named for a relation. Shapes first, then data from a drawn seed.
 
-A case is a small frozen description (shapes, scale, a seed), so a failure prints in one line and is rebuilt exactly by
-pasting it into @example. Its arrays come from the seed, in NumPy: nothing here needs torch.
+A case is a small frozen description (shapes, scale, a seed): a failure prints in one line, and pasting it into @example
+reproduces it exactly. Its arrays come from the seed, in NumPy: nothing here needs torch.
 
-What is drawn is what published suites left out: weights from 1e-2 to 3, repeated ids, T = 1, B = 1, V = 2, constant
-rows, huge values, arrays that are not contiguous or cannot be written to; upstream gradients are normal, never ones.
+The cases include those that published suites omit: weights from 1e-2 to 3, repeated ids, T = 1, B = 1, V = 2, constant
+rows, huge values, non-contiguous and read-only arrays. Upstream gradients are normal, never ones.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ SCALES = st.integers(0, 100).map(lambda i: 1e-2 * 300 ** (i / 100))
 
 
 def arrange(a, layout):
-    """The same numbers in another memory layout; "read-only" raises at any write."""
+    """The same numbers in another memory layout; writing to a "read-only" array raises."""
     if layout == "transposed":
         return np.asfortranarray(a)
     if layout == "gaps":
@@ -43,7 +43,7 @@ def arrange(a, layout):
 
 @dataclass(frozen=True)
 class OperationCase:
-    """One operation's input: shapes by name, how x is filled, and how every array lies in memory."""
+    """One operation's input: shapes by name, how x is filled, and every array's memory layout."""
 
     shape: dict[str, int]
     fill: str = "normal"
@@ -65,9 +65,9 @@ class Source:
         self._case, self._rng = case, np.random.default_rng(case.seed)
 
     def x(self, *shape):
-        """The main input, filled as the case says: huge means ±1e4, tiny 1e-30, constant rows have all features equal.
+        """The main input, filled by case.fill: huge means ±1e4, tiny 1e-30, constant rows have all features equal.
 
-        Zeros as queries make every score exactly 0, which is not the 0 of a masked position.
+        Zeros as queries make every score exactly 0, to be distinguished from a masked position.
         """
         a = self._rng.standard_normal(shape) * self._case.scale
         if self._case.fill == "constant rows":
@@ -89,11 +89,11 @@ class Source:
         return self.normal(*shape)
 
     def upstream(self, *shape):
-        """The gradient from above: normal, of a size of its own between 1e-3 and 1e3 (a loss divides by N)."""
+        """The upstream gradient: normal, with its own scale between 1e-3 and 1e3 (a loss divides by N)."""
         return self._finish(self._rng.standard_normal(shape) * 10 ** self._rng.uniform(-3, 3))
 
     def ids(self, high, *shape):
-        """Token ids in [0, high), of a drawn few only, so that they repeat."""
+        """Token ids in [0, high), drawn from a few values so that they repeat."""
         return repeated_ids(self._rng, high, shape)
 
     def factors(self, rate, *shape):
@@ -105,12 +105,12 @@ class Source:
 
 
 def repeated_ids(rng, high, shape):
-    """int64 ids in [0, high), of a few distinct values: some repeat, and most of the table is not read."""
+    """int64 ids in [0, high) with few distinct values: some repeat, and most of the table stays unread."""
     few = rng.choice(high, size=rng.integers(1, min(high, 8) + 1), replace=False)
     return rng.choice(few, size=shape).astype(np.int64)
 
 
-LARGE = [  # an operation and a case: what is worked off in blocks has a first, a middle and a last one here
+LARGE = [  # (operation, case): operations that work in blocks have a first, a middle and a last block here
     ("linear", OperationCase({"B": 2, "T": 130, "I": 96, "O": 384})),
     ("layernorm", OperationCase({"B": 2, "T": 300, "C": 96})),
     ("layernorm", OperationCase({"B": 1, "T": 130, "C": 768}, fill="constant rows")),
@@ -193,8 +193,8 @@ def cross_entropy_cases(dtype="float64"):
 class ModelCase:
     """A model and a batch: a configuration, B and T <= context_length, and parameters of one scale from a seed.
 
-    fill: constant rows have all features of a token, and of a position, equal; huge logits are about 1e4, tiny ones
-    1e-30. layout: how every array lies in memory.
+    fill: "constant rows" makes all features of a token, and of a position, equal; huge logits are about 1e4, tiny ones
+    1e-30. layout: every array's memory layout.
     """
 
     config: GPTConfig
@@ -207,7 +207,7 @@ class ModelCase:
     layout: str = "C"
 
     def params(self):
-        """Parameters under their names. LayerNorm's scales lie around 1, all else around 0: normal · scale."""
+        """Parameters by name: normal · scale, around 1 for LayerNorm's scales and around 0 for the rest."""
         params = self._filled()
         return {name: arrange(p.astype(self.dtype), self.layout) for name, p in params.items()}
 
@@ -244,10 +244,10 @@ class ModelCase:
 
 @st.composite
 def configs(draw, drop_rates=(0.0,), **fixed):
-    """Small configurations with n_heads a divisor of emb_dim; fixed keys are taken as they are.
+    """Small configurations in which n_heads divides emb_dim; fixed keys are used unchanged.
 
-    emb_dim is at least 4. LayerNorm leaves nothing of one number, and of two only which is the larger: the gradients
-    under it are what rounding left, and say nothing.
+    emb_dim is at least 4. LayerNorm turns one number into 0, and two into their order: the gradients below it would be
+    rounding noise.
     """
     n_heads = draw(st.integers(1, 4))
     head_size = draw(st.integers(-(-4 // n_heads), 8))
@@ -266,7 +266,7 @@ def configs(draw, drop_rates=(0.0,), **fixed):
 
 @st.composite
 def model_cases(draw, scales=SCALES, fills=("normal",), **keys):
-    """A configuration, a batch that fits it (T = 1 and B = 1 among them), a scale, a seed and a memory layout."""
+    """A configuration, a batch that fits it (including T = 1 and B = 1), a scale, a seed and a memory layout."""
     config = draw(configs(**keys))
     return ModelCase(
         config=config,

@@ -1,8 +1,8 @@
-"""Tokenizer folders of every kind that is met with, texts to try them on, and the ids that transformers gives.
+"""Tokenizer folders of every known kind, texts to encode, and transformers' ids for them.
 
 `python -m parity_tests.judge.tokenizers` writes fixtures/tokenizers.json: a vocabulary trained by Hugging Face's
-tokenizers on sentences of ours, and transformers' ids of some texts for every kind that is accepted. The quick suite
-compares with those; the slow one asks transformers itself, about more texts.
+tokenizers on SENTENCES, and transformers' ids of sample texts for every accepted kind. The quick suite compares with
+those ids; the slow suite runs transformers itself, on more texts.
 """
 
 import json
@@ -79,7 +79,7 @@ TOKENS += ["MyNewToken_1", "MyNewToken_2", "hello", "foo", "foobar", "  ", "    
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
-    """Texts of up to a dozen pieces: words of many languages, white space, odd characters, tokens; and an empty one."""
+    """An empty text, then texts of up to 12 pieces: words of many languages, white space, odd characters, tokens."""
     rng = np.random.default_rng(seed)
     pools = [WORDS, SPACES, TOKENS, ODD, [" "]]
 
@@ -95,9 +95,9 @@ def texts(count: int, seed: int = 0) -> list[str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A folder with a tokenizer: the files' contents by name, the rows of its model, and what is right.
+    """A tokenizer folder: the files' contents by name, the rows of its model, and the expected outcome.
 
-    refused: None where transformers' ids are right, else what the error has to name.
+    refused: None where transformers' ids are expected, else text that the error must contain.
     """
 
     files: dict[str, object]
@@ -113,7 +113,7 @@ class Kind:
 
 
 class Base:
-    """A vocabulary and its merges, from which the kinds are made."""
+    """A vocabulary and its merges, from which the kinds are built."""
 
     def __init__(self, ids: dict[str, int], merges: list[list[str]]):
         self.ids, self.merges = ids, merges
@@ -124,7 +124,7 @@ class Base:
         return {"vocab.json": self.ids, "merges.txt": "\n".join(lines)}
 
     def tokenizer(self, added: list[dict] | None = None, **changes: object) -> dict[str, object]:
-        """tokenizer.json as transformers writes it; a change of `model` goes into the model."""
+        """tokenizer.json as transformers writes it; changes under `model` are merged into its model section."""
         more = changes.pop("model", {})
         end = [{**entry(END_OF_TEXT, self.ids[END_OF_TEXT])}] if END_OF_TEXT in self.ids else []
         model = {
@@ -156,20 +156,20 @@ def byte_level(prefix: bool, trim_offsets: bool = True) -> dict[str, object]:
 
 
 def entry(content: str, number: int, special: bool = True, **flags: bool) -> dict:
-    """An added token as tokenizer.json has it."""
+    """An added token in tokenizer.json's format."""
     usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special, "special": special}
     return {"id": number, "content": content, **usual, **flags}
 
 
 def marked(content: str, **flags: bool) -> dict:
-    """A token of a role as tokenizer_config.json has it."""
+    """A token of a role in tokenizer_config.json's format."""
     usual = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
     return {"__type": "AddedToken", "content": content, **usual, **flags}
 
 
 def by_id(*entries: dict) -> dict:
-    """The same as added_tokens_decoder has them."""
-    return {str(each["id"]): {key: value for key, value in each.items() if key != "id"} for each in entries}
+    """Added tokens in added_tokens_decoder's format."""
+    return {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in entries}
 
 
 def tiny() -> Base:
@@ -180,7 +180,7 @@ def tiny() -> Base:
 
 
 def retrained() -> Base:
-    """The trained one: special tokens first, then bytes, then merges."""
+    """The trained vocabulary: special tokens first, then bytes, then merges."""
     values = json.loads(JUDGED.read_text(encoding="utf-8"))
     return Base(values["ids"], values["merges"])
 
@@ -192,7 +192,7 @@ FIRST = {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}
 
 @cache
 def kinds() -> dict[str, Kind]:
-    """All of them, by name."""
+    """All kinds by name."""
     base, own = tiny(), retrained()
     n, end = len(base.ids), entry(END_OF_TEXT, len(base.ids) - 1)
     without_end = Base({token: i for token, i in base.ids.items() if token != END_OF_TEXT}, base.merges)
@@ -301,7 +301,7 @@ def kinds() -> dict[str, Kind]:
             base.pair() | config(additional_special_tokens=["[x]"], extra_special_tokens={"my_role": "[y]"}), n + 2
         ),
         "named in no list": refused(base.pair() | config(extra_special_tokens=5), "extra_special_tokens"),
-        "named by what has no bytes": refused(base.pair() | config(pad_token="\ud800"), "cannot be read"),
+        "named by a lone surrogate": refused(base.pair() | config(pad_token="\ud800"), "cannot be read"),
         "added with an infinite id": refused(base.pair() | {"added_tokens.json": {"[x]": math.inf}}, "cannot be read"),
         "added before what tokenizer.json has": refused(
             base.tokenizer([entry("[y]", n + 1)])
@@ -346,7 +346,7 @@ def kinds() -> dict[str, Kind]:
         "padding": Kind(base.tokenizer(padding=padded), n),
         "no pre-tokenizer": Kind(unsaid, n),
         "no pre-tokenizer, taken as written": refused(unsaid | config(**written), "its pre_tokenizer is missing"),
-        "a sequence that is none": refused(
+        "a sequence that is not a list": refused(
             base.tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": 5}), "its pre_tokenizer is"),
         "a sequence of one": Kind(base.tokenizer(pre_tokenizer=sequence(byte_level(False))), n),
         "a template that adds nothing": Kind(
@@ -364,7 +364,7 @@ def kinds() -> dict[str, Kind]:
         "two merges of one token": refused(again.tokenizer(), "several merges for one token"),
         "a merge that never comes": refused(cut.tokenizer(), "'abc'", n + 3),
         "a merge too few": refused(Base(base.ids, base.merges[:-1]).pair(), "no line of vocab.bpe makes"),
-        "half of it": refused({"vocab.json": base.ids}, "merges.txt"),
+        "vocab.json alone": refused({"vocab.json": base.ids}, "merges.txt"),
     }
     return plain | prefix | added | steps | settings | merges
 
@@ -378,7 +378,7 @@ def sequence(*parts: dict) -> dict:
 
 
 def one_token_twice(base: Base) -> list[str]:
-    """A pair that the merges lack, and that makes a token which another pair makes."""
+    """A pair missing from the merges that makes the same token as another pair."""
     made = {"".join(pair) for pair in base.merges}
     for token in made:
         for at in range(1, len(token)):
@@ -389,7 +389,7 @@ def one_token_twice(base: Base) -> list[str]:
 
 
 def judge(folder: Path, cases: list[str]) -> list[list[int]]:
-    """transformers' ids of each text, with the tokenizer that it loads from the folder."""
+    """transformers' ids of each text, using the tokenizer it loads from the folder."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -397,7 +397,7 @@ def judge(folder: Path, cases: list[str]) -> list[list[int]]:
 
 
 def train() -> dict[str, object]:
-    """A vocabulary of 400 tokens, trained by Hugging Face's tokenizers on texts of ours."""
+    """A vocabulary of 400 tokens, trained by Hugging Face's tokenizers on our texts."""
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel

@@ -102,7 +102,7 @@ def torch_trace(config, params, tokens, targets, factors=None, replace=None):
 
 
 def check_traces(config, got, want):
-    """Every activation in the order of the pass, then every gradient in the order of the backward pass.
+    """Compare every activation in order of the pass, then every gradient in order of the backward pass.
 
     The first that diverges is named, with what its gradient comes from. The scale is the largest activation, or the
     largest gradient, as for the whole model.

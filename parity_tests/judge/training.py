@@ -1,4 +1,4 @@
-"""Optimisers and training steps beside torch's."""
+"""Checks of optimisers and training steps against torch."""
 
 import math
 
@@ -35,7 +35,7 @@ def draw_params(seed, dtype, layout="C"):
 
 
 def draw_grads(rng, params):
-    """Gradients of every size, each with a part that is exactly zero, as unread rows of a table have."""
+    """Gradients of every size, about half with an exactly zero part, as unread rows of a table have."""
     grads = {}
     for name, p in params.items():
         g = rng.standard_normal(p.shape) * 10 ** rng.uniform(-4, 2)
@@ -77,7 +77,7 @@ def check_adamw(
     steps=STEPS,
     optimizer=optim.AdamW,
 ):
-    """Parameters after every step against torch.optim.AdamW in the same dtype, with lr changing between the steps."""
+    """Compare parameters after every step with torch.optim.AdamW in the same dtype, changing lr between steps."""
     __tracebackhide__ = True
     rng = np.random.default_rng([seed, 1])
     params = draw_params(seed, dtype, layout)
@@ -99,11 +99,11 @@ def check_adamw(
         for name, leaf in leaves.items():
             check(f"AdamW {name}", params[name], leaf.detach().numpy(), scales.S[name])
             check_exact(f"AdamW's argument, the gradient of {name},", grads[name], kept[name])
-            assert params[name] is arrays[name], f"AdamW put another array in the place of {name}"
+            assert params[name] is arrays[name], f"AdamW replaced the array of {name}"
 
 
 def check_clipping(seed=0, dtype="float64", share=0.5, layout="C"):
-    """One factor for all tensors, torch's; max_norm is this share of the true norm."""
+    """Compare the norm and clipped gradients with torch's; max_norm is this share of the true norm."""
     __tracebackhide__ = True
     rng = np.random.default_rng(seed)
     grads = {name: arrange(g, layout) for name, g in draw_grads(rng, draw_params(seed, dtype)).items()}
@@ -117,13 +117,13 @@ def check_clipping(seed=0, dtype="float64", share=0.5, layout="C"):
     check("clip_grad_norm norm", np.asarray(got, dtype), want, norm)
     for name, g in grads.items():
         check(f"clip_grad_norm {name}", g, leaves[name].grad.numpy(), np.abs(before[name]))
-        assert g is arrays[name], f"clip_grad_norm put another array in the place of {name}"
+        assert g is arrays[name], f"clip_grad_norm replaced the array of {name}"
         if share > 1.01:
             check_exact(f"clip_grad_norm {name}, under the limit", g, before[name])
 
 
 def torch_schedule(optimizer, warmup_steps, total_steps):
-    """warmup_cosine out of torch's schedulers: 1 / (W + 1), 2 / (W + 1) … 1 at step W; then a cosine to a tenth.
+    """warmup_cosine from torch's schedulers: 1 / (W + 1), 2 / (W + 1) … 1 at step W; then a cosine to a tenth.
 
     LinearLR's factor is start + (1 − start) · step / W, with start = 1 / (W + 1): (step + 1) / (W + 1).
     """
@@ -136,7 +136,7 @@ def torch_schedule(optimizer, warmup_steps, total_steps):
 
 
 def check_schedule(peak, warmup_steps, total_steps):
-    """Every step's learning rate, against torch's; each of torch's is made from the one before."""
+    """Compare every step's learning rate with torch's, which derives each from the previous one."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
     scheduler = torch_schedule(optimizer, warmup_steps, total_steps)
     for step in range(total_steps):
@@ -147,19 +147,19 @@ def check_schedule(peak, warmup_steps, total_steps):
 
 
 class TrajectoryBudget:
-    """How far the parameters of two correct float64 runs may be apart, step after step. Derived, not chosen.
+    """A derived bound on how far the parameters of two correct float64 runs may diverge, step by step.
 
-    At every step the two runs' gradients agree within δ = 2^16 eps G; so do m̂, a weighted mean of gradients, and √v̂, a
-    weighted norm of them. With r = |m̂| / (√v̂ + eps), the quotient of the update is then off by at most
-    (1 + r) δ / (√v̂ + eps), δ the largest so far, and the parameter by lr times that, for every step so far (decay only
-    shrinks it). Rounding of the update itself adds 64 eps (|θ| + lr r) a step. √v̂ and r are torch's.
+    At every step the two runs' gradients agree within δ = 2^16 eps G; so do m̂, a weighted mean of gradients, and √v̂,
+    a weighted norm of them. With r = |m̂| / (√v̂ + eps), the quotient of the update is then off by at most
+    (1 + r) δ / (√v̂ + eps), with the largest δ so far. The parameter is off by lr times that, summed over the steps
+    (decay only shrinks it). Rounding of the update itself adds 64 eps (|θ| + lr r) a step. √v̂ and r are torch's.
     """
 
     def __init__(self, params):
         self._delta, self._allowed = 0.0, {name: np.zeros(p.shape) for name, p in params.items()}
 
     def step(self, model, optimizer):
-        """Add a step that torch's AdamW, with its default betas and eps, has just made on model's gradients."""
+        """Account for the step that torch's AdamW, with default betas and eps, has just made on model's gradients."""
         machine, lr = float(np.finfo(np.float64).eps), optimizer.param_groups[0]["lr"]
         G = max(float(p.grad.abs().max()) for p in model.parameters())
         self._delta = max(self._delta, compare.MODEL.factor * machine * G)
@@ -172,20 +172,20 @@ class TrajectoryBudget:
             self._allowed[name] = self._allowed[name] + lr * (1 + r) * self._delta / root + rounding
 
     def check(self, what, got, want):
-        """Every parameter, against torch's."""
+        """Compare every parameter with torch's."""
         machine = float(np.finfo(np.float64).eps)
         for name, answer in want.items():
             check(f"{what} {name}", got[name], answer, self._allowed[name] / machine, TRAJECTORY)
 
     def copy(self):
-        """As it stands now."""
+        """A copy of the current bound."""
         other = TrajectoryBudget({})
         other._delta, other._allowed = self._delta, dict(self._allowed)
         return other
 
 
 def check_trajectory(tied=False, bias=True, seed=0, make_case=ModelCase, optimizer=optim.AdamW):
-    """A whole run in float64: dropout, clipping and the schedule on, parameters compared after every step."""
+    """Compare parameters after every step of a float64 run with dropout, clipping and the schedule."""
     config = GPTConfig(13, 7, 12, 3, 2, drop_rate=0.2, qkv_bias=bias, tie_weights=tied)
     case = make_case(config, B=3, T=7, scale=0.3, seed=seed)
     peak, warmup_steps, weight_decay, clipped = 0.005, 3, 0.1, 0
@@ -202,7 +202,7 @@ def check_trajectory(tied=False, bias=True, seed=0, make_case=ModelCase, optimiz
         check("loss of a training run", loss, np.float64(want), max(want, 1.0), compare.MODEL)
         check_gradients(grads, want_grads)
 
-        max_norm = 0.5 if step % 3 else 50.0  # every third step stays under it
+        max_norm = 0.5 if step % 3 else 50.0  # every third step is not clipped
         norm, want = optim.clip_grad_norm(grads, max_norm), clip_grad_norm_(reference.parameters(), max_norm).item()
         check("norm in a training run", np.float64(norm), np.float64(want), want, compare.MODEL)
         clipped += want > max_norm
@@ -212,4 +212,4 @@ def check_trajectory(tied=False, bias=True, seed=0, make_case=ModelCase, optimiz
         budget.step(reference, torchs)
         scheduler.step()
         budget.check("trained", model.params, to_params(reference))
-    assert 0 < clipped < RUN, f"clipped in {clipped} steps of {RUN}: both kinds are wanted"
+    assert 0 < clipped < RUN, f"clipped in {clipped} steps of {RUN}: the test needs clipped and unclipped ones"

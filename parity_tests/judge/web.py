@@ -1,4 +1,4 @@
-"""The network as the tests see it: a server on this machine that answers for any address, well or badly."""
+"""A local server that answers for any address, correctly or with faults."""
 
 import re
 import threading
@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 import requests
 
 PROXIES = [name for scheme in ("HTTP", "HTTPS", "ALL") for name in (f"{scheme}_PROXY", f"{scheme}_proxy".lower())]
-"""The variables that send requests elsewhere."""
+"""The environment variables that set a proxy."""
 
 HANG = "hang"
 """A page that is never sent."""
@@ -17,10 +17,10 @@ HANG = "hang"
 
 @dataclass(frozen=True)
 class Ranged:
-    """A page of a server that knows Range and If-Range (its ETag, or Last-Modified), or not; as it answers once.
+    """One answer of a server that may support Range and If-Range (by ETag or Last-Modified).
 
-    sent: bytes after which the connection ends. headers: more of them; those of the answer itself are overridden, and
-    None leaves one out. extra: what is sent after the end.
+    sent: bytes after which the connection ends. headers: added to the answer's or overriding them; None omits one.
+    extra: bytes sent after the end.
     """
 
     content: bytes
@@ -31,7 +31,7 @@ class Ranged:
     extra: bytes = b""
 
     def answer(self, asked):
-        """(status, headers, body) for the headers asked with."""
+        """(status, headers, body) for the request's headers."""
         status, start, length = 200, 0, len(self.content)
         headers = {}
         wanted = re.fullmatch(r"bytes=(\d+)-", asked.get("Range", ""))
@@ -49,19 +49,19 @@ class Ranged:
 
 @dataclass(frozen=True)
 class Redirect(Ranged):
-    """A page that is somewhere else: content is the address, as the bytes of the header."""
+    """A redirect: content is the address, as the bytes of the Location header."""
 
     def answer(self, asked):
         return 302, {"Location": self.content.decode("latin-1"), "Content-Length": "0"}, b""
 
 
 class Web:
-    """While it is open, every download asks this server and nobody else.
+    """Within the block, every download goes to this server.
 
-    pages: address -> its bytes; (bytes, length) for a connection that ends before the announced length, or stalls there
-    if that is None; a status number; HANG; a Ranged; or a list of these, one for each time it is asked, the last for
-    good. Other addresses cannot be reached. asked: what was asked for, in order; headers: with what. Other processes
-    ask for address(url). Proxies set in the environment are unset meanwhile.
+    pages: address -> its bytes; (bytes, length) for a connection that ends before the announced length, or stalls if
+    length is None; a status number; HANG; a Ranged; or a list of these, one per request, the last repeated. Other
+    addresses are unreachable. asked: the addresses requested, in order; headers: the requests' headers. Other processes
+    request address(url). Proxies in the environment are unset within the block.
     """
 
     def __init__(self, monkeypatch):
@@ -121,7 +121,7 @@ class Web:
         return self
 
     def address(self, url):
-        """Where this machine has the page of an address."""
+        """The local address of a page."""
         return f"http://127.0.0.1:{self._server.server_port}/{quote(url, safe='')}"
 
     def __exit__(self, *_):

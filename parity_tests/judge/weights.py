@@ -1,4 +1,4 @@
-"""Checkpoints and imports beside transformers' formulas."""
+"""Checks of checkpoints and imports against GPT-2's formulas."""
 
 import json
 import tempfile
@@ -19,13 +19,13 @@ TOKENS = np.array([[1, 5, 0, 10, 3], [2, 2, 9, 4, 7]])
 
 
 def model_of(path, dtype=np.float64):
-    """The model in a folder of somebody else's, in dtype."""
+    """The model in another program's folder, converted to dtype."""
     source = open_source(path)
     return GPT.from_params(source.config, {name: tensor.astype(dtype) for name, tensor in source.tensors.items()})
 
 
 def check_logits(got, want):
-    """Within 1e-12 of the largest logit."""
+    """Assert that logits agree within 1e-12 of the largest logit."""
     error = np.abs(got - want).max() / np.abs(want).max()
     assert error <= 1e-12, f"logits: {error:.2g} of the largest"
 
@@ -37,7 +37,7 @@ def run(*args, code=0):
 
 
 def openai_tensors():
-    """The fixture's variables under Hugging Face's names, read without the table: sorted by name, without gaps."""
+    """The fixture's variables under Hugging Face's names, read without the index: sorted by name, without gaps."""
     hparams = json.loads((FIXTURE / "hparams.json").read_text())
     size = dict(
         zip(("n_head", "n_layer", "n_embd"), (hparams[k] for k in ("n_head", "n_layer", "n_embd")), strict=True)
@@ -62,7 +62,7 @@ def openai_tensors():
 
 
 def check_loaded():
-    """A Hugging Face folder, loaded, answers as GPT-2 does over the tensors in it."""
+    """Assert that a loaded Hugging Face folder gives GPT-2's logits."""
     tensors = gpt2_tensors()
     with tempfile.TemporaryDirectory() as place:
         model = model_of(huggingface_folder(Path(place), tensors))
