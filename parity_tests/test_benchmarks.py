@@ -530,7 +530,7 @@ def test_stream_cases_are_measured():
 
 
 def test_mask_sizes_of_a_step():
-    """18 times the size of one block's attention probabilities would be 12 blocks: the book's run."""
+    """In the book's run a step's masks are 18 times one block's attention probabilities in size."""
     sizes = [np.prod(shape) for shape in mask_shapes(GPTConfig(), B=2)]
     assert len(sizes) == 37
     assert round(sum(sizes) / (2 * 12 * 256 * 256)) == 18

@@ -348,7 +348,7 @@ def test_invalid_settings_are_named(settings_, message):
     [
         ([[0, 23]], "id 23 is outside the vocabulary of 23"),
         ([[-1]], "id -1 is outside the vocabulary of 23"),
-        ([[23, 0, 0, 0, 0, 0, 0, 0]], "id 23 is outside the vocabulary"),  # refused although cropping hides it from the model
+        ([[23, 0, 0, 0, 0, 0, 0, 0]], "id 23 is outside the vocabulary"),  # even if cropped away
         ([0, 1], "tokens must be a non-empty"),
         ([[0.5]], "tokens must be a non-empty .* whole numbers"),
         (np.zeros((1, 0), int), "tokens must be a non-empty"),

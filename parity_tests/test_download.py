@@ -1,4 +1,4 @@
-"""weights.transfer and weights.download: whatever the network does, a verified file or the one that was there."""
+"""weights.transfer and weights.download: whatever the network does, the result is a verified file or the old one."""
 
 import errno
 import hashlib
@@ -61,7 +61,7 @@ def web(server):
 
 
 class Lines(Report):
-    """A report that is kept."""
+    """A report that keeps its lines."""
 
     def __init__(self, terminal=False):
         self.written = io.StringIO()
@@ -83,7 +83,7 @@ def get(folder, report=None, **known):
 
 
 def fail(folder, **known):
-    """The error's sentence; nothing may have the file's name."""
+    """The error message of a failing fetch; asserts that the target file is unchanged."""
     before = (folder / "thing").read_bytes() if (folder / "thing").exists() else None
     with pytest.raises(InputError) as error:
         fetch(remote(**known), folder, Lines())
@@ -96,7 +96,7 @@ def ranges(web):
 
 
 def lay_part(folder, content, **note):
-    """A part as an earlier call leaves it."""
+    """Write a partial file as left by an earlier call."""
     (folder / ".thing.part").write_bytes(content)
     if note:
         (folder / ".thing.part.from").write_text(json.dumps(note))
@@ -105,7 +105,7 @@ def lay_part(folder, content, **note):
 # One call, one address.
 
 
-def test_a_file_comes_whole_and_readable_for_all(web, tmp_path):
+def test_complete_file_is_readable_by_all(web, tmp_path):
     web.pages[FIRST] = CONTENT
     report = Lines()
     assert get(tmp_path, report) == CONTENT
@@ -125,7 +125,7 @@ def _umask():
 
 @pytest.mark.parametrize("sha256", [SHA256, None], ids=["known", "unknown"])
 @pytest.mark.parametrize("headers", [ETAG, DATE, ETAG | DATE, {"ETag": 'W/"weak"'} | DATE], ids=lambda h: "+".join(h))
-def test_a_broken_transfer_goes_on_where_it_broke(web, tmp_path, sha256, headers):
+def test_broken_transfer_resumes(web, tmp_path, sha256, headers):
     web.pages[FIRST] = [
         Ranged(CONTENT, headers, sent=1000),
         Ranged(CONTENT, headers, sent=500),
@@ -140,7 +140,7 @@ def test_a_broken_transfer_goes_on_where_it_broke(web, tmp_path, sha256, headers
     assert [each["If-Range"] for each in rest] == [validator] * 2
 
 
-def test_the_next_call_goes_on_too(web, tmp_path, monkeypatch):
+def test_next_call_resumes(web, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "TRIES", 1)
     web.pages[FIRST] = BROKEN
     assert f"{FIRST} broke off before the end; {SECOND} could not be reached (ConnectionError)" in fail(tmp_path)
@@ -150,7 +150,7 @@ def test_the_next_call_goes_on_too(web, tmp_path, monkeypatch):
     assert ranges(web) == [None, f"bytes={start}-"]
 
 
-def test_tries_are_bounded_and_wait_in_between(web, tmp_path, monkeypatch):
+def test_retries_are_bounded_and_spaced(web, tmp_path, monkeypatch):
     slept = []
     monkeypatch.setattr(transfer, "PAUSE", 7)
     monkeypatch.setattr(time, "sleep", slept.append)
@@ -162,26 +162,26 @@ def test_tries_are_bounded_and_wait_in_between(web, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"weak"'}], ids=["none", "weak"])
-def test_without_a_validator_or_a_hash_it_begins_again(web, tmp_path, headers):
+def test_without_validator_or_hash_transfer_restarts(web, tmp_path, headers):
     web.pages[FIRST] = [Ranged(CONTENT, headers, sent=1000), Ranged(OTHER, headers)]
     assert get(tmp_path, sha256=None) == OTHER
     assert ranges(web) == [None, None]
 
 
-def test_a_hash_covers_a_join_without_a_validator(web, tmp_path):
+def test_hash_allows_resuming_without_validator(web, tmp_path):
     web.pages[FIRST] = [Ranged(CONTENT, sent=1000), Ranged(CONTENT)]
     assert get(tmp_path) == CONTENT
     assert ranges(web)[1] is not None
     assert "If-Range" not in web.headers[1]
 
 
-def test_the_rest_need_not_repeat_the_validator(web, tmp_path):
+def test_resumed_answer_need_not_repeat_the_validator(web, tmp_path):
     web.pages[FIRST] = [Ranged(CONTENT, ETAG, sent=960), Ranged(CONTENT, {}, knows_if_range=False)]
     assert get(tmp_path, sha256=None) == CONTENT
     assert ranges(web) == [None, "bytes=960-"]
 
 
-# Servers that do not go on from there.
+# Servers that do not resume.
 
 ODD = {
     "ignores Range": Ranged(CONTENT, ETAG, knows_range=False),
@@ -203,7 +203,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_two_files_are_never_joined(web, tmp_path, kind):
+def test_parts_of_two_files_are_never_joined(web, tmp_path, kind):
     pages = ODD[kind] if isinstance(ODD[kind], list) else [ODD[kind]]
     web.pages[FIRST] = [Ranged(CONTENT, ETAG, sent=960), *pages]
     assert get(tmp_path, sha256=None) == pages[-1].content
@@ -211,13 +211,13 @@ def test_two_files_are_never_joined(web, tmp_path, kind):
     assert web.asked == [FIRST] * (len(pages) + 1)
 
 
-def test_a_server_that_always_refuses_ranges_ends_in_an_error(web, tmp_path):
+def test_server_refusing_ranges_is_an_error(web, tmp_path):
     web.pages[FIRST] = 416
     assert f"{FIRST} answered 416" in fail(tmp_path)
     assert web.asked == [FIRST] + [SECOND] * transfer.TRIES
 
 
-def test_a_part_nobody_asked_for_is_not_the_file(web, tmp_path):
+def test_unrequested_partial_answer_is_refused(web, tmp_path):
     web.pages[FIRST] = Partial(CONTENT)
     assert f"{FIRST} answered 206" in fail(tmp_path, sha256=None)
 
@@ -227,7 +227,7 @@ class Partial(Ranged):
         return super().answer({"Range": "bytes=0-"})
 
 
-# Whatever happens.
+# Arbitrary answers.
 
 VERSIONS = [
     (CONTENT, '"one"', "Wed, 06 Nov 2019"),
@@ -238,12 +238,12 @@ VERSIONS = [
 
 @st.composite
 def answers(draw, honest):
-    """One answer of a server; an honest one never gives two files the same validator, or a rest without any."""
+    """One answer of a server; an honest one never reuses a validator or sends a partial answer without one."""
     if draw(st.integers(0, 5)) == 0:
         return draw(st.sampled_from([404, 416, 503]))
     content, etag, date = draw(st.sampled_from(VERSIONS))
     if not honest:
-        etag = draw(st.sampled_from([each for _, each, _ in VERSIONS]))
+        etag = draw(st.sampled_from([tag for _, tag, _ in VERSIONS]))
     headers = draw(
         st.sampled_from([{"ETag": etag}, {"ETag": etag, "Last-Modified": date}, {"Last-Modified": date}, {}])
     )
@@ -258,7 +258,7 @@ def answers(draw, honest):
 
 @st.composite
 def histories(draw):
-    """(sha256 or None, the file before or None, what each address answers in each of some calls)"""
+    """(sha256 or None, the existing file or None, both addresses' answers in each call)"""
     sha256 = draw(st.sampled_from([SHA256, None]))
     pages = st.lists(answers(honest=sha256 is None), min_size=1, max_size=4)
     return sha256, draw(st.sampled_from([None, OTHER[:-1]])), draw(st.lists(st.tuples(pages, pages), max_size=3))
@@ -268,7 +268,7 @@ def histories(draw):
 @settings(max_examples=40)
 @example((None, None, [([BROKEN, Ranged(OTHER, OTHER_ETAG, knows_if_range=False)], [404])]))
 @example((SHA256, OTHER, [([BROKEN, Ranged(OTHER, ETAG)], [BROKEN, Ranged(CONTENT, OTHER_ETAG)])]))
-def test_a_whole_file_or_the_one_before(server, history):
+def test_fetch_leaves_a_complete_file_or_the_old_one(server, history):
     sha256, before, calls = history
     whole = [CONTENT] if sha256 else [content for content, _, _ in VERSIONS]
     with tempfile.TemporaryDirectory() as name:
@@ -292,12 +292,12 @@ def test_a_whole_file_or_the_one_before(server, history):
 # Lengths.
 
 
-def test_what_comes_after_the_announced_length_is_left(web, tmp_path):
+def test_bytes_after_the_announced_length_are_ignored(web, tmp_path):
     web.pages[FIRST] = Ranged(CONTENT, ETAG, extra=b"more")
     assert get(tmp_path, sha256=None) == CONTENT
 
 
-def test_a_stream_without_end_is_cut_at_the_announced_length(web, tmp_path, monkeypatch):
+def test_endless_stream_stops_at_the_announced_length(web, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "TRIES", 1)
     body = b"%x\r\n%b\r\n" % (3 * len(CONTENT), 3 * CONTENT)  # one chunk of several: no length binds the client
     page = Ranged(body, {"Content-Length": str(len(CONTENT) - 7), "Transfer-Encoding": "chunked"})
@@ -306,25 +306,25 @@ def test_a_stream_without_end_is_cut_at_the_announced_length(web, tmp_path, monk
 
 
 @pytest.mark.parametrize("length", [None, "soon", "-1", "²", "9" * 5000])
-def test_a_length_must_be_announced(web, tmp_path, length):
+def test_length_must_be_announced(web, tmp_path, length):
     web.pages[FIRST] = Ranged(CONTENT, ETAG | {"Content-Length": length})
     assert f"{FIRST} does not give the file's length" in fail(tmp_path)
 
 
-def test_a_file_of_another_length_than_the_known_one_is_not_fetched(web, tmp_path):
+def test_file_of_wrong_length_is_not_fetched(web, tmp_path):
     web.pages[FIRST] = CONTENT + b"x"
     assert f"{FIRST} offers 2,049 bytes, not 2,048" in fail(tmp_path, sha256=None, length=2048)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("announced", ["2100", "9000"])
-def test_a_file_shorter_than_announced_is_broken(web, tmp_path, announced):
+def test_file_shorter_than_announced_is_refused(web, tmp_path, announced):
     web.pages[FIRST] = Ranged(CONTENT, ETAG | {"Content-Length": announced})
     assert f"{FIRST} " in fail(tmp_path, sha256=None)
 
 
-def test_an_older_urllib3_that_does_not_count_is_counted_after(web, tmp_path, monkeypatch):
-    """urllib3 1 takes a connection that ends early for the end."""
+def test_short_transfer_is_detected_with_old_urllib3(web, tmp_path, monkeypatch):
+    """urllib3 1 treats an early end of the connection as the end of the file."""
     import requests
 
     body = requests.Response.iter_content
@@ -342,14 +342,14 @@ def test_an_older_urllib3_that_does_not_count_is_counted_after(web, tmp_path, mo
 # Hashes and addresses.
 
 
-def test_a_wrong_file_is_dropped_and_the_next_address_asked(web, tmp_path):
+def test_wrong_file_falls_back_to_the_next_address(web, tmp_path):
     web.pages[FIRST], web.pages[SECOND] = OTHER, CONTENT
     assert get(tmp_path) == CONTENT
     assert web.asked == [FIRST, SECOND]
     assert ranges(web) == [None, None]
 
 
-def test_wrong_files_everywhere_are_told_and_leave_nothing(web, tmp_path):
+def test_wrong_files_everywhere_are_named_and_removed(web, tmp_path):
     web.pages[FIRST], web.pages[SECOND] = OTHER, Ranged(b"")
     words = fail(tmp_path)
     wrong = f"gave a file that is damaged or another file (its SHA-256 is not {SHA256[:8]}…)"
@@ -360,12 +360,12 @@ def test_wrong_files_everywhere_are_told_and_leave_nothing(web, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_file_is_none(web, tmp_path):
+def test_empty_file_is_refused(web, tmp_path):
     web.pages[FIRST] = Ranged(b"")
     assert f"{FIRST} gave a file that is empty" in fail(tmp_path, sha256=None)
 
 
-def test_a_part_goes_on_from_another_address_where_the_hash_covers_it(web, tmp_path):
+def test_hash_allows_resuming_from_another_address(web, tmp_path):
     web.pages[FIRST] = [Ranged(CONTENT, ETAG, sent=960), 503]
     web.pages[SECOND] = Ranged(CONTENT, OTHER_ETAG)
     assert get(tmp_path) == CONTENT
@@ -373,14 +373,14 @@ def test_a_part_goes_on_from_another_address_where_the_hash_covers_it(web, tmp_p
     assert "If-Range" not in web.headers[2]
 
 
-def test_a_part_does_not_go_on_from_another_address_without_a_hash(web, tmp_path):
+def test_without_hash_another_address_restarts(web, tmp_path):
     web.pages[FIRST] = [Ranged(CONTENT, ETAG, sent=960), 503]
     web.pages[SECOND] = Ranged(OTHER, ETAG)
     assert get(tmp_path, sha256=None) == OTHER
     assert ranges(web)[2] is None
 
 
-def test_a_join_with_the_wrong_hash_begins_anew_at_the_same_address(web, tmp_path):
+def test_resumed_file_with_wrong_hash_restarts(web, tmp_path):
     lay_part(tmp_path, OTHER[:960])
     web.pages[FIRST] = Ranged(CONTENT, ETAG)
     assert get(tmp_path) == CONTENT
@@ -389,13 +389,13 @@ def test_a_join_with_the_wrong_hash_begins_anew_at_the_same_address(web, tmp_pat
 
 
 @pytest.mark.parametrize("sha256", [SHA256, None], ids=["known", "unknown"])
-def test_a_whole_part_is_only_checked(web, tmp_path, sha256):
+def test_complete_part_is_only_verified(web, tmp_path, sha256):
     lay_part(tmp_path, CONTENT, url=FIRST, length=len(CONTENT), validator='"one"')
     assert get(tmp_path, sha256=sha256) == CONTENT
     assert web.asked == []
 
 
-def test_a_whole_part_that_is_wrong_is_fetched_again(web, tmp_path):
+def test_complete_but_wrong_part_is_refetched(web, tmp_path):
     lay_part(tmp_path, OTHER, url=FIRST, length=len(CONTENT), validator='"one"')
     web.pages[FIRST] = CONTENT
     assert get(tmp_path) == CONTENT
@@ -409,7 +409,7 @@ NOTES = [
 
 
 @pytest.mark.parametrize("note", NOTES)
-def test_a_note_that_cannot_be_read_is_none(web, tmp_path, note):
+def test_unreadable_note_is_ignored(web, tmp_path, note):
     lay_part(tmp_path, OTHER[:960])
     (tmp_path / ".thing.part.from").write_text(note)
     web.pages[FIRST] = Ranged(CONTENT, ETAG)
@@ -427,7 +427,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
-def test_a_refusal_is_not_asked_again(web, tmp_path, kind):
+def test_refusal_is_not_retried(web, tmp_path, kind):
     page, words = REFUSALS[kind]
     web.pages[FIRST], web.pages[SECOND] = page, CONTENT
     assert get(tmp_path) == CONTENT
@@ -438,8 +438,8 @@ def test_a_refusal_is_not_asked_again(web, tmp_path, kind):
 
 
 @pytest.mark.parametrize("page", [HANG, (CONTENT[:1000], None)], ids=["no answer", "half an answer"])
-def test_a_server_that_hangs_is_left(web, tmp_path, monkeypatch, page):
-    """It hangs for good: without a time-out this test would never end."""
+def test_hanging_server_times_out(web, tmp_path, monkeypatch, page):
+    """The server hangs forever: without a time-out this test would not end."""
     monkeypatch.setattr(transfer, "TRIES", 1)
     monkeypatch.setattr(network, "TIMEOUT", 0.2)
     web.pages[FIRST] = page
@@ -460,8 +460,8 @@ MALFORMED = [
 
 @pytest.mark.parametrize("sha256", [SHA256, None], ids=["known", "unknown"])
 @pytest.mark.parametrize("place", MALFORMED)
-def test_a_redirect_to_a_malformed_address_is_told(web, tmp_path, place, sha256):
-    """requests lets some of urllib3's errors through, and some of Python's own."""
+def test_redirect_to_malformed_address_is_named(web, tmp_path, place, sha256):
+    """requests does not wrap all errors of urllib3 and of Python."""
     web.pages[FIRST] = Redirect(place.encode("latin-1"))
     assert f"{FIRST} redirects to an address that cannot be used (" in fail(tmp_path, sha256=sha256)
     assert web.asked == [FIRST] + [SECOND] * transfer.TRIES
@@ -469,7 +469,7 @@ def test_a_redirect_to_a_malformed_address_is_told(web, tmp_path, place, sha256)
     assert get(tmp_path, sha256=sha256) == CONTENT
 
 
-def test_a_redirect_is_followed_and_a_circle_is_not(web, tmp_path):
+def test_redirect_is_followed_and_loop_is_refused(web, tmp_path):
     web.pages[FIRST] = Redirect(web.address(FIRST).encode())
     assert f"{FIRST} redirects endlessly" in fail(tmp_path)
     web.pages[FIRST] = Redirect(web.address(SECOND).encode())
@@ -478,8 +478,8 @@ def test_a_redirect_is_followed_and_a_circle_is_not(web, tmp_path):
 
 
 @pytest.mark.parametrize("sha256", [SHA256, None], ids=["known", "unknown"])
-def test_a_web_page_is_not_the_file(web, tmp_path, sha256):
-    """A hotel's login page has status 200, and a length."""
+def test_web_page_is_refused(web, tmp_path, sha256):
+    """A captive portal's login page has status 200 and a length."""
     web.pages[FIRST] = Ranged(b"<!DOCTYPE html><p>Log in", {"Content-Type": "text/html; charset=utf-8"})
     assert f"{FIRST} answered with a web page in place of the file" in fail(tmp_path, sha256=sha256)
     assert list(tmp_path.iterdir()) == []
@@ -512,21 +512,21 @@ print(len(find("the thing", sha256, [store], url, store, "do this")))
 
 
 def run_at_once(script, arguments, count=4):
-    """(exit code, stdout, stderr) of processes that run the script, begun when all are ready for it."""
+    """(exit code, stdout, stderr) of processes that run the script, started together once all are ready."""
     command = [sys.executable, "-c", script, *arguments]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = os.environ | {"NO_PROXY": "127.0.0.1"}
     running = [subprocess.Popen(command, **pipes, text=True, env=environment) for _ in range(count)]
-    assert [each.stdout.readline() for each in running] == ["ready\n"] * count
-    for each in running:
-        each.stdin.write("go\n")
-        each.stdin.flush()
-    outputs = [each.communicate() for each in running]
-    return [(each.returncode, *output) for each, output in zip(running, outputs, strict=True)]
+    assert [process.stdout.readline() for process in running] == ["ready\n"] * count
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate() for process in running]
+    return [(process.returncode, *output) for process, output in zip(running, outputs, strict=True)]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-def test_four_processes_fetch_one_file_over_a_line_that_breaks(web, tmp_path, known):
+def test_four_processes_fetch_one_file_over_a_broken_line(web, tmp_path, known):
     content = CONTENT * 64
     web.pages[FIRST] = Ranged(content, ETAG, sent=len(content) // 16)
     sha256 = hashlib.sha256(content).hexdigest() if known else ""
@@ -545,7 +545,7 @@ def test_four_processes_find_one_file(web, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX systems only")
-def test_who_waits_for_another_says_so(web, tmp_path):
+def test_waiting_process_says_so(web, tmp_path):
     web.pages[FIRST] = CONTENT
     fetching, waiting = threading.Event(), threading.Event()
 
@@ -574,7 +574,7 @@ def test_who_waits_for_another_says_so(web, tmp_path):
     assert web.asked == [FIRST]
 
 
-def test_a_file_system_without_locks_is_no_obstacle(web, tmp_path, monkeypatch):
+def test_file_system_without_locks_works(web, tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl", reason="folders are locked on POSIX systems only")
 
     def flock(*_):
@@ -585,10 +585,10 @@ def test_a_file_system_without_locks_is_no_obstacle(web, tmp_path, monkeypatch):
     assert get(tmp_path) == CONTENT
 
 
-# What is there already.
+# Existing files.
 
 
-def test_a_right_file_is_not_fetched_again(web, tmp_path):
+def test_verified_file_is_not_refetched(web, tmp_path):
     (tmp_path / "thing").write_bytes(CONTENT)
     lay_part(tmp_path, CONTENT[:1000], url=FIRST, length=len(CONTENT), validator='"one"')
     report = Lines()
@@ -597,7 +597,7 @@ def test_a_right_file_is_not_fetched_again(web, tmp_path):
     assert web.asked == []
 
 
-def test_a_wrong_file_is_told_and_replaced(web, tmp_path):
+def test_wrong_file_is_named_and_replaced(web, tmp_path):
     (tmp_path / "thing").write_bytes(OTHER)
     web.pages[FIRST] = CONTENT
     report = Lines()
@@ -605,16 +605,16 @@ def test_a_wrong_file_is_told_and_replaced(web, tmp_path):
     assert f"{tmp_path / 'thing'} is damaged or another file (its SHA-256 is not {SHA256[:8]}…)" in report.lines[0]
 
 
-def test_a_wrong_file_stays_until_there_is_a_better_one(web, tmp_path):
+def test_wrong_file_stays_until_replaced(web, tmp_path):
     (tmp_path / "thing").write_bytes(OTHER)
     web.pages[FIRST], web.pages[SECOND] = Ranged(CONTENT, ETAG, sent=10), OTHER
     words = fail(tmp_path)
-    assert (tmp_path / "thing").read_bytes() == OTHER, "the old file is gone, and there is no better one"
+    assert (tmp_path / "thing").read_bytes() == OTHER, "the old file was lost without a replacement"
     assert FIRST in words
     assert f"{SECOND} gave a file that is damaged" in words
 
 
-def test_without_a_hash_a_file_of_the_announced_length_is_right(web, tmp_path):
+def test_without_hash_the_announced_length_suffices(web, tmp_path):
     (tmp_path / "thing").write_bytes(OTHER)
     web.pages[FIRST] = CONTENT
     report = Lines()
@@ -631,7 +631,7 @@ def usage(free):
     return lambda _: namedtuple("usage", "total used free")(10**6, 10**6 - free, free)
 
 
-def test_room_is_looked_for_first(web, tmp_path, monkeypatch):
+def test_free_space_is_checked_first(web, tmp_path, monkeypatch):
     web.pages[FIRST] = CONTENT
     monkeypatch.setattr(shutil, "disk_usage", usage(2047))
     words = fail(tmp_path)
@@ -640,14 +640,14 @@ def test_room_is_looked_for_first(web, tmp_path, monkeypatch):
     assert get(tmp_path) == CONTENT
 
 
-def test_what_has_come_needs_no_more_room(web, tmp_path, monkeypatch):
+def test_downloaded_part_needs_no_extra_space(web, tmp_path, monkeypatch):
     lay_part(tmp_path, CONTENT[:1000])
     web.pages[FIRST] = Ranged(CONTENT, ETAG)
     monkeypatch.setattr(shutil, "disk_usage", usage(1048))
     assert get(tmp_path) == CONTENT
 
 
-def test_an_old_part_never_lies_beside_a_new_files_note(web, tmp_path, monkeypatch):
+def test_old_part_is_never_paired_with_a_new_note(web, tmp_path, monkeypatch):
     lay_part(tmp_path, CONTENT[:960], url=FIRST, length=len(CONTENT), validator='"one"')
     web.pages[FIRST] = Ranged(OTHER, OTHER_ETAG)
     with monkeypatch.context() as full:
@@ -656,7 +656,7 @@ def test_an_old_part_never_lies_beside_a_new_files_note(web, tmp_path, monkeypat
     assert get(tmp_path, sha256=None) == OTHER
 
 
-def test_bytes_are_on_the_disk_before_the_file_has_its_name(web, tmp_path, monkeypatch):
+def test_file_is_flushed_before_renaming(web, tmp_path, monkeypatch):
     web.pages[FIRST] = CONTENT
     sync = os.fsync
     done = []
@@ -670,7 +670,7 @@ def test_bytes_are_on_the_disk_before_the_file_has_its_name(web, tmp_path, monke
     assert done == [(len(CONTENT), False)]
 
 
-def test_a_part_that_another_process_began_anew_is_not_taken_for_the_whole(web, tmp_path, monkeypatch):
+def test_part_restarted_by_another_process_is_refused(web, tmp_path, monkeypatch):
     web.pages[FIRST] = Ranged(CONTENT, ETAG)
     monkeypatch.setattr(os, "fsync", lambda _: lay_part(tmp_path, CONTENT[:100]))
     assert "gave a file that has 100 bytes, not 2,048" in fail(tmp_path, sha256=None)
@@ -683,7 +683,7 @@ STAND_INS = {name: name.encode() * 100 for name in (*MODEL_FILES, *GPT2_FILES)}
 
 @pytest.fixture
 def gpt2(web, monkeypatch):
-    """Stand-ins for the files, known as the real ones are: all of 124M, of 355M only the vocabulary and a length."""
+    """Stand-ins for the files, with hashes for all of 124M but, for 355M, only for the vocabulary, and a length."""
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in STAND_INS.items()}
     monkeypatch.setattr(download, "SHA256", {f"124M/{name}": hashes[name] for name in MODEL_FILES})
     monkeypatch.setattr(download, "GPT2_FILES", {name: hashes[name] for name in GPT2_FILES})
@@ -695,15 +695,15 @@ def gpt2(web, monkeypatch):
     return web
 
 
-def test_the_data_is_four_bytes_a_parameter():
-    """124M and 355M: the lengths that OpenAI's server announces."""
+def test_data_file_has_four_bytes_per_parameter():
+    """For 124M and 355M these are the lengths OpenAI's server announces."""
     lengths = {
         size: next(f.length for f in download._files(size) if f.name == download.DATA_FILE) for size in GPT2_SIZES
     }
     assert lengths == {"124M": 497_759_232, "355M": 1_419_292_672, "774M": 3_096_120_320, "1558M": 6_230_444_800}
 
 
-def test_the_addresses_are_those_of_the_release():
+def test_release_addresses():
     file = download._files("774M")[0]
     assert file.urls == (
         "https://openaipublic.blob.core.windows.net/gpt-2/models/774M/hparams.json",
@@ -717,7 +717,7 @@ def test_every_file_of_124m_has_a_hash():
 
 
 @pytest.mark.parametrize("size", ["124M", "355M"])
-def test_the_five_files_come(gpt2, tmp_path, size):
+def test_five_files_are_fetched(gpt2, tmp_path, size):
     folder = tmp_path / "made" / "for it"
     report = Lines()
     fetch_gpt2(size, folder, report)
@@ -731,14 +731,14 @@ def test_the_five_files_come(gpt2, tmp_path, size):
     assert len(gpt2.asked) == asked + (0 if size == "124M" else 3)
 
 
-def test_another_size_is_refused(tmp_path):
+def test_unknown_size_is_refused(tmp_path):
     for call in (lambda: fetch_gpt2("125M", tmp_path / "new", Lines()), lambda: check_gpt2("125M", tmp_path)):
         with pytest.raises(InputError, match="unknown GPT-2 size '125M': choose one of 124M"):
             call()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_where_the_folder_should_be(gpt2, tmp_path):
+def test_file_in_place_of_the_folder_is_named(gpt2, tmp_path):
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(InputError, match=r"file.* cannot be written \(.*\): move away what lies in its place"):
@@ -757,7 +757,7 @@ DISK_FAULTS = {
 
 
 @pytest.mark.parametrize("code", DISK_FAULTS)
-def test_a_folder_that_cannot_be_written(gpt2, tmp_path, monkeypatch, code):
+def test_unwritable_folder_is_named(gpt2, tmp_path, monkeypatch, code):
     class Full(io.BytesIO):
         def write(self, _):
             raise OSError(code, os.strerror(code))
@@ -774,7 +774,7 @@ def test_a_folder_that_cannot_be_written(gpt2, tmp_path, monkeypatch, code):
     assert len(gpt2.asked) == 1, "no other address can help"
 
 
-def test_after_ctrl_c_the_part_stays(gpt2, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_the_part(gpt2, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "CHUNK", 64)
     url = f"{download.ADDRESSES[0]}124M/hparams.json"
     gpt2.pages[url] = Ranged(STAND_INS["hparams.json"], ETAG)
@@ -808,7 +808,7 @@ def test_progress_is_shown_on_a_terminal_only(web, tmp_path):
 def test_a_file_that_cannot_be_read_is_told(gpt2, tmp_path, monkeypatch):
     fetch_gpt2("124M", tmp_path, Lines())
 
-    def locked(path, *_):  # the tests may run as root, whom no permission stops
+    def locked(path, *_):  # the tests may run as root, to whom permissions do not apply
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(type(tmp_path), "open", locked)
@@ -827,8 +827,8 @@ WRONG_FOLDERS = {
 @pytest.mark.parametrize("name", STAND_INS)
 @pytest.mark.parametrize("size", ["124M", "355M"])
 def test_files_already_there_are_checked(gpt2, tmp_path, size, name, kind):
-    for each, content in STAND_INS.items():
-        (tmp_path / each).write_bytes(content)
+    for stand_in, content in STAND_INS.items():
+        (tmp_path / stand_in).write_bytes(content)
     check_gpt2(size, tmp_path)
     spoil, words = WRONG_FOLDERS[kind]
     spoil(tmp_path / name)

@@ -40,7 +40,7 @@ def step_of(folder):
 
 @BOTH
 @pytest.mark.parametrize("flags", [[], ["--save-freq", 1, "--keep", 3]], ids=["one save", "every step"])
-def test_a_run_that_diverges_keeps_its_last_finite_state(tmp_path, text, command, flags):
+def test_diverging_run_keeps_its_last_finite_state(tmp_path, text, command, flags):
     out = tmp_path / "run"
     flags = ["--lr", "1e36", "--warmup-steps", 0, "--drop-rate", 0.1, *flags]
     result = invoke(command, "pretrain", "--text", text, "--out", out, *SMALL, *flags)
@@ -55,13 +55,13 @@ def test_a_run_that_diverges_keeps_its_last_finite_state(tmp_path, text, command
         load(kept)
     again = invoke(command, "pretrain", "--resume", out)
     assert again.exit_code == 3
-    assert found[0] in again.output, "resumed, it does not come to the same step"
+    assert found[0] in again.output, "the resumed run does not diverge at the same step"
 
 
 @pytest.mark.parametrize("make", [NumpyLearner, TorchLearner])
 @pytest.mark.parametrize("kind", ["loss", "norm"])
-def test_a_step_that_is_not_finite_changes_nothing(make, kind):
-    """Neither the parameters, the moments, nor the random state, whose masks had been drawn."""
+def test_nonfinite_step_changes_nothing(make, kind):
+    """Not the parameters, nor the moments, nor the random state, although masks had been drawn."""
     import torch
 
     config = GPTConfig(11, 6, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.3)
@@ -85,8 +85,8 @@ def test_a_step_that_is_not_finite_changes_nothing(make, kind):
     assert {n: p.tobytes() for n, p in (learner.params() | learner.state()).items()} == before
 
 
-def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path, text, monkeypatch):
-    """No step follows that would notice."""
+def test_nonfinite_weights_after_the_last_step_are_not_saved(tmp_path, text, monkeypatch):
+    """No later step would detect them."""
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 3)
     want = load(out).params
@@ -106,8 +106,8 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path,
 
 
 @pytest.mark.parametrize("what", ["step", "line", "sample", "append"])
-def test_whatever_ends_the_loop_is_saved_first(tmp_path, text, monkeypatch, what):
-    """A report, a sample or a row that fails at step 5 or after it, without --save-freq."""
+def test_failing_loop_saves_first(tmp_path, text, monkeypatch, what):
+    """A report, sample or row fails at step 5 or later, without --save-freq."""
     whole, out = tmp_path / "whole", tmp_path / "run"
     flags = ["--epochs", 2, "--drop-rate", 0.1]
     pretrain(numpy_main, text, whole, *flags)
@@ -140,7 +140,7 @@ def test_whatever_ends_the_loop_is_saved_first(tmp_path, text, monkeypatch, what
     check_same_bits(load(out).params, load(whole).params)
 
 
-def test_a_plot_that_cannot_be_drawn_ends_no_run(tmp_path, text, monkeypatch):
+def test_failing_plot_does_not_end_the_run(tmp_path, text, monkeypatch):
     def fail(self, *_):
         raise ImportError("no matplotlib here")
 
@@ -160,8 +160,8 @@ def test_a_plot_that_cannot_be_drawn_ends_no_run(tmp_path, text, monkeypatch):
         ([signal.SIGHUP, signal.SIGTERM, signal.SIGINT], 129),
     ],
 )
-def test_signals_are_answered_by_a_save(tmp_path, text, monkeypatch, numbers, code):
-    """Also one that follows another of a different kind: a terminal that is closed, a system that shuts down."""
+def test_signals_save_and_stop(tmp_path, text, monkeypatch, numbers, code):
+    """Also a second signal of another kind, as when a terminal closes or the system shuts down."""
     out = tmp_path / "run"
     real, left = NumpyLearner.train_step, list(numbers)
 
@@ -180,7 +180,7 @@ def test_signals_are_answered_by_a_save(tmp_path, text, monkeypatch, numbers, co
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-def test_a_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, text, monkeypatch):
+def test_second_ctrl_c_stops_at_once(tmp_path, text, monkeypatch):
     out = tmp_path / "run"
     real = NumpyLearner.train_step
 
@@ -197,7 +197,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, text, mon
     assert step_of(out) == 2
 
 
-def test_a_run_in_another_thread_handles_no_signals(tmp_path, text):
+def test_run_in_another_thread_handles_no_signals(tmp_path, text):
     results = []
     thread = threading.Thread(
         target=lambda: results.append(pretrain(numpy_main, text, tmp_path / "r", "--max-steps", 1))
@@ -207,7 +207,7 @@ def test_a_run_in_another_thread_handles_no_signals(tmp_path, text):
     assert results
 
 
-def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path, text, monkeypatch):
+def test_ignored_hangup_stays_ignored(tmp_path, text, monkeypatch):
     real = NumpyLearner.train_step
 
     def signalled(self, x, y, step):
@@ -223,8 +223,8 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path, text, monkeypatch):
     assert step_of(tmp_path / "run") == 3
 
 
-def test_runs_without_a_name_never_share_a_folder(tmp_path, text, monkeypatch):
-    """Another process takes the first free number between the look and the taking."""
+def test_unnamed_runs_never_share_a_folder(tmp_path, text, monkeypatch):
+    """Another process takes the first free number between the check and the creation."""
     from numpy_gpt.runs import folder as run
 
     monkeypatch.chdir(tmp_path)
@@ -246,7 +246,7 @@ def test_runs_without_a_name_never_share_a_folder(tmp_path, text, monkeypatch):
     assert [p.name for folder in others for p in folder.iterdir()] == ["run.json"] * 3
 
 
-def test_a_run_begun_in_the_folder_meanwhile_stays_as_it_is(tmp_path, text):
+def test_run_begun_meanwhile_is_untouched(tmp_path, text):
     out = tmp_path / "run"
     with Run.create(out, for_tiny, "x") as first:
         before = snapshot(out)
@@ -255,7 +255,7 @@ def test_a_run_begun_in_the_folder_meanwhile_stays_as_it_is(tmp_path, text):
         )
         check_refused(invoke(numpy_main, "pretrain", "--resume", out), "ended before its first save")
         with pytest.raises(InputError, match="already holds a run"):
-            first._begin("y")  # where no lock tells
+            first._begin("y")  # as on file systems without locks
     assert snapshot(out) == before
 
 
@@ -267,7 +267,7 @@ def moved(tmp_path, text, name="run"):
     return place.rename(tmp_path / "second")
 
 
-def test_a_run_moved_with_its_text_is_resumed(tmp_path, text):
+def test_run_moved_with_its_text_resumes(tmp_path, text):
     place = moved(tmp_path, text)
     result = invoke(numpy_main, "pretrain", "--resume", place / "run", "--max-steps", 2)
     assert result.exit_code == 0, result.output
@@ -287,14 +287,14 @@ def test_a_run_moved_with_its_text_is_resumed(tmp_path, text):
     check_refused(result, "is not the text that")
 
 
-def test_a_moved_run_is_evaluated_on_its_text_and_no_other(tmp_path, text, monkeypatch):
-    """Which lies beside it, where another of the same name is in the working directory."""
+def test_moved_run_is_evaluated_on_its_own_text(tmp_path, text, monkeypatch):
+    """Its text lies next to it; another file of that name is in the working directory."""
     place = moved(tmp_path, text)
     (tmp_path / "cwd").mkdir()
     (tmp_path / "cwd" / "words.txt").write_text("other " * 500)
     monkeypatch.chdir(tmp_path / "cwd")
-    for each in ("run", "run/best", "run/checkpoint/model.safetensors"):
-        result = invoke(numpy_main, "evaluate", place / each)
+    for part in ("run", "run/best", "run/checkpoint/model.safetensors"):
+        result = invoke(numpy_main, "evaluate", place / part)
         assert result.exit_code == 0, result.output
         assert f"the last 10% of {place / 'words.txt'}" in result.output
     result = invoke(numpy_main, "pretrain", "--resume", place / "run", "--max-steps", 2)
@@ -303,7 +303,7 @@ def test_a_moved_run_is_evaluated_on_its_text_and_no_other(tmp_path, text, monke
     check_refused(invoke(numpy_main, "evaluate", place / "run"), "was not found: restore it, or take all of another")
 
 
-def test_a_text_that_was_changed_is_not_evaluated_as_the_runs_own(tmp_path, text):
+def test_changed_text_is_refused_in_evaluation(tmp_path, text):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text.read_bytes())
     pretrain(numpy_main, copy, tmp_path / "run", "--max-steps", 1)
@@ -314,8 +314,8 @@ def test_a_text_that_was_changed_is_not_evaluated_as_the_runs_own(tmp_path, text
     assert invoke(numpy_main, "evaluate", tmp_path / "run", "--text", copy).exit_code == 0
 
 
-def test_a_best_beside_another_runs_vocabulary_is_refused(tmp_path, text):
-    """Its own is named by its SHA-256, wherever the folder is copied to."""
+def test_checkpoint_with_another_runs_vocabulary_is_refused(tmp_path, text):
+    """The checkpoint identifies its vocabulary by SHA-256, wherever the folder is copied."""
     from parity_tests.judge.weights import FIXTURE
 
     ids = json.loads((FIXTURE / "encoder.json").read_text(encoding="utf-8"))
@@ -333,7 +333,7 @@ def test_a_best_beside_another_runs_vocabulary_is_refused(tmp_path, text):
     assert result.exit_code == 0, result.output
 
 
-def test_a_flag_that_changes_nothing_is_no_change(tmp_path, text):
+def test_flag_with_the_same_value_is_accepted(tmp_path, text):
     out = tmp_path / "run"
     flags = ["--context-length", 16, "--batch-size", 4, "--eval-freq", 2, "--eval-iter", 2, "--max-steps", 1]
     assert invoke(numpy_main, "pretrain", "--text", text, "--out", out, *flags).exit_code == 0
@@ -345,7 +345,7 @@ def test_a_flag_that_changes_nothing_is_no_change(tmp_path, text):
 @pytest.mark.parametrize(
     ("flags", "steps", "said"),
     [
-        (["--max-steps", 20], 20, None),  # the two epochs of the default are 14
+        (["--max-steps", 20], 20, None),  # the default of two epochs would be 14
         (["--epochs", 3], 21, None),
         ([], 14, None),
         (["--max-steps", 20, "--epochs", 1], 7, "7 steps (--epochs 1 ends it before --max-steps 20)"),
@@ -354,14 +354,14 @@ def test_a_flag_that_changes_nothing_is_no_change(tmp_path, text):
         (["--max-steps", 5], 5, None),
     ],
 )
-def test_what_is_asked_for_by_name_is_made(tmp_path, text, flags, steps, said):
+def test_explicit_epochs_and_steps_are_respected(tmp_path, text, flags, steps, said):
     out = tmp_path / "run"
     output = pretrain(numpy_main, text, out, *flags)
     assert step_of(out) == steps
     assert (said or f"; {steps} steps\n") in output
 
 
-def test_epochs_asked_for_outlast_the_tiny_models_steps(tmp_path, text):
+def test_explicit_epochs_override_default_steps(tmp_path, text):
     from numpy_gpt.runs.pretrain import prepare
 
     flags = {"text": str(text), "context_length": 16, "batch_size": 4}
@@ -369,7 +369,7 @@ def test_epochs_asked_for_outlast_the_tiny_models_steps(tmp_path, text):
     assert prepare(flags | {"max_steps": 3000}, None, None).total_steps == 3000
 
 
-def test_losses_over_some_batches_say_so(tmp_path, text):
+def test_partial_losses_are_noted(tmp_path, text):
     out = tmp_path / "run"
     output = pretrain(numpy_main, text, out, "--max-steps", 1)
     assert "The losses are over" not in output, "all batches are evaluated"
@@ -381,8 +381,8 @@ def test_losses_over_some_batches_say_so(tmp_path, text):
 
 
 @BOTH
-def test_a_padded_vocabulary_is_trained_on(tmp_path, text, command):
-    """More ids than the encoding has: of the text there are none, and none is sampled."""
+def test_padded_vocabulary_is_trained(tmp_path, text, command):
+    """The model has more ids than the encoding: the text contains none of them, and none is sampled."""
     config = GPTConfig(300, 16, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.0)
     model = GPT(config)
     model.params["out_head.weight"][257:] *= 100
@@ -395,7 +395,7 @@ def test_a_padded_vocabulary_is_trained_on(tmp_path, text, command):
     assert load(tmp_path / "run").config.vocab_size == 300
 
 
-def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, text, monkeypatch):
+def test_failed_start_leaves_no_folder(tmp_path, text, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -409,7 +409,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, text, monkeypatch):
 
 @pytest.mark.slow
 def test_signals_in_a_real_process(tmp_path, text):
-    """Each of them while it trains, and the next on the run resumed."""
+    """Send each signal during training, the next one to the resumed run."""
     out = tmp_path / "run"
     args = ["--text", str(text), "--out", str(out), *SMALL, "--epochs", "100000"]
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -427,8 +427,8 @@ def test_signals_in_a_real_process(tmp_path, text):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
-def test_a_save_without_room_says_what_can_be_resumed(tmp_path, text, monkeypatch):
-    """The safetensors library has words of its own for a disk that is full."""
+def test_save_on_full_disk_names_the_resumable_state(tmp_path, text, monkeypatch):
+    """The safetensors library has its own error message for a full disk."""
     import resource
 
     out, save_params = tmp_path / "run", run.save_params

@@ -1,4 +1,4 @@
-"""io.finding: a file is found in the first place that holds it, and nothing unverified is used or kept."""
+"""io.finding: the first place with a valid file wins, and nothing unverified is used or kept."""
 
 import errno
 import hashlib
@@ -37,7 +37,7 @@ def place(path, content=CONTENT):
     return path
 
 
-def test_the_first_good_place_wins_and_nothing_is_asked_or_written(tmp_path, web, monkeypatch):
+def test_first_valid_place_wins_without_download(tmp_path, web, monkeypatch):
     read = []
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
@@ -49,13 +49,13 @@ def test_the_first_good_place_wins_and_nothing_is_asked_or_written(tmp_path, web
 
 
 @pytest.mark.parametrize("bad", [CONTENT[:-1], b"", CONTENT[:-1] + b"\0"], ids=["cut", "empty", "one byte"])
-def test_a_damaged_file_is_passed_over_and_left_alone(tmp_path, bad):
+def test_damaged_file_is_skipped_and_kept(tmp_path, bad):
     damaged = place(tmp_path / "damaged", bad)
     assert find([damaged, place(tmp_path / "good")], None) == CONTENT
     assert damaged.read_bytes() == bad
 
 
-def test_a_download_is_kept_for_everyone_and_found_the_next_time(tmp_path, web):
+def test_download_is_stored_and_reused(tmp_path, web):
     web.pages[URL] = CONTENT
     store = tmp_path / "made" / "for" / "it"
     assert find([store], store) == CONTENT
@@ -67,14 +67,14 @@ def test_a_download_is_kept_for_everyone_and_found_the_next_time(tmp_path, web):
     assert list(store.parent.iterdir()) == [store]
 
 
-def test_a_download_replaces_a_damaged_file(tmp_path, web):
+def test_download_replaces_a_damaged_file(tmp_path, web):
     web.pages[URL] = CONTENT
     store = place(tmp_path / "store", b"damaged")
     assert find([store], store) == CONTENT
     assert store.read_bytes() == CONTENT
 
 
-def test_a_download_without_a_store_is_not_kept(web, tmp_path, monkeypatch):
+def test_download_without_a_store_is_not_kept(web, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     web.pages[URL] = CONTENT
     assert find([], None) == CONTENT
@@ -99,9 +99,9 @@ BAD_PAGES = {
 
 @pytest.mark.parametrize("kind", BAD_PAGES)
 @pytest.mark.parametrize("before", [None, b"an older, damaged file"], ids=["nothing before", "damaged before"])
-def test_a_bad_download_is_told_and_leaves_the_store_as_it_was(tmp_path, web, monkeypatch, kind, before):
+def test_bad_download_is_named_and_leaves_the_store(tmp_path, web, monkeypatch, kind, before):
     page, reason = BAD_PAGES[kind]
-    if "did not answer" in reason:  # it hangs for good: without a time-out this test would never end
+    if "did not answer" in reason:  # the server hangs forever: without a time-out this test would not end
         monkeypatch.setattr(network, "TIMEOUT", 0.2)
     if page is not None:
         web.pages[URL] = page
@@ -115,10 +115,10 @@ def test_a_bad_download_is_told_and_leaves_the_store_as_it_was(tmp_path, web, mo
     assert [path.read_bytes() for path in tmp_path.iterdir()] == ([before] if before else [])
 
 
-def test_the_error_says_what_was_wrong_with_each_place(tmp_path, monkeypatch, web):
+def test_error_names_each_places_problem(tmp_path, monkeypatch, web):
     read_bytes = Path.read_bytes
 
-    def locked(path):  # the tests may run as root, whom no permission stops
+    def locked(path):  # the tests may run as root, to whom permissions do not apply
         if path.name == "locked":
             raise PermissionError(13, "Permission denied", str(path))
         return read_bytes(path)
@@ -136,7 +136,7 @@ def test_the_error_says_what_was_wrong_with_each_place(tmp_path, monkeypatch, we
     )
 
 
-def test_a_store_that_cannot_be_made_is_told(tmp_path, web):
+def test_unusable_store_is_named(tmp_path, web):
     web.pages[URL] = CONTENT
     in_the_way = place(tmp_path / "file")
     with pytest.raises(InputError, match=f"{URL} could not be kept as .*file .*; move away what lies in its place"):
@@ -151,7 +151,7 @@ def test_a_store_that_cannot_be_made_is_told(tmp_path, web):
         (errno.EROFS, "remount that disk for writing"),
     ],
 )
-def test_a_disk_that_fails_is_not_taken_for_the_network(tmp_path, web, monkeypatch, code, fix):
+def test_disk_error_is_not_reported_as_network_error(tmp_path, web, monkeypatch, code, fix):
     def fail(path, _):
         raise OSError(code, os.strerror(code))
 
@@ -165,21 +165,21 @@ def test_a_disk_that_fails_is_not_taken_for_the_network(tmp_path, web, monkeypat
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_without_a_data_folder_there_are_words(monkeypatch, value):
+def test_unset_data_folder_is_named(monkeypatch, value):
     monkeypatch.delenv("NUMPY_GPT_DATA", raising=False)
     if value is not None:
         monkeypatch.setenv("NUMPY_GPT_DATA", value)
     assert finding.data_folder_file("a/b") == "$NUMPY_GPT_DATA is not set"
 
 
-def test_the_data_folder_is_the_variable(monkeypatch, tmp_path):
+def test_data_folder_comes_from_the_variable(monkeypatch, tmp_path):
     monkeypatch.setenv("NUMPY_GPT_DATA", str(tmp_path))
     assert finding.data_folder_file("a/b") == tmp_path / "a" / "b"
 
 
 @pytest.fixture(params=["none usable", "full"])
 def temporary(request, monkeypatch, tmp_path):
-    """No folder for temporary files, as where all is mounted read-only; or one on a full disk."""
+    """No usable temporary folder, as on a read-only system, or one on a full disk."""
     if request.param == "none usable":
         monkeypatch.setattr(tempfile, "tempdir", None)
         monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "missing")])
@@ -193,7 +193,7 @@ def temporary(request, monkeypatch, tmp_path):
     return "No space left on device"
 
 
-def test_without_a_temporary_folder_a_sentence_says_so(temporary, tmp_path, monkeypatch):
+def test_missing_temporary_folder_is_named(temporary, tmp_path, monkeypatch):
     fifo = tmp_path / "fifo"
     (tmp_path / "story.txt").write_text("a story")
     monkeypatch.setattr("numpy_gpt.data.kind_of", lambda path: "pipe" if path == str(fifo) else "file")

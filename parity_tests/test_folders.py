@@ -1,4 +1,4 @@
-"""New folders and unfinished ones: a failing command removes what it made, and nothing else."""
+"""New and unfinished folders: a failing command removes only what it made."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ def content(place):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
-def test_a_new_folder_appears_when_it_is_complete(tmp_path, there):
+def test_new_folder_appears_when_complete(tmp_path, there):
     out = tmp_path / "a" / "b" / "out"
     if there:
         out.mkdir(parents=True)
@@ -34,7 +34,7 @@ def test_a_new_folder_appears_when_it_is_complete(tmp_path, there):
     assert sorted(p.name for p in out.iterdir()) == ["sub", "x"]
 
 
-def test_the_working_directory_can_be_the_new_folder(tmp_path, monkeypatch):
+def test_new_folder_can_be_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with new_folder(Path()) as folder:
         (folder / "x").write_text("1")
@@ -43,7 +43,7 @@ def test_the_working_directory_can_be_the_new_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error", [InputError("no"), KeyboardInterrupt(), OSError(28, "full")])
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
-def test_a_block_that_fails_leaves_what_was_there(tmp_path, there, error):
+def test_failing_block_leaves_existing_files(tmp_path, there, error):
     out = tmp_path / "a" / "out"
     if there:
         out.mkdir(parents=True)
@@ -60,7 +60,7 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path, there, error):
 
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
-def test_what_another_process_finishes_there_meanwhile_stays(tmp_path, there, fails):
+def test_files_of_another_process_stay(tmp_path, there, fails):
     out = tmp_path / "out"
     if there:
         out.mkdir()
@@ -79,7 +79,7 @@ def test_what_another_process_finishes_there_meanwhile_stays(tmp_path, there, fa
     assert content(tmp_path) == {"out/run.json": b"another's"}
 
 
-def test_a_move_that_fails_half_way_is_undone(tmp_path, monkeypatch):
+def test_failed_move_is_undone(tmp_path, monkeypatch):
     real, left = os.rename, [1]
 
     def failing(source, target):
@@ -99,7 +99,7 @@ def test_a_move_that_fails_half_way_is_undone(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_one_process_at_a_time_takes_a_folder(tmp_path):
+def test_folder_is_taken_by_one_process_at_a_time(tmp_path):
     def take():
         with taken(tmp_path / "out"):
             pytest.fail("taken twice")
@@ -113,7 +113,7 @@ def test_one_process_at_a_time_takes_a_folder(tmp_path):
         take()
 
 
-def test_parents_that_cannot_be_made_are_named(tmp_path):
+def test_unusable_parents_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     for make in (new_folder, taken):
         with (
@@ -125,7 +125,7 @@ def test_parents_that_cannot_be_made_are_named(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system in which nothing can be made")
-def test_a_place_where_nothing_can_be_made_is_named_at_once():
+def test_unusable_place_is_named_at_once():
     with (
         pytest.raises(InputError, match=r"cannot make the folder /proc/zz: No such file"),
         new_folder(Path("/proc/zz")),
@@ -133,8 +133,8 @@ def test_a_place_where_nothing_can_be_made_is_named_at_once():
         pytest.fail("it was made")
 
 
-def test_a_folder_that_another_process_makes_meanwhile_is_not_removed(tmp_path, monkeypatch):
-    """Empty as it may still be: that process has it locked, and is about to fill it."""
+def test_folder_made_by_another_process_is_not_removed(tmp_path, monkeypatch):
+    """Even if still empty: that process has locked it and is about to fill it."""
     out, real = tmp_path / "out", Path.mkdir
 
     def raced(self, *args, **kwargs):
@@ -159,8 +159,8 @@ with partial_folder(Path(sys.argv[1])) as folder:
 """
 
 
-def test_what_a_killed_process_left_is_removed_and_what_one_at_work_holds_is_not(tmp_path):
-    """Whatever their numbers: in containers all have the number 1."""
+def test_sweep_removes_only_a_killed_processs_leftovers(tmp_path):
+    """Regardless of process ids: in containers every process may have id 1."""
     target = tmp_path / "model.safetensors"
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -168,7 +168,7 @@ def test_what_a_killed_process_left_is_removed_and_what_one_at_work_holds_is_not
     held = tmp_path / os.path.basename(holder.stdout.readline().strip())
     of_the_user = tmp_path / ".model.safetensors.my.partial"
     of_the_user.mkdir()
-    mine = tmp_path / f".model.safetensors.{os.getpid()}@{HOST}-99.partial"  # by a process that had this one's number
+    mine = tmp_path / f".model.safetensors.{os.getpid()}@{HOST}-99.partial"  # an earlier process had this id
     other = tmp_path / f".other.1@{HOST}-7.partial"
     for left in (mine, other):
         left.mkdir()
@@ -183,7 +183,7 @@ def test_what_a_killed_process_left_is_removed_and_what_one_at_work_holds_is_not
     assert set(tmp_path.iterdir()) == {other, of_the_user}
 
 
-def test_where_nothing_can_be_locked_the_process_number_decides(tmp_path, monkeypatch):
+def test_without_locks_the_process_id_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "lock", lambda folder: None)
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -194,11 +194,11 @@ def test_where_nothing_can_be_locked_the_process_number_decides(tmp_path, monkey
         (tmp_path / name).mkdir()
     assert being_written(tmp_path / "x")
     sweep(tmp_path / "x")
-    assert {p.name for p in tmp_path.iterdir()} == {running, another}, "of another machine's processes nothing is known"
+    assert {p.name for p in tmp_path.iterdir()} == {running, another}, "another machine's processes cannot be checked"
 
 
-def test_a_folder_exchanged_while_it_was_being_locked_counts_as_gone(tmp_path, monkeypatch):
-    """A lock on what no longer has the name keeps nobody out of what has it now."""
+def test_folder_replaced_while_locking_counts_as_gone(tmp_path, monkeypatch):
+    """A lock on the renamed folder does not protect the new folder of that name."""
     fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
     real, folder = fcntl.flock, tmp_path / "x"
     folder.mkdir()
@@ -212,11 +212,11 @@ def test_a_folder_exchanged_while_it_was_being_locked_counts_as_gone(tmp_path, m
         patch.setattr(fcntl, "flock", exchanged_first)
         with pytest.raises(FileNotFoundError):
             lock(folder)
-    unlock(lock(tmp_path / "before"))  # and was let go
+    unlock(lock(tmp_path / "before"))  # its lock was released
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_that_cannot_flush_folders_can_be_saved_to(tmp_path, monkeypatch, number):
+def test_saving_works_where_folders_cannot_be_flushed(tmp_path, monkeypatch, number):
     real = os.fsync
 
     def fsync(handle):
@@ -230,7 +230,7 @@ def test_a_file_system_that_cannot_flush_folders_can_be_saved_to(tmp_path, monke
     assert content(tmp_path) == {"x": b"1"}
 
 
-def test_other_errors_of_a_flush_are_errors(tmp_path, monkeypatch):
+def test_other_flush_errors_are_raised(tmp_path, monkeypatch):
     def fsync(handle):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -239,7 +239,7 @@ def test_other_errors_of_a_flush_are_errors(tmp_path, monkeypatch):
         flush(tmp_path)
 
 
-def test_a_folder_without_read_permission_can_be_written_to(tmp_path, monkeypatch):
+def test_folder_without_read_permission_can_be_written(tmp_path, monkeypatch):
     real = os.open
 
     def refused(path, *args, **kwargs):

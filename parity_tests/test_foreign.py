@@ -1,4 +1,4 @@
-"""GPT-2s in files of other programs: complete under one name of two, or without a configuration."""
+"""GPT-2 in other programs' files: with shared tensors stored under one name, or without a configuration."""
 
 import json
 
@@ -20,11 +20,11 @@ from torch_gpt.weights import read_pth
 CONFIG = GPTConfig(11, 6, 8, 4, 2, qkv_bias=False)
 
 
-# One name of two
+# Shared tensors under one name
 
 
 HEAD, TABLE = "lm_head.weight", "transformer.wte.weight"
-ALIASES = {  # of a tied model: the names that are in the file, and its metadata
+ALIASES = {  # of a tied model: the names in the file, and its metadata
     "the head only named": ({TABLE}, {HEAD: TABLE}),
     "the table only named": ({HEAD}, {TABLE: HEAD}),
     "without a prefix in the file": ({"wte.weight"}, {HEAD: TABLE}),
@@ -36,7 +36,7 @@ ALIASES = {  # of a tied model: the names that are in the file, and its metadata
 
 
 @pytest.mark.parametrize("what", ALIASES)
-def test_a_shared_tensor_under_one_name_is_complete_and_tied(tmp_path, what):
+def test_shared_tensor_under_one_name_is_tied(tmp_path, what):
     names, metadata = ALIASES[what]
     tensors = gpt2_tensors()
     folder = huggingface_folder(tmp_path / "x", tensors)
@@ -50,8 +50,8 @@ def test_a_shared_tensor_under_one_name_is_complete_and_tied(tmp_path, what):
 
 
 @pytest.mark.slow
-def test_save_models_file_is_transformers_model(tmp_path):
-    """The library's own writer keeps one name of the two; the logits are transformers'."""
+def test_save_models_file_matches_transformers(tmp_path):
+    """The library's writer keeps one of the two names; the logits equal transformers'."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     theirs = GPT2LMHeadModel(GPT2Config(**SIZES)).eval().double()
@@ -66,8 +66,8 @@ def test_save_models_file_is_transformers_model(tmp_path):
 
 @pytest.mark.parametrize("where", ["index", "another shard", "as a place too"])
 @pytest.mark.parametrize(("kept", "alias"), [(TABLE, HEAD), (HEAD, TABLE)])
-def test_a_shared_tensor_in_a_folder_of_shards(tmp_path, where, kept, alias):
-    """huggingface_hub keeps the other name in the index, others in a shard's metadata."""
+def test_shared_tensor_in_shards(tmp_path, where, kept, alias):
+    """huggingface_hub keeps the other name in the index, other writers in a shard's metadata."""
     tensors = gpt2_tensors()
     folder = huggingface_folder(tmp_path, tensors, shards=3)
     file = folder / "model.safetensors.index.json"
@@ -90,8 +90,8 @@ def test_a_shared_tensor_in_a_folder_of_shards(tmp_path, where, kept, alias):
     check_logits(model(TOKENS), gpt2_logits(tensors, SIZES["n_head"], TOKENS))
 
 
-def test_huggingface_hubs_shards(tmp_path):
-    """Written by the library itself."""
+def test_huggingface_hub_shards_are_read(tmp_path):
+    """Shards written by huggingface_hub."""
     from huggingface_hub import save_torch_state_dict
 
     tensors = {name: torch.from_numpy(array) for name, array in named(gpt2_tensors()).items()}
@@ -102,20 +102,20 @@ def test_huggingface_hubs_shards(tmp_path):
     check_logits(model_of(tmp_path)(TOKENS), gpt2_logits(gpt2_tensors(), SIZES["n_head"], TOKENS))
 
 
-def test_an_alias_of_an_untied_model_is_a_copy(tmp_path):
+def test_alias_in_an_untied_model_is_a_copy(tmp_path):
     tensors = gpt2_tensors()
     folder = huggingface_folder(tmp_path / "x", tensors, tie_word_embeddings=False)
     save_file(named(tensors), folder / "model.safetensors", {HEAD: TABLE})
     model = model_of(folder)
     assert not model.config.tie_weights
     check_logits(model(TOKENS), gpt2_logits(tensors, SIZES["n_head"], TOKENS))
-    save_file(named(tensors), folder / "model.safetensors", {"format": "pt"})  # nothing says where the head is
+    save_file(named(tensors), folder / "model.safetensors", {"format": "pt"})  # the head is missing
     with pytest.raises(InputError, match=r"has no tensor lm_head\.weight"):
         open_source(folder)
 
 
 @pytest.mark.parametrize("metadata", [{HEAD: "gone.weight"}, {TABLE: HEAD}, {TABLE: HEAD, HEAD: TABLE}])
-def test_an_alias_of_what_is_not_there_is_named(tmp_path, metadata):
+def test_alias_of_a_missing_tensor_is_named(tmp_path, metadata):
     tensors = named(gpt2_tensors())
     if TABLE in metadata:
         del tensors[TABLE]
@@ -137,7 +137,7 @@ def books_arrays(config, seed=3):
 @pytest.mark.parametrize("qkv_bias", [False, True])
 @pytest.mark.parametrize("kind", ["untied", "tied", "head given twice", "head an alias", "table an alias"])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "model."])
-def test_the_books_safetensors_comes_in(tmp_path, qkv_bias, kind, prefix):
+def test_books_safetensors_is_imported(tmp_path, qkv_bias, kind, prefix):
     config = GPTConfig(11, 6, 8, 4, 2, qkv_bias=qkv_bias, tie_weights=kind != "untied")
     want, arrays, metadata = GPT(config, seed=3), books_arrays(config), {}
     if kind == "head given twice":
@@ -156,7 +156,7 @@ def test_the_books_safetensors_comes_in(tmp_path, qkv_bias, kind, prefix):
 
 
 @pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1280, 20), (1600, 25)])
-def test_heads_go_by_a_width_of_gpt2s_and_it_is_said(tmp_path, width, heads):
+def test_heads_are_inferred_from_gpt2_widths_and_reported(tmp_path, width, heads):
     config = GPTConfig(3, 2, width, heads, 1, qkv_bias=True)
     save_file({n: np.zeros(a, np.float32) for n, a in parameter_shapes(config).items()}, tmp_path / "x.safetensors")
     tensors = gpt2_tensors(vocab_size=3, n_positions=2, n_embd=width, n_layer=1)
@@ -172,7 +172,7 @@ def test_heads_go_by_a_width_of_gpt2s_and_it_is_said(tmp_path, width, heads):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
 @pytest.mark.parametrize("layout", ["GPT-2's", "torch's"])
-def test_a_lone_huggingface_file_comes_in(tmp_path, tied, prefix, layout):
+def test_single_huggingface_file_is_imported(tmp_path, tied, prefix, layout):
     tensors = gpt2_tensors(tied=tied)
     turned = {n: a.T.copy() if layout != "GPT-2's" and a.ndim == 2 and n[0] == "h" else a for n, a in tensors.items()}
     turned["h.0.attn.bias"] = np.tri(6, dtype=np.float32)[None, None]
@@ -188,7 +188,7 @@ def test_a_lone_huggingface_file_comes_in(tmp_path, tied, prefix, layout):
     check_logits(model(TOKENS), gpt2_logits(tensors, SIZES["n_head"], TOKENS))
 
 
-def test_heads_that_contradict_the_configuration_are_refused(tmp_path):
+def test_contradicting_heads_are_refused(tmp_path):
     folder = huggingface_folder(tmp_path, gpt2_tensors())
     for path in (folder, folder / "model.safetensors"):
         assert open_source(path, 2).config.n_heads == 2
@@ -196,7 +196,7 @@ def test_heads_that_contradict_the_configuration_are_refused(tmp_path):
             open_source(path, 4)
 
 
-def test_what_is_part_of_a_model_or_none_is_named(tmp_path):
+def test_partial_and_foreign_files_are_named(tmp_path):
     folder = huggingface_folder(tmp_path / "x", gpt2_tensors(), shards=2)
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"):
         with pytest.raises(InputError, match=f"is one file of several: give their folder, {folder}"):
@@ -216,7 +216,7 @@ def test_what_is_part_of_a_model_or_none_is_named(tmp_path):
         open_source(tmp_path / "ours.safetensors")
 
 
-def test_another_programs_model_is_told_the_command_that_takes_it(tmp_path):
+def test_error_names_the_import_command(tmp_path):
     book, lone, other = (tmp_path / f"{name}.safetensors" for name in ("book", "lone", "other"))
     save_file(books_arrays(CONFIG), book)
     save_file(named(gpt2_tensors()), lone)
@@ -237,8 +237,8 @@ def test_another_programs_model_is_told_the_command_that_takes_it(tmp_path):
 # minGPT, Lightning
 
 
-def test_mingpts_file_comes_in_as_mingpts(tmp_path):
-    """Its GELU is GPT-2's: nothing is said of another. Its own config.json tells the heads, or only its size's name."""
+def test_mingpt_file_is_imported(tmp_path):
+    """Its GELU is GPT-2's, so no warning appears. Its config.json gives the heads, or only the size's name."""
     tensors, file = gpt2_tensors(tied=False), tmp_path / "model.pt"
     torch.save(mingpt_state(tensors), file)
     shown = run_torch("import", file, "--out", tmp_path / "a", "--n-heads", 2)
@@ -256,8 +256,8 @@ def test_mingpts_file_comes_in_as_mingpts(tmp_path):
     assert open_source(tmp_path / "model.safetensors", 2).what == "minGPT's GPT"
 
 
-def test_what_may_be_nanogpts_or_mingpts_is_called_so(tmp_path):
-    """A state_dict alone, tied and without masks, could be either; without biases it is nanoGPT's."""
+def test_ambiguous_nanogpt_or_mingpt_is_named_as_such(tmp_path):
+    """A tied state_dict without masks could be either; without biases it is nanoGPT's."""
     state = {n: t for n, t in mingpt_state(gpt2_tensors()).items() if not n.endswith("attn.bias")}
     torch.save(state, tmp_path / "x.pt")
     assert read_pth(tmp_path / "x.pt", 2).what.startswith("nanoGPT's or minGPT's GPT (nanoGPT's GELU is exact")
@@ -265,7 +265,7 @@ def test_what_may_be_nanogpts_or_mingpts_is_called_so(tmp_path):
     assert read_pth(tmp_path / "x.pt", 2).what.startswith("nanoGPT's GPT (its GELU is exact")
 
 
-def test_lightnings_checkpoint_comes_in(tmp_path):
+def test_lightning_checkpoint_is_imported(tmp_path):
     tensors = gpt2_tensors(tied=False)
     state = {f"model.{name}": tensor for name, tensor in mingpt_state(tensors).items()}
     whole = {"epoch": 1, "pytorch-lightning_version": "2.5.0", "state_dict": state, "hyper_parameters": {"lr": 1.0}}

@@ -1,4 +1,4 @@
-"""What a file is where another was expected: said by its contents, by every reader, and never of a damaged one."""
+"""Wrong file formats: every reader recognises them by content, and never mistakes a damaged file for one."""
 
 import bz2
 import gzip
@@ -44,7 +44,7 @@ def numpys(write):
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
-FILES = {  # as they begin in the format's own description; those of a library are written by it
+FILES = {  # beginnings from each format's specification, or written by its library
     "empty": (b"", "it is empty"),
     "llm.c": (np.array([20240326, 3, 1024, 50257] + [0] * 252, "<i4").tobytes(), "it is a file of llm.c"),
     "llm.c's state": (np.array([20240327, 1] + [0] * 254, "<i4").tobytes(), "it is a file of llm.c"),
@@ -72,7 +72,7 @@ FILES = {  # as they begin in the format's own description; those of a library a
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_a_file_is_called_what_it_is(tmp_path, what):
+def test_file_format_is_named(tmp_path, what):
     content, words = FILES[what]
     for name in ("model.safetensors", "model.bin", "model"):
         file = tmp_path / name
@@ -85,7 +85,7 @@ def test_a_file_is_called_what_it_is(tmp_path, what):
 
 
 @pytest.mark.parametrize("what", ["LFS", "web page", "gzip", "zip", "empty"])
-def test_a_config_is_called_what_it_is(tmp_path, what):
+def test_config_format_is_named(tmp_path, what):
     content, words = FILES[what]
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=rf"config\.json cannot be used as JSON: {words}"):
@@ -96,7 +96,7 @@ def test_a_config_is_called_what_it_is(tmp_path, what):
 
 @pytest.mark.parametrize("name", ["model.ckpt.index", "model.ckpt.data-00000-of-00001", "hparams.json"])
 @pytest.mark.parametrize("what", ["LFS", "web page", "gzip"])
-def test_a_file_of_openais_is_called_what_it_is(tmp_path, name, what):
+def test_openai_file_format_is_named(tmp_path, name, what):
     folder = shutil.copytree(FIXTURE, tmp_path / "x")
     content, words = FILES[what]
     (folder / name).write_bytes(content)
@@ -105,8 +105,8 @@ def test_a_file_of_openais_is_called_what_it_is(tmp_path, name, what):
     assert str(folder / name) in str(error.value)
 
 
-def test_content_counts_and_not_the_name(tmp_path):
-    """Safetensors in a .bin come in, PyTorch's in a .safetensors are sent to the command that reads them."""
+def test_content_decides_not_the_name(tmp_path):
+    """A .bin with safetensors is imported; for a .safetensors with a pickle the error names the right command."""
     safe, pickled, old, script = (tmp_path / name for name in ("a.bin", "b.safetensors", "c.safetensors", "d.pt"))
     save_file(named(gpt2_tensors()), tmp_path / "x.safetensors")
     (tmp_path / "x.safetensors").rename(safe)
@@ -122,7 +122,7 @@ def test_content_counts_and_not_the_name(tmp_path):
     state = mingpt_state(gpt2_tensors())
     torch.save(state, pickled)
     torch.save(state, old, _use_new_zipfile_serialization=False)
-    with zipfile.ZipFile(script, "w") as zipped:  # as TorchScript begins
+    with zipfile.ZipFile(script, "w") as zipped:  # TorchScript's layout
         for name in ("data/0", "data.pkl", "code/__torch__/torch/nn/modules/linear.py", "constants.pkl"):
             zipped.writestr(f"archive/{name}", b"\x80\x02.")
     for file in (pickled, old, script):
@@ -135,8 +135,8 @@ def test_content_counts_and_not_the_name(tmp_path):
         run_torch("import", file, "--n-heads", 2, "--out", tmp_path / f"{file.stem}-out")
 
 
-def test_damage_is_not_taken_for_another_format(tmp_path):
-    """A safetensors file cut anywhere, or with a byte changed in its header, is called damaged."""
+def test_damage_is_not_mistaken_for_another_format(tmp_path):
+    """A truncated safetensors file is called damaged."""
     save_file(named(gpt2_tensors()), tmp_path / "x.safetensors")
     whole = (tmp_path / "x.safetensors").read_bytes()
     for end in (9, 20, 100, 1000, len(whole) - 1):
@@ -146,8 +146,8 @@ def test_damage_is_not_taken_for_another_format(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"GGUF\x03\0\0\0\x94\0\0\0\0\0\0\0", b"It was a dark and stormy night.\n"])
-def test_who_brings_nothing_in_is_not_told_to_give_another_programs_folder(tmp_path, content):
-    """A checkpoint to load is no folder of OpenAI's, and config.json no .safetensors file."""
+def test_load_errors_do_not_suggest_foreign_folders(tmp_path, content):
+    """load() needs no OpenAI folder, and config.json is not a .safetensors file: the advice must differ."""
     (tmp_path / "model.safetensors").write_bytes(content)
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(

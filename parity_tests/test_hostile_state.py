@@ -1,4 +1,4 @@
-"""Training states that no run can have reached: each is refused by name, and nothing is changed."""
+"""Impossible training states: each is refused by name, and nothing changes."""
 
 import json
 
@@ -41,20 +41,20 @@ ORDERS = {
 
 
 @pytest.mark.parametrize("what", COUNTERS)
-def test_a_position_of_hostile_counts_is_refused(what):
+def test_invalid_counters_are_refused(what):
     state = {} if COUNTERS[what] is None else {"loop.counters": COUNTERS[what]}
     with pytest.raises(InputError, match="does not say where its run stood"):
         Position.restored(state)
 
 
 @pytest.mark.parametrize("what", ORDERS)
-def test_an_order_that_is_no_permutation_is_refused(what):
+def test_order_that_is_not_a_permutation_is_refused(what):
     with pytest.raises(InputError, match="order of windows does not name each of them once"):
         Position.restored({"loop.counters": np.array([3, 0, 3, 96]), "loop.order": ORDERS[what]})
 
 
 @pytest.mark.parametrize("order", [None, np.array([2, 0, 1]), np.array([2, 0, 1], np.int32), np.zeros(0, np.int64)])
-def test_a_position_comes_back_as_it_was(order):
+def test_position_round_trip(order):
     again = Position.restored(Position(7, 1, 2, 224, order).state())
     assert (again.step, again.epoch, again.batch, again.tokens_seen) == (7, 1, 2, 224)
     assert order is None or again.order.tolist() == order.tolist()
@@ -89,7 +89,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("what", STATES)
-def test_a_hostile_optimiser_state_is_refused_and_nothing_changes(what):
+def test_invalid_optimiser_state_is_refused_unchanged(what):
     optimizer = AdamW({"w": np.ones((2, 3), np.float32)})
     optimizer.step({"w": np.full((2, 3), 0.5, np.float32)})
     before = {name: array.copy() for name, array in optimizer.state().items()}
@@ -101,7 +101,7 @@ def test_a_hostile_optimiser_state_is_refused_and_nothing_changes(what):
     }
 
 
-def test_an_optimisers_state_comes_back_as_it_was():
+def test_optimiser_state_round_trip():
     optimizer, again = (AdamW({"w": np.ones((2, 3), np.float32)}) for _ in range(2))
     optimizer.step({"w": np.full((2, 3), 0.5, np.float32)})
     again.restore(optimizer.state())
@@ -142,14 +142,14 @@ def begun(tmp_path):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_setting_that_no_run_has_is_refused_under_a_right_seal(begun, name):
+def test_invalid_setting_with_valid_checksum_is_refused(begun, name):
     for value in SETTINGS[name]:
         reseal(begun, **{name: value})
         with pytest.raises(InputError, match=rf"its {name} is "):
             Run.open(begun)
 
 
-def test_settings_at_their_limits_are_read(begun):
+def test_settings_at_their_limits_are_accepted(begun):
     least = {"epochs": 0, "max_steps": 0, "warmup_steps": 0, "weight_decay": 0, "drop_rate": 1, "lr": 1, "clip": 5e-324}
     most = {"seed": 2**64 - 1, "batch_size": 2**63 - 1, "stride": 1, "eval_freq": 2**63 - 1}
     for changes in (least, most, {"seed": -(2**63), "clip": None, "stride": None, "max_steps": None}):
@@ -161,15 +161,15 @@ def test_settings_at_their_limits_are_read(begun):
 @pytest.mark.parametrize(
     "position",
     [
-        Position(3, 0, 3, 96, np.arange(6)),  # of another number of windows
+        Position(3, 0, 3, 96, np.arange(6)),  # wrong number of windows
         Position(3, 0, 3, 96, np.arange(0)),
-        Position(3, 0, 3, 96, None),  # in the middle of an epoch without its order
-        Position(7, 0, 7, 224, np.arange(28)),  # behind the epoch's last batch
-        Position(9, 0, 3, 96, np.arange(28)),  # a step that is not that batch's
+        Position(3, 0, 3, 96, None),  # mid-epoch without its order
+        Position(7, 0, 7, 224, np.arange(28)),  # past the epoch's last batch
+        Position(9, 0, 3, 96, np.arange(28)),  # step does not match the batch
         Position(2**61, 0, 3, 96, np.arange(28)),
     ],
 )
-def test_a_position_that_the_text_does_not_have_is_refused(position):
+def test_position_outside_the_text_is_refused(position):
     with pytest.raises(InputError, match="its text has 28 windows in 7 batches"):
         position.check_fits(28, 7)
 
@@ -178,7 +178,7 @@ def test_a_position_that_the_text_does_not_have_is_refused(position):
     "position",
     [Position(), Position(7, 1, 0, 224), Position(7, 1, 0, 224, np.arange(28)), Position(9, 1, 2, 288, np.arange(28))],
 )
-def test_a_position_that_the_text_has_is_taken(position):
+def test_position_inside_the_text_is_accepted(position):
     position.check_fits(28, 7)
 
 
@@ -208,7 +208,7 @@ TORCH_STATES = {
 
 
 @pytest.mark.parametrize("what", TORCH_STATES)
-def test_torchs_learner_refuses_a_hostile_state_and_nothing_changes(what):
+def test_torch_learner_refuses_invalid_state_unchanged(what):
     learner = torch_learner()
     before = learner.state()
     with pytest.raises(InputError):
@@ -218,7 +218,7 @@ def test_torchs_learner_refuses_a_hostile_state_and_nothing_changes(what):
     }
 
 
-def test_torchs_learner_takes_its_own_state():
+def test_torch_learner_state_round_trip():
     learner = torch_learner()
     state = learner.state()
     again = torch_learner()

@@ -1,6 +1,6 @@
-"""A second judge: the same weights in Hugging Face's GPT-2, which shares no line with torch_gpt.
+"""A second judge: the same weights in Hugging Face's GPT-2, which shares no code with torch_gpt.
 
-Its layout is OpenAI's: linear weights are (in, out), query, key and value one matrix, and it always has their bias.
+Its layout is OpenAI's: linear weights are (in, out); query, key and value are one matrix, always with a bias.
 """
 
 import json
@@ -52,7 +52,7 @@ def transformers():
 
 
 def view(tensors, name):
-    """The part of Hugging Face's tensors that is ours of this name, a view, (out, in) as torch's Linear has it."""
+    """A view of the part of Hugging Face's tensors that corresponds to our name, (out, in) as in torch's Linear."""
     if name in ENDS:
         return tensors[ENDS[name]]
     _, i, rest = name.split(".", 2)
@@ -68,7 +68,7 @@ def view(tensors, name):
 
 
 def huggingface_model(transformers, config, params, attention):
-    """GPT2LMHeadModel in float64 with these parameters; whatever is ours fills all that it has, but for biases of 0."""
+    """GPT2LMHeadModel in float64 with these parameters, which must fill everything except missing biases (0)."""
     model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=config.vocab_size,
@@ -96,7 +96,7 @@ def huggingface_model(transformers, config, params, attention):
 
 
 def check_huggingface(transformers, case, attention):
-    """Logits, loss and every gradient within the budget of the whole model."""
+    """Compare logits, loss and every gradient within the model's budget."""
     config, params, (tokens, targets) = case.config, case.params(), case.batch()
     judge = huggingface_model(transformers, config, params, attention)
     want = judge(torch.from_numpy(tokens)).logits
@@ -130,20 +130,20 @@ def test_gpt2_124m_matches_hugging_face(transformers):
     check_huggingface(transformers, ModelCase(config, B=2, T=32, scale=0.02), "sdpa")
 
 
-def test_its_own_loss_of_a_text_is_ours_of_the_text_and_the_text_one_later(transformers):
+def test_hugging_face_loss_matches_shifted_targets(transformers):
     case = ModelCase(GPTConfig(50, 16, 24, 3, 2, 0.0), B=3, T=16)
     judge, (ids, _) = huggingface_model(transformers, case.config, case.params(), "eager"), case.batch()
     want = judge(torch.from_numpy(ids), labels=torch.from_numpy(ids))
     loss = case.model().loss(ids[:, :-1], ids[:, 1:])
-    logits = want.logits.detach().numpy().astype(np.float32)  # it takes the loss of these, whatever the model's dtype
+    logits = want.logits.detach().numpy().astype(np.float32)  # it computes the loss in float32
     check_loss("Hugging Face's own loss", np.float32(loss), want.loss.item(), logits)
 
 
-# Files: transformers' own writer and reader
+# Files: transformers' writer and reader
 
 
 def check_both_answer(folder, transformers, tokens):
-    """A folder gives the same logits there and here, in float64."""
+    """Assert that a folder gives the same logits in transformers and here, in float64."""
     judge = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64).eval()
     with torch.no_grad():
         want = judge(torch.from_numpy(tokens)).logits.numpy()
@@ -152,16 +152,16 @@ def check_both_answer(folder, transformers, tokens):
 
 def tensors_of(folder):
     """Name without the prefix -> bytes, of all tensors in a folder."""
-    whole = {}
+    tensors = {}
     for file in folder.glob("*.safetensors"):
-        whole |= {name.removeprefix("transformer."): a.tobytes() for name, a in load_file(file).items()}
-    return whole
+        tensors |= {name.removeprefix("transformer."): a.tobytes() for name, a in load_file(file).items()}
+    return tensors
 
 
 @pytest.mark.parametrize("shards", ["one file", "several"])
 @pytest.mark.parametrize(("prefix", "tied"), [("transformer.", True), ("transformer.", False), ("", True)])
-def test_what_transformers_saves_comes_back_unchanged(transformers, tmp_path, tied, shards, prefix):
-    """There, here, and there again: every byte, and the logits of all three."""
+def test_transformers_files_round_trip(transformers, tmp_path, tied, shards, prefix):
+    """From transformers to us and back: every byte is kept, and all three give the same logits."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 60, "n_positions": 16, "n_embd": 24, "n_layer": 3, "n_head": 3}
     config = transformers.GPT2Config(**sizes, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=0)
@@ -183,8 +183,8 @@ def test_what_transformers_saves_comes_back_unchanged(transformers, tmp_path, ti
     check_logits(load(tmp_path / "ours", np.float64)(tokens), want)
 
 
-def test_what_tensorflow_wrote_is_what_transformers_computes(transformers, tmp_path):
-    """OpenAI's format in, Hugging Face's out; transformers' logits of the very variables, named by this test."""
+def test_tensorflow_file_matches_transformers(transformers, tmp_path):
+    """Import OpenAI's format and export Hugging Face's: logits equal transformers' for the original variables."""
     tensors, n_head = openai_tensors()
     config = transformers.GPT2Config(
         vocab_size=287, n_positions=16, n_embd=12, n_layer=2, n_head=n_head, bos_token_id=286, eos_token_id=286
@@ -207,7 +207,7 @@ def test_what_tensorflow_wrote_is_what_transformers_computes(transformers, tmp_p
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_model_made_here_opens_in_transformers(transformers, tmp_path, qkv_bias, tied):
+def test_our_model_opens_in_transformers(transformers, tmp_path, qkv_bias, tied):
     config = GPTConfig(61, 16, 24, 3, 2, 0.1, qkv_bias=qkv_bias, tie_weights=tied)
     model = GPT(config, seed=4, dtype=np.float64)
     save(model, tmp_path / "ours", about={"encoding": "bytes"})
@@ -224,7 +224,7 @@ def test_a_model_made_here_opens_in_transformers(transformers, tmp_path, qkv_bia
 
 
 def imported(kind, place):
-    """A folder of Hugging Face's with this tokenizer and random weights, and the result of its import."""
+    """Import a Hugging Face folder with this tokenizer and random weights."""
     tensors = gpt2_tensors(**SIZES | {"vocab_size": kind.vocab_size})
     huggingface_folder(place / "theirs", tensors, vocab_size=kind.vocab_size)
     kind.write(place / "theirs")
@@ -232,8 +232,8 @@ def imported(kind, place):
 
 
 @pytest.mark.parametrize("name", tokenizers_judge.kinds())
-def test_2000_texts_have_transformers_ids_or_the_import_is_refused(transformers, tmp_path, name):
-    """The ids after the import, and transformers' own after the export."""
+def test_2000_texts_match_transformers_or_import_is_refused(transformers, tmp_path, name):
+    """Our ids after the import and transformers' ids after the export both match."""
     kind, cases = tokenizers_judge.kinds()[name], tokenizers_judge.texts(2000)
     result = imported(kind, tmp_path)
     assert result.exit_code == (2 if kind.refused else 0), result.output
@@ -248,8 +248,8 @@ def test_2000_texts_have_transformers_ids_or_the_import_is_refused(transformers,
     assert ours == tokenizers_judge.judge(tmp_path / "back", cases)
 
 
-def test_the_judged_ids_are_what_transformers_gives_now(transformers, tmp_path):
-    """The fixture of the quick suite is not older than the judge."""
+def test_judged_ids_are_up_to_date(transformers, tmp_path):
+    """The quick suite's fixture is up to date."""
     known = json.loads(tokenizers_judge.JUDGED.read_text(encoding="utf-8"))
     for number, (name, ids) in enumerate(known["judged"].items()):
         folder = tokenizers_judge.kinds()[name].write(tmp_path / str(number))
@@ -258,8 +258,8 @@ def test_the_judged_ids_are_what_transformers_gives_now(transformers, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["as it is", "with a prefix space", "extended and resized", "retrained"])
-def test_what_transformers_saves_of_gpt2s_tokenizer_comes_in(transformers, tmp_path, way):
-    """GPT-2's own vocabulary, through transformers' own writer."""
+def test_gpt2_tokenizer_saved_by_transformers_is_imported(transformers, tmp_path, way):
+    """GPT-2's vocabulary, written by transformers."""
     files = vocabulary_files("gpt2")
     for ours, theirs in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
         (tmp_path / theirs).write_bytes(files[ours])

@@ -1,4 +1,4 @@
-"""The arrows of the design, read from every module's syntax tree; and what `import numpy_gpt` loads, in a process."""
+"""The allowed imports, checked in every module's syntax tree, and the modules that `import numpy_gpt` loads."""
 
 import ast
 import subprocess
@@ -9,13 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("numpy_gpt", "torch_gpt", "parity_tests", "benchmarks")
-ARROWS = {  # who may import whom; a test may import what it tests
+ARROWS = {  # folder -> the folders it may import; tests may import what they test
     "numpy_gpt": {"numpy_gpt"},
     "torch_gpt": {"numpy_gpt", "torch_gpt"},
     "benchmarks": {"numpy_gpt", "torch_gpt", "benchmarks"},
     "parity_tests": set(FOLDERS),
 }
-ROOMS = {  # of each folder, from the lowest floor up; a module may import its own room and those below it
+ROOMS = {  # folder -> its layers, lowest first; a module may import its own layer and those below
     "numpy_gpt": (
         *(
             "typing",
@@ -56,21 +56,21 @@ ROOMS = {  # of each folder, from the lowest floor up; a module may import its o
 MATHS = ("ops", "model", "block", "optim", "random", "plain", "parallel", "decoding", "trace")
 REFERENCE_NEEDS = (  # all that torch_gpt may have of numpy_gpt: names, settings, texts, commands, and no arithmetic
     *(f"numpy_gpt.{part}" for part in ("cli", "config", "errors", "io", "runs.settings", "typing", "weights")),
-    "numpy_gpt.parameters.check_state",  # what an optimiser's state may hold
-    "numpy_gpt.book.chapter5.replay",  # the order of the chapter; the arithmetic is its argument
-    "numpy_gpt.train.check_finite_step",  # of a loss and a norm that torch has computed: a comparison and a sentence
+    "numpy_gpt.parameters.check_state",  # validates an optimiser's state
+    "numpy_gpt.book.chapter5.replay",  # the chapter's order; the arithmetic is passed in
+    "numpy_gpt.train.check_finite_step",  # checks a loss and a norm computed by torch
 )
 
 
 def modules(folder):
-    """(dotted name, path) of every module under a folder; none where the folder is not there yet."""
+    """(dotted name, path) of every module under a folder, if it exists."""
     for path in sorted((ROOT / folder).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
 def imports(name, path):
-    """(what, line) of every import of a module, inside functions too: "a.b" for `import a.b` and `from a import b`."""
+    """(name, line) of every import of a module, also in functions: "a.b" for `import a.b` and `from a import b`."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(), path)):
         if isinstance(node, ast.Import):
@@ -82,35 +82,35 @@ def imports(name, path):
 
 
 def within(what, *names):
-    """Is this module, or something in it, among the named?"""
+    """Whether this is one of the named modules or lies in one."""
     return any(what == name or what.startswith(f"{name}.") for name in names)
 
 
 def complaints(folder, wrong):
-    """file:line of every import that the predicate calls wrong."""
+    """file:line of every import for which the predicate holds."""
     found = [(path, line, what) for name, path in modules(folder) for what, line in imports(name, path) if wrong(what)]
     return [f"{path.relative_to(ROOT)}:{line} imports {what}" for path, line, what in found]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_arrows_between_the_folders_run_one_way(folder):
+def test_folders_import_in_one_direction(folder):
     forbidden = set(FOLDERS) - ARROWS[folder]
     found = complaints(folder, lambda what: within(what, *forbidden))
     assert not found, found
 
 
 def room(folder, name):
-    """The number of a module's floor; the folder's own __init__ may import all."""
+    """The number of a module's layer; the folder's __init__ may import all."""
     rooms, parts = ROOMS[folder], name.split(".")
     if len(parts) == 1:
         return len(rooms)
     return next(
-        i for i, each in enumerate(rooms) if parts[1] == each or (each == "test_" and parts[1].startswith(each))
+        i for i, layer in enumerate(rooms) if parts[1] == layer or (layer == "test_" and parts[1].startswith(layer))
     )
 
 
 def arrows(folder):
-    """(module, module of the same folder that it imports, line) for every import, inside functions too."""
+    """(module, imported module of the same folder, line) for every import, also in functions."""
     known = dict(modules(folder))
     for name, path in known.items():
         for what, line in imports(name, path):
@@ -120,7 +120,7 @@ def arrows(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_no_arrow_points_upwards(folder):
+def test_no_module_imports_a_higher_layer(folder):
     up = [
         f"{name}:{line} imports {target}"
         for name, target, line in arrows(folder)
@@ -130,7 +130,7 @@ def test_no_arrow_points_upwards(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_no_module_imports_itself_through_others(folder):
+def test_no_import_cycles(folder):
     ahead = {}
     for name, target, _ in arrows(folder):
         if target != folder:
@@ -151,25 +151,25 @@ def test_no_module_imports_itself_through_others(folder):
     assert done, "this test sees no imports at all"
 
 
-def test_no_test_is_imported():
+def test_no_test_module_is_imported():
     for folder in FOLDERS:
         found = complaints(folder, lambda what: what.startswith("parity_tests.test_"))
         assert not found, found
 
 
 def test_numpy_gpt_never_imports_torch():
-    """Not inside a function either."""
+    """Not even inside a function."""
     found = complaints("numpy_gpt", lambda what: within(what, "torch"))
     assert not found, found
     assert any(complaints("torch_gpt", lambda what: within(what, "torch"))), "this test sees no imports at all"
 
 
 def of_the_maths(what):
-    """Is this something of numpy_gpt that torch_gpt has no need of?"""
+    """Whether this is part of numpy_gpt that torch_gpt must not import."""
     return within(what, "numpy_gpt") and not within(what, *REFERENCE_NEEDS)
 
 
-def test_the_reference_uses_none_of_the_maths_it_judges():
+def test_reference_imports_no_maths_of_numpy_gpt():
     found = complaints("torch_gpt", of_the_maths)
     assert not found, found
     for part in (
@@ -189,15 +189,15 @@ def test_the_reference_uses_none_of_the_maths_it_judges():
         assert (ROOT / "numpy_gpt" / part).exists() or (ROOT / "numpy_gpt" / f"{part}.py").exists(), f"{part} has moved"
 
 
-def test_operations_know_neither_each_other_nor_names_nor_configurations():
+def test_operations_import_no_model_code():
     wrong = [f"numpy_gpt.{part}" for part in {"config", "parameters", *MATHS} - {"parallel"}]
     found = complaints("numpy_gpt/ops", lambda what: within(what, *wrong))
     assert not found, found
     assert len(list(modules("numpy_gpt/ops"))) > 7, "the operations have moved"
 
 
-def test_the_textbook_stands_alone():
-    """numpy and math, and names for annotations: nothing else has to be read first."""
+def test_plain_imports_only_numpy():
+    """It imports numpy, math and names for annotations: nothing else has to be read first."""
     found = {what for what, _ in imports("numpy_gpt.plain", ROOT / "numpy_gpt/plain.py")}
     types = {
         "typing.Any",
@@ -207,7 +207,7 @@ def test_the_textbook_stands_alone():
     assert found == {"math", "numpy"} | types
 
 
-def test_the_optimiser_knows_no_model():
+def test_optimiser_imports_no_model():
     wrong = ("numpy_gpt.model", "numpy_gpt.block", "numpy_gpt.ops", "numpy_gpt.config")
     found = [
         f"optim.py:{line}"
@@ -217,8 +217,8 @@ def test_the_optimiser_knows_no_model():
     assert not found, found
 
 
-def test_every_draw_comes_from_a_generator():
-    """np.random in generator.py only, where it is the engine; and the standard library's random nowhere."""
+def test_all_randomness_comes_from_generator():
+    """np.random is used only in generator.py, as the engine; the standard library's random nowhere."""
     found = complaints("numpy_gpt", lambda what: within(what, "random", "secrets", "numpy.random"))
     for _, path in modules("numpy_gpt"):
         if path.name == "generator.py":
@@ -229,8 +229,8 @@ def test_every_draw_comes_from_a_generator():
     assert not found, found
 
 
-def test_importing_numpy_gpt_loads_numpy_and_nothing_heavier():
-    """Anything beyond the standard library, numpy and itself is a second's wait, or a package that may not be there."""
+def test_import_loads_only_numpy():
+    """Other packages would take about a second to load or may not be installed."""
     script = (
         "import sys; import numpy, numpy.random; before = set(sys.modules); import numpy_gpt; "
         "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
@@ -252,14 +252,14 @@ def test_importing_numpy_gpt_loads_numpy_and_nothing_heavier():
         ("a.b", "def f():\n    from x import y as z", ["x.y"]),
     ],
 )
-def test_the_reader_of_imports_reads_every_form(name, source, want, tmp_path):
+def test_imports_reads_every_form(name, source, want, tmp_path):
     path = tmp_path / "module.py"
     path.write_text(source)
     assert [what for what, _ in imports(name, path)] == want
 
 
-def test_the_laws_run_without_torch():
-    """Collected as a whole; a few of them are run."""
+def test_laws_run_without_torch():
+    """All are collected and a few are run."""
     code = """
 import sys, pytest
 sys.modules["torch"] = None

@@ -59,7 +59,7 @@ CASES = strategies.model_cases(drop_rates=(0.0, *DROP_RATES))
 @given(case=CASES)
 @example(ModelCase(GPTConfig(2, 1, 4, 2, 1, 0.0), B=1, T=1))
 @example(replace(DROPPED, config=replace(DROPPED.config, tie_weights=True)))
-def test_every_activation_and_its_gradient_is_torchs(case):
+def test_activations_and_gradients_match_torch(case):
     check_intermediates(case)
 
 
@@ -189,7 +189,7 @@ def test_a_replacement_that_does_not_fit_is_named(put, message):
         (ONE_ROW, UNTIED, None),  # the trace adds the rows itself; test_a_trace_has_the_bits_... finds it
     ],
 )
-def test_the_first_operation_that_diverges_is_named(apply, case, message, monkeypatch):
+def test_first_diverging_operation_is_named(apply, case, message, monkeypatch):
     monkeypatch.setattr(compare, "record", lambda *_: None)
     check_intermediates(case)
     apply(monkeypatch)

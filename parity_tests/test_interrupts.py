@@ -1,4 +1,4 @@
-"""Interrupts, errors, signals and races wherever a run writes: short forms; and that the trials see faults."""
+"""Short trials of interrupts, errors, signals and races wherever a run writes, and of their power to detect faults."""
 
 import os
 import shutil
@@ -34,34 +34,34 @@ def races(tmp_path_factory):
 
 
 def operation(saves, run, what):
-    """The number of the first file operation that begins so."""
+    """The number of the first file operation that begins with `what`."""
     return next(number for number, seen in enumerate(saves.seen(run)) if seen.startswith(what))
 
 
-def test_a_save_interrupted_at_any_bytecode_loses_nothing(saves):
+def test_save_interrupted_at_any_bytecode_loses_nothing(saves):
     endings = [saves.trial(name) for name in saves.bytecodes(12, seed=0)]
     assert endings.count("not reached") < 4
 
 
-def test_an_interrupt_after_a_file_operation_loses_nothing(saves):
+def test_interrupt_after_a_file_operation_loses_nothing(saves):
     for name in saves.operations(every=307, seed=0):
         assert saves.trial(name) != "not reached"
 
 
-def test_an_error_at_a_file_operation_loses_nothing(saves):
+def test_error_at_a_file_operation_loses_nothing(saves):
     for name in saves.errors(every=211, seed=0):
         assert saves.trial(name) != "not reached"
 
 
-def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(tmp_path):
+def test_repeatedly_stopped_run_ends_identically(tmp_path):
     chains = Chains(tmp_path)
     for name in chains.chains(2, seed=0):
         chains.trial(name)
         got, want = outcome(chains.stage.run), chains.stage.want
-        assert [part for part in got | want if got.get(part) != want.get(part)] == [], name  # names alone: no megabytes
+        assert [part for part in got | want if got.get(part) != want.get(part)] == [], name  # names only: short output
 
 
-def test_of_commands_begun_at_once_one_gets_the_folder(races):
+def test_one_of_concurrent_commands_gets_the_folder(races):
     for name in races.races(8, seed=0):
         codes = [int(code) for code in races.trial(name).removeprefix("exit codes ").split(", ")]
         assert set(codes) <= {0, 2, 130}, f"{name}: {codes}"
@@ -76,7 +76,7 @@ def test_a_tenth_of_the_trials(kind):
     assert not found.faults, "\n".join(found.faults[:5])
 
 
-def test_a_clean_up_that_takes_the_new_training_state_is_noticed(saves, monkeypatch):
+def test_cleanup_deleting_the_new_state_is_detected(saves, monkeypatch):
     def forgetful(config, params, path, **kwargs):
         try:
             save_params(config, params, path, **kwargs)
@@ -91,13 +91,13 @@ def test_a_clean_up_that_takes_the_new_training_state_is_noticed(saves, monkeypa
         saves.trial(f"operations new {number} 0")
 
 
-def test_a_random_state_that_is_not_restored_is_noticed(saves, monkeypatch):
+def test_unrestored_random_state_is_detected(saves, monkeypatch):
     monkeypatch.setattr(Generator, "set_state", lambda self, state: None)
     with pytest.raises(DifferentError, match="differs from the undisturbed run"):
         saves.trial("bytecodes new ours 2 100 0")
 
 
-def test_leftovers_that_are_never_swept_are_noticed(saves, monkeypatch):
+def test_unswept_leftovers_are_detected(saves, monkeypatch):
     monkeypatch.setattr(files, "sweep", lambda target: None)
     monkeypatch.setattr(run, "sweep_folder", lambda folder: None)
     monkeypatch.setattr("numpy_gpt.weights.checkpoint.sweep_folder", lambda folder: None)
@@ -106,13 +106,13 @@ def test_leftovers_that_are_never_swept_are_noticed(saves, monkeypatch):
         saves.trial(f"errors new {number} EIO once")
 
 
-def test_an_error_that_ends_in_a_traceback_is_noticed(saves, monkeypatch):
+def test_error_ending_in_a_traceback_is_detected(saves, monkeypatch):
     @contextmanager
     def unworded(path):
         try:
             yield
         except OSError as error:
-            raise RuntimeError("nobody has foreseen this") from error
+            raise RuntimeError("an unforeseen error") from error
 
     monkeypatch.setattr(run, "written", unworded)
     number = operation(saves, "resumed", "replace run/run.json")
@@ -122,7 +122,7 @@ def test_an_error_that_ends_in_a_traceback_is_noticed(saves, monkeypatch):
 
 @contextmanager
 def greedy_folder(folder):
-    """As new_folder, but it takes any folder, and removes everything in it if the block fails."""
+    """Like new_folder, but accepts any folder and removes everything in it if the block fails."""
     folder.mkdir(exist_ok=True)
     try:
         yield folder
@@ -131,7 +131,7 @@ def greedy_folder(folder):
         raise
 
 
-def test_a_failing_command_that_removes_what_others_made_is_noticed(races, monkeypatch):
+def test_removal_of_others_files_is_detected(races, monkeypatch):
     @contextmanager
     def removing(tell, told, error):
         def fetch(size, folder, report):
@@ -148,7 +148,7 @@ def test_a_failing_command_that_removes_what_others_made_is_noticed(races, monke
         races.trial("races failing_download 1")
 
 
-def test_two_commands_that_get_one_folder_are_noticed(races, monkeypatch):
+def test_two_commands_in_one_folder_are_detected(races, monkeypatch):
     monkeypatch.setattr(cli_weights, "new_folder", greedy_folder)
     with pytest.raises(DifferentError, match="2 of 2 commands got the folder"):
         races.trial("races export 0")
@@ -156,7 +156,7 @@ def test_two_commands_that_get_one_folder_are_noticed(races, monkeypatch):
 
 @contextmanager
 def audited(folder, operations, told):
-    """In the block, writes to told what the interpreter itself opens, makes and renames below folder uncounted."""
+    """Write to `told` the file operations below folder that the interpreter audits but `operations` misses."""
     events = {
         "open",
         "os.mkdir",
@@ -183,8 +183,8 @@ def audited(folder, operations, told):
         told.write_text("\n".join(uncounted))
 
 
-def test_no_file_operation_is_uncounted(saves):
-    """By the interpreter's own audit, in a process of its own, since an audit cannot be ended."""
+def test_every_file_operation_is_counted(saves):
+    """Check against the interpreter's audit events; an audit hook cannot be removed, only silenced."""
     told, stage, seen = saves.stage.base / "uncounted", saves.stage, []
 
     @contextmanager
@@ -199,7 +199,7 @@ def test_no_file_operation_is_uncounted(saves):
     assert told.read_text() == ""
 
 
-def test_one_trial_is_repeated_by_its_name():
+def test_unknown_trial_name_is_refused():
     result = CliRunner().invoke(main, ["interrupts", "--again", "race 5"])
     assert result.exit_code == 2
     assert "no trial is called 'race 5'" in result.output

@@ -1,7 +1,7 @@
-"""Laws that hold of the mathematics itself, so nothing is compared with torch: this module runs without it.
+"""Mathematical laws: nothing is compared with torch, and this module runs without it.
 
-A law checks one number against another of ours, within the budgets of judge/compare.py; where both are exactly the same
-calculation, bit for bit.
+A law compares two of our own numbers within the budgets of judge/compare.py, or bit for bit where both come from
+exactly the same calculation.
 """
 
 import math
@@ -37,7 +37,7 @@ OPERATION = compare.OPERATION._replace(title="laws of one operation")
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @settings(max_examples=25)
 @given(data=st.data())
-def test_a_token_does_not_change_the_logits_before_it(dtype, data):
+def test_token_does_not_change_earlier_logits(dtype, data):
     case = replace(data.draw(strategies.model_cases()), dtype=dtype)
     t = data.draw(st.integers(0, case.T - 1))
     model, (tokens, _) = case.model(), case.batch()
@@ -50,13 +50,13 @@ def test_a_token_does_not_change_the_logits_before_it(dtype, data):
 
 @settings(max_examples=25)
 @given(data=st.data())
-def test_a_target_does_not_change_the_gradient_after_it(data):
-    """Row s of the position table feeds the losses at s and later, so a target at t reaches rows up to t only."""
+def test_target_does_not_change_later_gradients(data):
+    """Row s of the position table feeds the losses at s and later, so a target at t affects only rows up to t."""
     case = data.draw(strategies.model_cases(scales=st.sampled_from((0.1, 0.5, 1.0))))
     t = data.draw(st.integers(0, case.T - 1))
     model, (tokens, targets) = case.model(), case.batch()
     other = targets.copy()
-    other[0, t] = (other[0, t] + 1) % case.config.vocab_size  # of one row: two rows might trade theirs
+    other[0, t] = (other[0, t] + 1) % case.config.vocab_size  # in one row only: changes in two rows could cancel
     before = model.loss_and_grads(tokens, targets)[1]["pos_emb.weight"].copy()
     after = model.loss_and_grads(tokens, other)[1]["pos_emb.weight"]
     check_exact("d pos_emb.weight after the target", after[t + 1 :], before[t + 1 :])
@@ -88,12 +88,12 @@ def test_attention_sends_no_gradient_into_the_future(case, data):
 
 @settings(max_examples=100)
 @given(case=strategies.cross_entropy_cases(), shift=st.sampled_from((-1e4, -3.0, 0.7, 1e4)))
-def test_the_loss_does_not_see_a_shift_of_all_logits(case, shift):
+def test_loss_is_invariant_to_a_shift_of_logits(case, shift):
     s, n = case.source(), case.shape
     z, targets = s.x(n["B"], n["T"], n["V"]), s.ids(n["V"], n["B"], n["T"])
-    (a, cache_a), (b, cache_b) = (cross_entropy.cross_entropy_forward(each, targets) for each in (z, z + shift))
-    scales = [compare.cross_entropy_scales(each, targets, 1.0) for each in (z, z + shift)]
-    moved = np.abs(z + shift).max()  # z + shift is rounded to eps of its own size, and p has that as relative error
+    (a, cache_a), (b, cache_b) = (cross_entropy.cross_entropy_forward(logits, targets) for logits in (z, z + shift))
+    scales = [compare.cross_entropy_scales(logits, targets, 1.0) for logits in (z, z + shift)]
+    moved = np.abs(z + shift).max()  # z + shift is rounded by eps of its size, which becomes p's relative error
     check("shifted logits: loss", b, a, scales[0]["loss"] + scales[1]["loss"], OPERATION)
     got, want = (cross_entropy.cross_entropy_backward(1.0, cache) for cache in (cache_b, cache_a))
     check("shifted logits: dlogits", got, want, scales[0]["dlogits"] * (1 + moved), OPERATION)
@@ -114,8 +114,8 @@ def test_rows_of_dlogits_sum_to_zero(case):
 
 @settings(max_examples=100)
 @given(case=strategies.layernorm_cases())
-def test_layernorms_dx_stands_across_1_and_x_hat(case):
-    """Σ dx = 0, and Σ dx x̂ is only what eps leaves: rstd Σ g x̂ · eps / (var + eps), as mean(x̂²) = var / (var + eps)."""
+def test_layernorm_dx_is_orthogonal_to_1_and_x_hat(case):
+    """Σ dx = 0, and Σ dx x̂ = rstd Σ g x̂ · eps / (var + eps), not 0, because mean(x̂²) = var / (var + eps)."""
     s, n = case.source(), case.shape
     shape = (n["B"], n["T"], n["C"])
     x, scale, shift, dy = s.x(*shape), s.normal(n["C"]), s.normal(n["C"]), s.upstream(*shape)
@@ -132,7 +132,7 @@ def test_layernorms_dx_stands_across_1_and_x_hat(case):
 @settings(max_examples=50)
 @given(case=strategies.layernorm_cases())
 def test_layernorm_normalises(case):
-    """With scale 1 and shift 0 a row's mean is 0 and its mean square var / (var + eps), var having the divisor C."""
+    """With scale 1 and shift 0 a row's mean is 0 and its mean square var / (var + eps), where var divides by C."""
     s, n = case.source(), case.shape
     x = s.x(n["B"], n["T"], n["C"])
     y, _ = layernorm.layernorm_forward(x, np.ones(n["C"]), np.zeros(n["C"]))
@@ -144,8 +144,8 @@ def test_layernorm_normalises(case):
 
 
 @pytest.mark.parametrize("C", [3, 7, 9, 768])
-def test_layernorm_of_a_row_of_equal_numbers_is_its_shift(C):
-    """Exactly: the mean of C equal numbers is rounded, and rstd would enlarge that 316 times."""
+def test_layernorm_of_a_constant_row_is_its_shift(C):
+    """Exactly, although the mean of C equal numbers is rounded and rstd would enlarge the error 316 times."""
     rng = np.random.default_rng(C)
     x = np.broadcast_to(rng.standard_normal((50, 1)) * 10.0 ** rng.integers(-2, 3, (50, 1)), (50, C))
     scale, shift = 1 + rng.standard_normal((2, C))
@@ -153,7 +153,7 @@ def test_layernorm_of_a_row_of_equal_numbers_is_its_shift(C):
 
 
 @pytest.mark.parametrize("score", [0.0, 1.0, -1.0, 1e4, -1e4, 1e12, -1e12])
-def test_the_first_query_sees_one_key_only(score):
+def test_first_query_sees_one_key(score):
     check_first_query(score)
 
 
@@ -161,8 +161,8 @@ def test_the_first_query_sees_one_key_only(score):
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 @pytest.mark.parametrize("T", [1, 2, 5, 70])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_a_query_that_sees_one_key_has_no_gradient(dtype, T, scale, rate):
-    """softmax over one score is 1 whatever the score: dq is exactly 0, its part of dk as well, and dv is dy."""
+def test_query_with_one_key_has_no_gradient(dtype, T, scale, rate):
+    """softmax over one score is always 1: dq and its contribution to dk are exactly 0, and dv is dy."""
     rng = np.random.default_rng(0)
     q, k, v, dy = (scale * rng.standard_normal((4, 2, 3, T, 7))).astype(dtype)
     mask = None if rate is None else ((rng.random((2, 3, T, T)) >= rate) / (1 - rate)).astype(dtype)
@@ -178,8 +178,8 @@ def test_a_query_that_sees_one_key_has_no_gradient(dtype, T, scale, rate):
     assert not dv[:, :, 1:].any()
 
 
-def test_a_query_after_cached_keys_has_a_gradient():
-    """It is the first of these queries, and sees more keys than one."""
+def test_query_after_cached_keys_has_a_gradient():
+    """The first of these queries sees more than one key."""
     q, k, v, dy = np.random.default_rng(0).standard_normal((4, 1, 1, 3, 5))
     dq, dk, _ = attention.attention_backward(dy[:, :, 1:], attention.attention_forward(q[:, :, 1:], k, v)[1])
     assert (np.abs(dq) > 1e-6).all()
@@ -195,7 +195,7 @@ def test_one_token_sends_no_gradient_to_queries_and_keys(case):
             assert not grad.any(), name
 
 
-def test_a_vocabulary_of_one_token_has_no_loss_and_no_gradient():
+def test_vocabulary_of_one_token_has_no_loss():
     for dtype in (np.float32, np.float64):
         z = np.random.default_rng(0).standard_normal((2, 3, 1)).astype(dtype)
         loss, cache = cross_entropy.cross_entropy_forward(z, np.zeros((2, 3), int))
@@ -203,7 +203,7 @@ def test_a_vocabulary_of_one_token_has_no_loss_and_no_gradient():
         check_exact("dlogits", cross_entropy.cross_entropy_backward(0.7, cache), np.zeros_like(z))
 
 
-def test_layernorm_of_one_number_has_no_gradient_but_shifts():
+def test_layernorm_of_one_number_has_only_a_shift_gradient():
     for dtype in (np.float32, np.float64):
         x, dy = np.random.default_rng(0).standard_normal((2, 3, 1)).astype(dtype)
         scale, shift = np.full(1, 3, dtype), np.full(1, 0.3, dtype)
@@ -212,7 +212,7 @@ def test_layernorm_of_one_number_has_no_gradient_but_shifts():
         assert not dscale.any()
 
 
-def test_attention_over_equal_keys_is_the_mean_of_the_values_seen():
+def test_attention_over_equal_keys_averages_the_values():
     rng = np.random.default_rng(0)
     q, v = rng.standard_normal((2, 3, 5, 4)), rng.standard_normal((2, 3, 5, 4))
     k = np.broadcast_to(rng.standard_normal((2, 3, 1, 4)), v.shape)
@@ -222,7 +222,7 @@ def test_attention_over_equal_keys_is_the_mean_of_the_values_seen():
 
 
 def test_dropout_keeps_the_mean():
-    """Factors are 0 or 1 / (1 − rate): a keep share of 1 − rate has mean factor 1, whatever the rate."""
+    """Factors are 0 or 1 / (1 − rate): keeping a share of 1 − rate gives a mean factor of 1."""
     for rate in (0.1, 0.25, 0.5, 0.9):
         keep = np.arange(1000) >= round(1000 * rate)
         mask = dropout.dropout_mask(keep, rate, np.float64)
@@ -234,36 +234,36 @@ def test_dropout_keeps_the_mean():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_gradients_of_operations_are_the_slopes(seed):
+def test_operation_gradients_match_finite_differences(seed):
     check_gradients_are_slopes(seed)
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.3])
 @pytest.mark.parametrize("tied", [False, True])
-def test_gradients_of_the_model_are_the_slopes(tied, drop_rate):
+def test_model_gradients_match_finite_differences(tied, drop_rate):
     config = replace(CONFIG, tie_weights=tied, drop_rate=drop_rate)
     check_model_slopes(ModelCase(config, B=2, T=8, scale=0.5, seed=3))
 
 
-# Laws of the whole model
+# Laws of the model
 
 
 @settings(max_examples=40)
 @given(case=strategies.model_cases())
-def test_a_tied_gradient_is_the_sum_of_the_untied_two(case):
+def test_tied_gradient_is_the_sum_of_the_untied_two(case):
     check_tied_is_the_sum(case)
 
 
 @settings(max_examples=40)
 @given(case=strategies.model_cases())
-def test_a_batchs_gradient_is_the_mean_of_its_rows(case):
+def test_batch_gradient_is_the_mean_of_its_rows(case):
     check_batch_is_the_mean(case)
 
 
 @settings(max_examples=40)
 @given(case=strategies.model_cases(qkv_bias=True))
-def test_a_key_bias_has_no_gradient(case):
-    """It shifts all scores of a query alike, and softmax does not see that: exactly 0, so what is left is rounding."""
+def test_key_bias_has_no_gradient(case):
+    """It shifts all scores of a query alike, which softmax ignores: the gradient is 0 up to rounding."""
     grads = case.model().loss_and_grads(*case.batch())[1]
     for name, grad in grads.items():
         if name.endswith("W_key.bias"):
@@ -271,7 +271,7 @@ def test_a_key_bias_has_no_gradient(case):
 
 
 def permuted_heads(params, config, order):
-    """The model whose heads stand in another order: rows of W_query, W_key, W_value; columns of out_proj."""
+    """The model with its heads reordered: rows of W_query, W_key, W_value; columns of out_proj."""
     index = np.arange(config.emb_dim).reshape(config.n_heads, -1)[order].reshape(-1)
     out = dict(params)
     for name, a in params.items():
@@ -312,7 +312,7 @@ def test_permuting_the_batch_changes_nothing(case, data):
         check(f"permuted batch: d {name}", g, grads[name], G, MODEL)
 
 
-def test_unread_rows_of_the_tables_have_gradient_zero():
+def test_unread_table_rows_have_zero_gradient():
     case = ModelCase(CONFIG, B=2, T=5)
     tokens, targets = case.batch()
     grads = case.model().loss_and_grads(tokens, targets)[1]
@@ -324,7 +324,7 @@ def test_unread_rows_of_the_tables_have_gradient_zero():
     assert grads["pos_emb.weight"][:5].any(axis=1).all()
 
 
-def test_a_model_of_equal_logits_has_the_loss_log_v():
+def test_equal_logits_give_the_loss_log_v():
     case = ModelCase(CONFIG)
     params = case.params() | {"out_head.weight": np.zeros((CONFIG.vocab_size, CONFIG.emb_dim))}
     model = GPT.from_params(CONFIG, params)
@@ -333,7 +333,7 @@ def test_a_model_of_equal_logits_has_the_loss_log_v():
 
 
 def test_operation_cases_are_rebuilt_from_their_seed():
-    """What a failure prints must be what failed."""
+    """A case printed by a failure must reproduce it."""
     case = OperationCase({"B": 2}, seed=9)
     check_exact("x", case.source().x(2, 3), case.source().x(2, 3))
     check_exact("parameter", ModelCase(CONFIG).params()["tok_emb.weight"], ModelCase(CONFIG).params()["tok_emb.weight"])

@@ -1,6 +1,6 @@
-"""The whole model against torch: logits, loss and every gradient by name, in float64 and in float32.
+"""The model against torch: logits, loss and every gradient by name, in float64 and in float32.
 
-check_model is what is tested here and what the faults of museum.py turn red.
+museum.py's faults must make check_model fail.
 """
 
 import copy
@@ -77,7 +77,7 @@ def test_model_matches_torch_over_many_cases(case):
 @settings(max_examples=60)
 @given(case=strategies.model_cases(drop_rates=(0.0, 0.5), fills=strategies.MODEL_FILLS[1:]))
 @example(ModelCase(GPTConfig(2, 2, 9, 3, 2, 0.0), B=1, T=2, scale=2.13, seed=0, fill="constant rows"))
-def test_model_matches_torch_at_its_ends(case):
+def test_model_matches_torch_at_extremes(case):
     """Constant rows, and logits of ±1e4 and 1e-30."""
     check_model(case)
 
@@ -85,11 +85,11 @@ def test_model_matches_torch_at_its_ends(case):
 @pytest.mark.slow
 @settings(max_examples=500)
 @given(case=strategies.model_cases(drop_rates=(0.0, 0.5), fills=strategies.MODEL_FILLS[1:]))
-def test_model_matches_torch_at_its_ends_over_many_cases(case):
+def test_model_matches_torch_at_extremes_in_many_cases(case):
     check_model(case)
 
 
-def test_only_a_batch_whose_gradients_cancel_is_rejected():
+def test_only_cancelling_batches_are_rejected():
     alike = ModelCase(GPTConfig(2, 1, 4, 1, 1, 0.0), B=2, T=1, scale=0.01, seed=254, fill="tiny logits")
     with pytest.raises(Unsatisfiable):  # token 0 twice, followed once by 0 and once by 1
         given(st.just(alike))(lambda case: check_model(case))()
@@ -102,8 +102,8 @@ def test_only_a_batch_whose_gradients_cancel_is_rejected():
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
-def test_the_number_of_threads_changes_no_more_than_rounding(drop_rate):
-    """BLAS and torch on one thread and on all: either answer is within the budget of torch's."""
+def test_thread_count_changes_only_rounding(drop_rate):
+    """Run BLAS and torch on one thread and on all; both results stay within the budget of torch's."""
     config = GPTConfig(700, 128, 96, 3, 2, drop_rate)
     for threads in (1, profiles.ALL_THREADS):
         with profiles.threads(threads):
@@ -114,15 +114,15 @@ def test_the_number_of_threads_changes_no_more_than_rounding(drop_rate):
 @pytest.mark.parametrize("drop_rate", [0.0, 0.1])
 @pytest.mark.parametrize(("T", "tied"), [(128, True), (150, False)])
 def test_longer_contexts_match_torch(T, tied, drop_rate):
-    """Long enough for whatever is worked off in blocks of rows to have several of them."""
+    """Contexts long enough for several blocks of rows."""
     config = GPTConfig(301, T, 48, 3, 2, drop_rate, qkv_bias=tied, tie_weights=tied)
     check_model(ModelCase(config, B=3, T=T, scale=0.2))
 
 
 @settings(max_examples=60)
 @given(case=strategies.model_cases(drop_rates=(0.0, 0.3)), head_rows=st.sampled_from((1, 3)))
-def test_blocks_that_do_not_divide_match_torch(case, head_rows):
-    """The head, attention, and the loops between the products, all in pieces of a few rows or numbers."""
+def test_uneven_blocks_match_torch(case, head_rows):
+    """Run the head, attention and the loops between the products in blocks of a few rows or numbers."""
     with (
         mock.patch("numpy_gpt.model.HEAD_ROWS", head_rows),
         mock.patch("numpy_gpt.ops.attention.ROWS", 2),
@@ -131,9 +131,9 @@ def test_blocks_that_do_not_divide_match_torch(case, head_rows):
         check_model(case)
 
 
-@pytest.mark.parametrize("how", ["another dtype's memory", "in another order", "one of them elsewhere", "transposed"])
-def test_queries_keys_and_values_put_in_place_from_any_memory_match_torch(how):
-    """They are one product only where they are the parts of one array; whatever else is put there counts as it is."""
+@pytest.mark.parametrize("how", ["another dtype's memory", "in another order", "one elsewhere", "transposed"])
+def test_replaced_queries_keys_and_values_match_torch(how):
+    """They are one product only if they are parts of one array; replaced arrays are used correctly either way."""
     case = ModelCase(SMALL, scale=0.5)
     model, names = case.model(), [f"trf_blocks.1.att.{name}.weight" for name in QKV]
     C = SMALL.emb_dim
@@ -144,7 +144,7 @@ def test_queries_keys_and_values_put_in_place_from_any_memory_match_torch(how):
     parts = np.split(memory, 3)
     if how == "in another order":
         parts = parts[::-1]
-    elif how == "one of them elsewhere":
+    elif how == "one elsewhere":
         parts[1] = parts[1].copy()
     elif how == "transposed":
         parts = [part.T for part in parts]
@@ -157,14 +157,14 @@ def test_queries_keys_and_values_put_in_place_from_any_memory_match_torch(how):
     check_gradients(grads, want_grads)
 
 
-def test_float32_is_no_worse_than_torchs():
+def test_float32_is_no_worse_than_torch():
     check_float32(
         [float32_case(i) for i in range(128)]
-    )  # 64 at least of each kind: biases and heads are in half of them
+    )  # at least 64 of each kind: half of the cases have biases, half heads
 
 
 def test_float32_with_weights_of_scale_3_is_reported():
-    """Such models amplify rounding at random, in torch too, so the ratio is measured and not bounded."""
+    """Such models amplify rounding at random, in torch too, so the ratio is only reported."""
     percentiles = float32_percentiles([float32_case(i, scale=3.0) for i in range(24)])
     for name, value in percentiles.items():
         compare.record("whole model, float32, weights of scale 3: the same, reported only", name, value)
@@ -172,7 +172,7 @@ def test_float32_with_weights_of_scale_3_is_reported():
 
 
 def test_float64_errors_of_each_tensor_are_reported():
-    """The budget asserted is of the model's G; here every tensor's error is set against its own size as well."""
+    """The asserted budget uses the model's G; this also reports every tensor's error relative to its own size."""
     title = "whole model, float64: error / (64 eps max|this tensor|), reported only"
     for i in range(24):
         case = replace(float32_case(i), dtype="float64")
@@ -180,7 +180,7 @@ def test_float64_errors_of_each_tensor_are_reported():
         grads = case.model().loss_and_grads(*case.batch())[1]
         check_gradients(grads, {name[2:]: answer for name, answer in want.items() if name.startswith("d ")})
         for name, grad in grads.items():
-            if not name.endswith("W_key.bias"):  # nothing but rounding
+            if not name.endswith("W_key.bias"):  # rounding only
                 error, size = np.abs(grad - want[f"d {name}"]).max(), np.abs(want[f"d {name}"]).max()
                 compare.record(title, f"d {name}", float(error / (64 * np.finfo(np.float64).eps * size)))
 
@@ -188,19 +188,19 @@ def test_float64_errors_of_each_tensor_are_reported():
 @pytest.mark.parametrize("attention", ["plain", "sdpa"])
 @settings(max_examples=40)
 @given(case=strategies.model_cases(drop_rates=(0.1,)))
-def test_dropout_of_a_seed_is_torchs(attention, case):
+def test_seeded_dropout_matches_torch(attention, case):
     check_own_masks(case, attention)
 
 
 @pytest.mark.slow
 @settings(max_examples=1000)
 @given(case=strategies.model_cases(drop_rates=DROP_RATES))
-def test_dropout_of_a_seed_is_torchs_over_many_cases(case):
+def test_seeded_dropout_matches_torch_in_many_cases(case):
     check_own_masks(case, "plain")
 
 
-def test_float32_with_dropout_is_no_worse_than_torchs():
-    """Masks drawn by each of the four for itself: NumPy, torch with plain attention and sdpa, and float64."""
+def test_float32_with_dropout_is_no_worse_than_torch():
+    """NumPy, torch with plain attention, torch with sdpa, and float64 torch each draw their own masks."""
     check_float32([float32_case(i, drop_rate=0.1) for i in range(128)], "dropout 0.1 with own masks")
 
 
@@ -208,7 +208,7 @@ SITES = ("attention probabilities", "attention branch", "feed-forward branch")
 
 
 def torch_masks(case):
-    """(site, factors) of every dropout, in order of use: what it makes of ones after manual_seed(case.seed)."""
+    """(site, factors) of every dropout, in order of use: its output for ones after manual_seed(case.seed)."""
     reference, masks = from_params(case.config, case.params(), attention="plain").train(), []
     for module in reference.modules():
         if isinstance(module, torch_gpt.model.Dropout):
@@ -222,9 +222,11 @@ def torch_masks(case):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@given(case=strategies.model_cases(drop_rates=(*DROP_RATES, 0.09, 0.42)))  # 1 / (1 − rate) and divisions differ there
-def test_masks_of_every_site_are_torchs(dtype, case):
-    """Bit for bit, the division by 1 − rate included; and the stream stands where torch's does after the pass."""
+@given(
+    case=strategies.model_cases(drop_rates=(*DROP_RATES, 0.09, 0.42))
+)  # rates where factor · 1 / (1 − rate) and division differ
+def test_masks_of_every_site_match_torch(dtype, case):
+    """Bit for bit, including the division by 1 − rate; after the pass the stream's state equals torch's."""
     case, masks = replace(case, dtype=dtype), []
 
     class Recorded(block.Dropout):
@@ -243,7 +245,7 @@ def test_masks_of_every_site_are_torchs(dtype, case):
 
 
 @pytest.mark.parametrize("scalar", [np.float32, np.float64])
-def test_a_rate_that_is_a_numpy_scalar_is_the_number_it_holds(scalar):
+def test_numpy_scalar_rate_equals_python_float(scalar):
     rate = scalar(0.42)
     got = block.Dropout(rate, Generator(1), np.float32).mask((1000,))
     torch.manual_seed(1)
@@ -277,7 +279,7 @@ def test_dropout_is_off_without_rng_and_with_rate_0():
         GPTConfig(vocab_size=400, context_length=64, emb_dim=96, n_heads=6, n_layers=2),
     ],
 )
-def test_initial_parameters_are_torchs_bit_for_bit(config, dtype):
+def test_initial_parameters_match_torch_exactly(config, dtype):
     torch.manual_seed(123)
     want = to_params(GPTModel(config))
     model = GPT(config, seed=123, dtype=dtype)
@@ -287,7 +289,7 @@ def test_initial_parameters_are_torchs_bit_for_bit(config, dtype):
         check_exact(name, model.params[name], array.astype(dtype))
 
 
-def test_a_generator_as_seed_goes_on_from_where_it_stands():
+def test_generator_as_seed_continues_its_stream():
     torch.manual_seed(7)
     rng = Generator(7)
     for _ in range(2):
@@ -298,7 +300,7 @@ def test_a_generator_as_seed_goes_on_from_where_it_stands():
 
 @pytest.mark.parametrize(("tied", "bias"), VARIANTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_parameters_make_the_round_trip_through_torch_bit_for_bit(tied, bias, dtype):
+def test_parameters_round_trip_through_torch(tied, bias, dtype):
     case = ModelCase(replace(SMALL, tie_weights=tied, qkv_bias=bias), dtype=dtype)
     params = case.params()
     reference = from_params(case.config, params)
@@ -327,8 +329,8 @@ def test_gradients_have_the_parameters_names_shapes_and_dtype(tied, bias, dtype,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_first_calls_results_are_not_overwritten_by_the_second(dtype):
-    """Logits are the caller's; a second pass over the same batch gives the same numbers whatever it reuses."""
+def test_second_call_does_not_overwrite_the_first(dtype):
+    """Logits belong to the caller; a repeated pass over the same batch gives the same numbers despite reused memory."""
     case = ModelCase(SMALL, dtype=dtype)
     model, (tokens, targets) = case.model(), case.batch()
     logits = model(tokens)
@@ -346,8 +348,8 @@ def test_the_first_calls_results_are_not_overwritten_by_the_second(dtype):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_matrices_gradients_have_the_same_memory_at_every_step(tied):
-    """Fresh memory has to be cleared by the system first, which at GPT-2's size costs more than the products."""
+def test_matrix_gradients_reuse_their_memory(tied):
+    """The system clears fresh memory first, which at GPT-2's size costs more than the products."""
     case = ModelCase(replace(SMALL, tie_weights=tied))
     model, (tokens, targets) = case.model(), case.batch()
     (_, first), (_, second) = (model.loss_and_grads(tokens, targets) for _ in range(2))
@@ -356,8 +358,8 @@ def test_matrices_gradients_have_the_same_memory_at_every_step(tied):
             assert np.shares_memory(first[name], second[name]), name
 
 
-def test_a_tables_gradient_is_cleared_in_blocks_of_numbers(monkeypatch):
-    """Not of rows, of which a block's worth would be a table of 100 million numbers."""
+def test_table_gradient_is_cleared_in_blocks_of_numbers(monkeypatch):
+    """Not in blocks of rows: one block could then cover a table of 100 million numbers."""
     seen = []
 
     def watched(work, *arrays):
@@ -371,7 +373,7 @@ def test_a_tables_gradient_is_cleared_in_blocks_of_numbers(monkeypatch):
 
 
 def test_queries_keys_and_values_are_one_product(monkeypatch):
-    """Their weights are parts of one array, and so are their gradients: none is joined in a pass."""
+    """Their weights are parts of one array, as are their gradients: a pass never concatenates them."""
     case = ModelCase(SMALL)
     model = case.model()
     model.loss_and_grads(*case.batch())  # makes the buffers
@@ -417,8 +419,8 @@ def test_a_pickle_holds_the_parameters_alone():
     assert len(pickle.dumps(model)) < 1.05 * sum(array.nbytes for array in model.params.values())
 
 
-def test_a_block_makes_the_arrays_that_it_is_not_given():
-    """Given arrays for its weights' gradients it writes into them, and the numbers are the same."""
+def test_block_backward_allocates_missing_gradients():
+    """If given arrays for the weights' gradients, it writes into them; the numbers are the same."""
     case, first = ModelCase(SMALL), "trf_blocks.0."
     p = join({name.removeprefix(first): a for name, a in case.params().items() if name.startswith(first)})
     x, dy = np.random.default_rng(0).standard_normal((2, 2, 5, SMALL.emb_dim))
@@ -435,8 +437,8 @@ def test_a_block_makes_the_arrays_that_it_is_not_given():
 
 @pytest.mark.parametrize("T", [256, 600])
 @pytest.mark.parametrize("call", ["loss", "loss_and_grads"])
-def test_the_head_has_256_rows_of_logits_at_a_time(call, T):
-    """And one array for them: logits, exp and d logits take each other's place."""
+def test_head_holds_256_rows_of_logits_at_a_time(call, T):
+    """And one array for them: logits, exp and d logits share memory."""
     case = ModelCase(GPTConfig(6000, T, 4, 1, 1, 0.0), B=1, T=T, dtype="float32")
     model, batch = case.model(), case.batch()
     getattr(model, call)(*batch)
@@ -448,24 +450,24 @@ def test_the_head_has_256_rows_of_logits_at_a_time(call, T):
 
 
 @pytest.mark.parametrize("name", parameter_shapes(SMALL))
-def test_writing_into_a_parameter_changes_the_model_at_once(name):
+def test_writing_into_a_parameter_changes_the_model(name):
     case = ModelCase(SMALL, B=3, T=6)
     model, (tokens, targets) = case.model(), case.batch()
     tokens[0, 0] = 0
-    before, _ = model(tokens), model.loss_and_grads(tokens, targets)  # whatever it keeps, it has kept now
+    before, _ = model(tokens), model.loss_and_grads(tokens, targets)  # fills any caches
     flat = model.params[name].reshape(-1)
     flat += np.linspace(-1, 2, flat.size)
-    params = {each: a.copy() for each, a in model.params.items()}
+    params = {parameter: a.copy() for parameter, a in model.params.items()}
     fresh = GPT.from_params(SMALL, params)
     check_exact("logits", model(tokens), fresh(tokens))
     if not name.endswith("W_key.bias"):  # which shifts all scores alike
         assert np.abs(model(tokens) - before).max() > 1e-6
     grads, fresh_grads = model.loss_and_grads(tokens, targets)[1], fresh.loss_and_grads(tokens, targets)[1]
-    for each, grad in fresh_grads.items():
-        check_exact(f"d {each}", grads[each], grad)
+    for parameter, grad in fresh_grads.items():
+        check_exact(f"d {parameter}", grads[parameter], grad)
 
 
-def test_putting_another_array_in_a_parameters_place_changes_the_model_at_once():
+def test_replacing_a_parameter_changes_the_model():
     case = ModelCase(SMALL)
     model, (tokens, _) = case.model(), case.batch()
     other = replace(case, seed=1).model()
@@ -497,8 +499,8 @@ def test_putting_another_array_in_a_parameters_place_changes_the_model_at_once()
         ("trf_blocks.0.norm2.scale", lambda a: None, "parameter {} must be a NumPy array, not a NoneType"),
     ],
 )
-def test_a_parameter_that_does_not_fit_is_refused_when_the_model_is_used(call, name, change, message):
-    """And the model is as it was once it is put back."""
+def test_mismatched_parameter_is_refused_on_use(call, name, change, message):
+    """The model works again once the parameter is restored."""
     case = ModelCase(SMALL)
     model, fresh, batch = case.model(), case.model(), case.batch()
 
@@ -517,11 +519,11 @@ def test_a_parameter_that_does_not_fit_is_refused_when_the_model_is_used(call, n
     model.params[name] = kept
     use()
     grads, fresh_grads = model.loss_and_grads(*batch)[1], fresh.loss_and_grads(*batch)[1]
-    for each, grad in fresh_grads.items():
-        check_exact(f"d {each}", grads[each], grad)
+    for parameter, grad in fresh_grads.items():
+        check_exact(f"d {parameter}", grads[parameter], grad)
 
 
-def test_a_parameter_that_is_missing_or_added_is_refused_when_the_model_is_used():
+def test_missing_or_extra_parameter_is_refused_on_use():
     case = ModelCase(SMALL)
     model, (tokens, _) = case.model(), case.batch()
     model.params["extra"] = np.zeros(1)
@@ -532,15 +534,15 @@ def test_a_parameter_that_is_missing_or_added_is_refused_when_the_model_is_used(
         model(tokens)
 
 
-def test_a_model_of_another_dtype_put_in_place_of_every_parameter_is_refused():
+def test_replacing_all_parameters_by_another_dtype_is_refused():
     model, (tokens, _) = ModelCase(SMALL).model(), ModelCase(SMALL).batch()
     model.params |= ModelCase(SMALL, dtype="float32").model().params
     with pytest.raises(InputError, match=r"^parameter tok_emb\.weight is float32, the model float64"):
         model(tokens)
 
 
-def test_parameters_put_in_place_in_any_order_and_memory_are_taken(tmp_path):
-    """Read-only ones and those in a file too: a model that is not trained writes to none."""
+def test_parameters_may_be_replaced_in_any_order_and_memory(tmp_path):
+    """Including read-only and memory-mapped arrays: a model that is not trained writes to none."""
     case = ModelCase(SMALL)
     model, (tokens, targets) = case.model(), case.batch()
     want, grads = model.loss_and_grads(tokens, targets)
@@ -559,7 +561,7 @@ def test_parameters_put_in_place_in_any_order_and_memory_are_taken(tmp_path):
 
 
 def test_one_array_under_two_names_is_used_but_not_trained():
-    """As an untied model's two tables it gives two gradients; an optimiser would move it twice a step."""
+    """As an untied model's two tables it has two gradients; an optimiser would update it twice per step."""
     params = ModelCase(SMALL).params()
     params["out_head.weight"] = params["tok_emb.weight"]
     model, tied = (
@@ -579,7 +581,7 @@ def test_tied_weights_are_one_array():
     config = replace(SMALL, tie_weights=True)
     model = ModelCase(config).model()
     assert "out_head.weight" not in model.params
-    tokens = np.array([[1, 2, 3]])  # the row of id 5 is not read, but it is still the head's
+    tokens = np.array([[1, 2, 3]])  # id 5's row is used only by the head
     before = model(tokens)
     model.params["tok_emb.weight"][5] += 1
     changed = (model(tokens) != before).any(axis=(0, 1))
@@ -609,7 +611,7 @@ def test_tokens_that_cannot_be_used_are_refused_by_name(tokens, message):
             call(good, tokens)
 
 
-def test_tokens_and_targets_of_two_shapes_are_refused():
+def test_tokens_and_targets_of_different_shapes_are_refused():
     model = ModelCase(SMALL).model()
     for call in (model.loss, model.loss_and_grads):
         with pytest.raises(InputError, match=r"tokens \(1, 3\) and targets \(1, 2\) must have one shape"):
@@ -617,8 +619,8 @@ def test_tokens_and_targets_of_two_shapes_are_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint64])
-def test_every_integer_type_of_tokens_means_the_same(dtype):
-    """And a list of ids is taken as it is, whichever type could hold them."""
+def test_integer_types_of_tokens_are_equivalent(dtype):
+    """A list of ids works as well, whatever integer type could hold them."""
     model, tokens = ModelCase(replace(SMALL, vocab_size=300)).model(), np.array([[1, 100, 7], [0, 3, 100]])
     check_exact("logits", model(tokens.astype(dtype)), model(tokens))
     check_exact("loss", model.loss(tokens.astype(dtype), tokens.astype(dtype)), model.loss(tokens, tokens))
@@ -626,12 +628,12 @@ def test_every_integer_type_of_tokens_means_the_same(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int64, np.complex128])
-def test_a_model_of_another_dtype_is_refused(dtype):
+def test_unsupported_dtype_is_refused(dtype):
     with pytest.raises(InputError, match="float32 or float64"):
         GPT(SMALL, dtype=dtype)
 
 
-def test_other_sorts_of_tokens_and_types_are_refused_in_these_words():
+def test_exact_messages_for_tokens_and_dtypes():
     model = GPT(SMALL)
     for call, message in (
         (
@@ -648,7 +650,7 @@ def test_other_sorts_of_tokens_and_types_are_refused_in_these_words():
             call()
 
 
-def test_the_default_seed_is_the_books():
+def test_default_seed_matches_the_book():
     for name, array in GPT(SMALL, seed=123).params.items():
         check_exact(name, GPT(SMALL).params[name], array)
 
@@ -658,8 +660,8 @@ def test_checked_ids_are_int64():
 
 
 @pytest.mark.parametrize("call", [lambda m, t: m(t), lambda m, t: m.next_logits(t, KVCache(m.config, 8, m.dtype))])
-def test_a_forward_pass_keeps_nothing_of_its_blocks(call):
-    """Peak memory over the parameters does not grow with the number of layers, as it does where caches are kept."""
+def test_forward_pass_keeps_no_block_caches(call):
+    """Peak memory beyond the parameters does not grow with the number of layers, as it would with kept caches."""
     peaks = []
     for n_layers in (1, 8):
         model = GPT(replace(SMALL, n_layers=n_layers, context_length=64, emb_dim=48))
@@ -669,11 +671,11 @@ def test_a_forward_pass_keeps_nothing_of_its_blocks(call):
         call(model, tokens)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    kv = 2 * 7 * 8 * 64 * 48 * 4 if call(model, tokens).ndim == 2 else 0  # the key-value cache has a part of each layer
+    kv = 2 * 7 * 8 * 64 * 48 * 4 if call(model, tokens).ndim == 2 else 0  # the key-value cache grows with layers
     assert peaks[1] - kv < 1.2 * peaks[0], peaks
 
 
-def test_parameters_that_do_not_fit_are_refused_by_name():
+def test_mismatched_parameters_are_named():
     params = ModelCase(SMALL).params()
     with pytest.raises(InputError, match=r"final_norm\.scale is missing"):
         GPT.from_params(SMALL, {n: a for n, a in params.items() if n != "final_norm.scale"})
@@ -685,7 +687,7 @@ def test_parameters_that_do_not_fit_are_refused_by_name():
         GPT.from_params(SMALL, params | {"out_head.weight": params["out_head.weight"].astype(np.float32)})
 
 
-def test_parameters_are_put_in_torchs_order_and_only_the_blocks_matrices_are_copied():
+def test_from_params_orders_as_torch_and_copies_only_block_matrices():
     params = ModelCase(SMALL).params()
     model = GPT.from_params(SMALL, dict(reversed(params.items())))
     assert list(model.params) == list(params)
@@ -711,13 +713,13 @@ def test_parameters_are_put_in_torchs_order_and_only_the_blocks_matrices_are_cop
         ({"tie_weights": None}, "tie_weights must be True or False, not None"),
     ],
 )
-def test_configurations_that_cannot_be_are_refused_by_key(keys, message):
+def test_invalid_configuration_is_named_by_key(keys, message):
     with pytest.raises(InputError, match=message):
         GPTConfig(**keys)
 
 
-def test_the_default_configuration_is_the_books():
-    """GPT_CONFIG_124M of chapter 5, and the four sizes as OpenAI released them: tied, they have GPT-2's counts."""
+def test_default_configuration_matches_the_book():
+    """GPT_CONFIG_124M of chapter 5, and OpenAI's four sizes, whose tied parameter counts are GPT-2's."""
     book = {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12}
     assert GPTConfig().to_dict() == book | {"drop_rate": 0.1, "qkv_bias": False, "tie_weights": False}
     assert GPTConfig.from_dict(GPTConfig().to_dict()) == GPTConfig()
@@ -732,7 +734,7 @@ def test_the_default_configuration_is_the_books():
         GPTConfig.from_dict({"n_layer": 12})
 
 
-def test_numpy_scalars_are_the_same_configuration(tmp_path):
+def test_numpy_scalars_give_the_same_configuration(tmp_path):
     plain = {"vocab_size": 7, "context_length": 4, "emb_dim": 4, "n_heads": 2, "n_layers": 1, "drop_rate": 0.25}
     plain |= {"qkv_bias": True, "tie_weights": False}
     config = GPTConfig(**{key: np.asarray(value)[()] for key, value in plain.items()})
@@ -745,15 +747,15 @@ def test_numpy_scalars_are_the_same_configuration(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [None, "nonsense", np.float16, np.int32, ">f4"])
-def test_dtypes_that_no_model_has_are_refused(dtype):
-    """None among them, which NumPy takes for float64."""
+def test_invalid_dtypes_are_refused(dtype):
+    """Including None, which NumPy interprets as float64."""
     with pytest.raises(InputError, match="a model is float32 or float64, not "):
         GPT(SMALL, dtype=dtype)
 
 
 @pytest.mark.parametrize("key", ["vocab_size", "context_length", "emb_dim", "n_layers"])
 @pytest.mark.parametrize("value", [10**15, 10**400])
-def test_models_that_no_process_holds_are_refused_at_once(key, value):
-    """A billion layers would be spelled out by their names until the memory is full."""
+def test_models_larger_than_memory_are_refused_at_once(key, value):
+    """Listing the parameters of 10^15 layers would exhaust the memory."""
     with pytest.raises(InputError, match="more memory than a process can have: choose a smaller vocab_size"):
         GPT(GPTConfig(**{key: value, "n_heads": 1}))

@@ -1,4 +1,4 @@
-"""The suite is itself tested: every fault of the museum must turn its check red, in words that name the tensor."""
+"""Tests of the suite: every fault of the museum must fail its check with a message that names the tensor."""
 
 import math
 import re
@@ -28,12 +28,12 @@ from parity_tests.tools.museum import (
 
 @pytest.fixture(autouse=True)
 def not_recorded(monkeypatch):
-    """A broken model's shares are none of the summary's business."""
+    """Keep a broken model's shares out of the summary."""
     monkeypatch.setattr(compare, "record", lambda *_: None)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_a_fault_turns_its_check_red(fault, monkeypatch):
+def test_fault_fails_its_check(fault, monkeypatch):
     fault.check()
     fault.apply(monkeypatch)
     with pytest.raises((AssertionError, ValueError, IndexError), match=f"^({fault.message})"):
@@ -41,13 +41,13 @@ def test_a_fault_turns_its_check_red(fault, monkeypatch):
 
 
 def rows(page):
-    """Of museum.md: the fault, the naive check's colour, and the test that turns red, without its parameters."""
+    """Rows of museum.md: the fault, the naive check's colour, and the failing test, without its parameters."""
     cells = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")][1:]
     return [(fault, naive[:3], test.strip("`").partition("[")[0]) for fault, naive, test, *_ in cells]
 
 
 @pytest.mark.slow
-def test_the_museums_page_says_what_the_suite_says_today(tmp_path):
+def test_museum_page_is_up_to_date(tmp_path):
     command = [sys.executable, "-m", "parity_tests", "museum", "--out", str(tmp_path / "museum.md")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -56,7 +56,7 @@ def test_the_museums_page_says_what_the_suite_says_today(tmp_path):
     assert rows(page) == rows(PAGE.read_text(encoding="utf-8")), f"regenerate the page: museum --out {PAGE}"
 
 
-def test_the_readme_counts_as_the_page_does():
+def test_readme_counts_match_the_page():
     faults, found, naive = re.search(
         r"^(\d+) faults: this suite finds (\d+), the naive check (\d+)\.$",
         PAGE.read_text(encoding="utf-8"),
@@ -64,12 +64,12 @@ def test_the_readme_counts_as_the_page_does():
     ).groups()
     readme = PAGE.parents[1].joinpath("README.md").read_text(encoding="utf-8")
     assert f"[{faults} faults](parity_tests/museum.md)" in readme
-    assert found == faults, "each turns the suite red"
+    assert found == faults, "every fault must fail the suite"
     assert re.search(rf"a naive check as such projects have .*\n.*finds {naive}\.\n", readme)
 
 
-def test_the_naive_check_is_naive_and_sees_a_nan():
-    """It has nothing of this suite's own: that an argument is written into is none of its business."""
+def test_naive_check_misses_in_place_writes_and_sees_nan():
+    """It does not detect an argument that is written into, which only this suite checks."""
     assert naive_verdict(find("our own: an argument written into")).startswith("green")
     assert math.isnan(naive_difference({"a": np.array([np.nan]), "b": np.ones(1)}, {"a": np.ones(1), "b": np.ones(1)}))
 
@@ -102,14 +102,14 @@ print(exhibition.exhibit(museum.FAULTS[0]))
         (False, "RuntimeError: pytest could not run"),
     ],
 )
-def test_neither_a_red_suite_nor_a_fault_that_cannot_be_put_in_place_counts_as_found(broken, message):
+def test_failing_baseline_or_unusable_fault_is_an_error(broken, message):
     command = [sys.executable, "-c", EXHIBIT.replace("{broken}", str(broken))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout
     assert message in done.stderr
 
 
-def test_a_fault_that_is_not_in_the_museum_is_refused_with_the_nearest_names():
+def test_unknown_fault_suggests_the_nearest_names():
     with pytest.raises(KeyError, match=r"no fault .*dropped.* near it: tied head: the head.s gradient dropped,"):
         find("tied head: dropped")
 
@@ -123,11 +123,11 @@ def test_a_fault_that_is_not_in_the_museum_is_refused_with_the_nearest_names():
         ("", ["gelu: "]),
     ],
 )
-def test_a_part_of_a_name_is_answered_with_the_names_that_have_it(name, near):
+def test_partial_name_suggests_matching_faults(name, near):
     with pytest.raises(KeyError) as error:
         find(name)
     suggested = error.value.args[0].partition("near it: ")[2]
-    assert all(each in suggested for each in near), suggested
+    assert all(name in suggested for name in near), suggested
 
 
 @pytest.mark.parametrize(
@@ -144,20 +144,20 @@ def test_a_part_of_a_name_is_answered_with_the_names_that_have_it(name, near):
         (layernorm_without(2), UNTIED, "ff.layers.2.weight", ()),
     ],
 )
-def test_the_models_check_shows_where_a_gradient_goes_wrong(apply, case, first, spared, monkeypatch):
-    """The last block is where the backward pass begins: what lies above the fault there is right, and not blamed."""
+def test_check_model_shows_where_a_gradient_goes_wrong(apply, case, first, spared, monkeypatch):
+    """The backward pass begins in the last block: gradients above the fault are correct and not reported."""
     apply(monkeypatch)
     with pytest.raises(AssertionError) as error:
         models.check_model(case)
     message, last = str(error.value), f"d trf_blocks.{case.config.n_layers - 1}."
     assert f"{last}{first}[" in message
-    assert "d tok_emb.weight[" in message, "what lies below is wrong too"
-    for name in (*(f"{last}{each}" for each in spared), "d final_norm.scale", "d out_head.weight"):
+    assert "d tok_emb.weight[" in message, "gradients below the fault are wrong too"
+    for name in (*(f"{last}{parameter}" for parameter in spared), "d final_norm.scale", "d out_head.weight"):
         assert f"{name}[" not in message
 
 
-def test_a_fault_of_adamw_is_one_of_each_optimiser(monkeypatch):
-    """Two at a time, as a run and the one resumed from it: the moments of neither are the other's."""
+def test_adamw_fault_keeps_optimisers_separate(monkeypatch):
+    """Two optimisers at once, as for a run and its resumed copy, must not share moments."""
     find("AdamW: eps inside the root").apply(monkeypatch)
     grads = np.random.default_rng(0).standard_normal((2, 3, 4))
 
@@ -174,15 +174,15 @@ def test_a_fault_of_adamw_is_one_of_each_optimiser(monkeypatch):
     compare.check_exact("w", after(*grads[0], beside=AdamW({"w": np.ones(4)})), alone)
 
 
-def test_the_float32_rule_sees_a_four_digit_constant(monkeypatch):
-    """√(2/π) off by 2e-5 of itself, and the loss by far less: under a tolerance of 1e-4 nobody would know."""
+def test_float32_rule_detects_a_four_digit_constant(monkeypatch):
+    """√(2/π) is off by a relative 2e-5 and the loss by far less: a tolerance of 1e-4 would miss it."""
     gelu_with(tanh_cdf(0.044715, 0.7979))(monkeypatch)
     with pytest.raises(AssertionError, match=r"float32 worse than torch's: .*'logits'"):
         models.check_float32(map(models.float32_case, range(32)))
 
 
-def test_the_float32_rule_sees_a_nan_in_the_first_block_alone(monkeypatch):
-    """A tensor kind has the errors of all blocks: what comes after a NaN must not cover it."""
+def test_float32_rule_detects_nan_in_the_first_block(monkeypatch):
+    """A tensor kind collects the errors of all blocks: later values must not hide a NaN."""
     real = GPT.loss_and_grads
 
     def wrong(self, *args):
@@ -200,7 +200,7 @@ def test_the_float32_rule_sees_a_nan_in_the_first_block_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_check_names_the_tensor_the_index_both_values_and_the_share(sign):
+def test_check_message_names_tensor_index_values_and_share(sign):
     want = np.zeros((2, 3))
     got = want.copy()
     got[1, 2] = sign * 100 * np.finfo(np.float64).eps
@@ -209,7 +209,7 @@ def test_check_names_the_tensor_the_index_both_values_and_the_share(sign):
         compare.check("x", got, want, 1.0)
 
 
-def test_check_takes_the_scale_of_each_element():
+def test_check_uses_each_elements_scale():
     want = np.array([1.0, 1e-9])
     got = want + np.array([0, 1e-12])
     with pytest.raises(AssertionError, match=r"^x\[1\]"):
@@ -229,25 +229,25 @@ def test_check_takes_the_scale_of_each_element():
         (1.0, 1.0 + 1e-15, 0.0),
     ],
 )
-def test_check_fails_on_nan_on_infinity_and_on_any_error_at_scale_0(got, want, scale):
+def test_check_fails_on_nan_infinity_and_errors_at_scale_0(got, want, scale):
     with pytest.raises(AssertionError, match=r"x the budget|nan"):
         compare.check("x", np.array([0.0, got]), np.array([0.0, want]), scale)
 
 
 @pytest.mark.parametrize("scale", [np.inf, np.nan, -1.0, [1e9, np.inf]])
-def test_check_refuses_a_scale_under_which_everything_would_pass(scale):
+def test_check_refuses_unusable_scales(scale):
     with pytest.raises(AssertionError, match=r"x: a scale cannot be (inf|nan|-1\.0)"):
         compare.check("x", np.array([1.0, 2.0]), np.array([1.1, 2.1]), scale)
 
 
-def test_check_fails_on_another_shape_or_dtype():
+def test_check_fails_on_other_shape_or_dtype():
     with pytest.raises(AssertionError, match=r"x: shape \(1, 2\), should be \(2,\)"):
         compare.check("x", np.zeros((1, 2)), np.zeros(2), 1.0)
     with pytest.raises(AssertionError, match="x: dtype float32, should be float64"):
         compare.check("x", np.zeros(2, np.float32), np.zeros(2), 1.0)
 
 
-def test_check_exact_tells_minus_zero_from_zero_and_one_ulp():
+def test_check_exact_detects_minus_zero_and_one_ulp():
     one = np.array([0.0, 1.0])
     compare.check_exact("x", one, one.copy())
     for other in (np.array([-0.0, 1.0]), np.array([0.0, np.nextafter(1, 2)])):
@@ -255,7 +255,7 @@ def test_check_exact_tells_minus_zero_from_zero_and_one_ulp():
             compare.check_exact("x", other, one)
 
 
-def test_the_largest_share_of_each_kind_is_kept_for_the_summary(monkeypatch):
+def test_summary_keeps_the_largest_share_of_each_kind(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(compare, "_largest", {})
     got, eps = np.zeros(1), np.finfo(np.float64).eps
@@ -264,7 +264,7 @@ def test_the_largest_share_of_each_kind_is_kept_for_the_summary(monkeypatch):
     assert [line.split() for line in compare.summary()][-1] == ["0.5", "d", "trf_blocks.*.norm1.scale"]
 
 
-def test_a_nan_is_kept_for_the_summary_and_stands_first(monkeypatch):
+def test_summary_lists_nan_first(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(compare, "_largest", {})
     for name, value in (("a", 0.5), ("b", np.nan), ("b", 0.25), ("c", 0.75)):

@@ -1,4 +1,4 @@
-"""numpy_gpt.io.network: what the environment says of proxies and certificates is told where it cannot be used."""
+"""numpy_gpt.io.network: errors name the environment's unusable proxies and certificates."""
 
 import socket
 import subprocess
@@ -27,22 +27,22 @@ def fail(url=URL):
 
 @pytest.mark.parametrize("proxy", ["http://", "http://[", "ftp://a:1", "http://a:99999", "a b", "http://a..b", "//"])
 @pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
-def test_a_proxy_that_cannot_be_one_is_told(monkeypatch, variable, proxy):
-    """requests lets some of urllib3's errors through."""
+def test_invalid_proxy_is_named(monkeypatch, variable, proxy):
+    """requests does not wrap all of urllib3's errors."""
     monkeypatch.setenv(variable, proxy)
     error = fail()
     assert str(error).startswith(f"could not be reached through the proxy in ${variable.upper()} (")
     assert not error.again
 
 
-def test_a_proxy_that_does_not_answer_is_told_without_its_password(monkeypatch):
+def test_unreachable_proxy_is_named_without_password(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:1")
     error = fail()
     assert str(error) == "could not be reached through the proxy in $HTTPS_PROXY (ProxyError)"
     assert error.again
 
 
-def test_a_proxy_for_others_is_not_named(monkeypatch):
+def test_proxy_for_other_hosts_is_not_named(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert "proxy" not in str(fail("https://127.0.0.1:1/thing"))
@@ -50,8 +50,8 @@ def test_a_proxy_for_others_is_not_named(monkeypatch):
 
 @pytest.mark.parametrize("variable", BUNDLES)
 @pytest.mark.parametrize("kind", ["missing", "no certificate"])
-def test_a_bundle_of_certificates_that_is_none_is_told(tmp_path, monkeypatch, variable, kind):
-    """One that is missing is a plain OSError, as of a disk."""
+def test_invalid_certificate_bundle_is_named(tmp_path, monkeypatch, variable, kind):
+    """A missing bundle raises a plain OSError, like a disk error."""
     bundle = tmp_path / "bundle.pem"
     if kind == "no certificate":
         bundle.write_text("x")
@@ -68,7 +68,7 @@ def test_a_bundle_of_certificates_that_is_none_is_told(tmp_path, monkeypatch, va
     [{"HTTPS_PROXY": "http://a:99999"}, {"HTTPS_PROXY": "ftp://a"}, {"REQUESTS_CA_BUNDLE": "/nope"}],
     ids=lambda variables: next(iter(variables.values())),
 )
-def test_the_command_ends_with_one_sentence(tmp_path, monkeypatch, variables):
+def test_command_ends_with_a_one_line_error(tmp_path, monkeypatch, variables):
     for name, value in (variables | {"XDG_CACHE_HOME": str(tmp_path / "cache")}).items():
         monkeypatch.setenv(name, value)
     command = [sys.executable, "-m", "numpy_gpt", "download", "124M", "--out", str(tmp_path / "out")]

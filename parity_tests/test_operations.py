@@ -1,7 +1,7 @@
-"""Every operation, forward and every gradient, against torch's own operations and autograd.
+"""Every operation's output and gradients against torch's operations and autograd.
 
-In float64 the judge is torch in float64. float32 is held to the same 64 eps S with its own eps, against
-torch's float64 answer on the same numbers.
+In float64 the judge is torch in float64. float32 must meet the same 64 eps S, with its own eps, against torch's float64
+result for the same numbers.
 """
 
 import math
@@ -31,7 +31,7 @@ def test_linear_matches_torch(case):
 
 @given(case=strategies.layernorm_cases())
 @example(OperationCase({"B": 2, "T": 3, "C": 8}, fill="constant rows"))
-@example(OperationCase({"B": 2, "T": 3, "C": 8}, scale=1e-2))  # eps counts as much as the variance
+@example(OperationCase({"B": 2, "T": 3, "C": 8}, scale=1e-2))  # eps is as large as the variance
 @example(OperationCase({"B": 1, "T": 1, "C": 1}))
 def test_layernorm_matches_torch(case):
     check_operation("layernorm", case)
@@ -44,7 +44,7 @@ def test_gelu_matches_torch(case):
 
 
 @given(case=strategies.dropout_cases() | strategies.dropout_cases("float32"))
-def test_dropout_is_torchs_bit_for_bit(case):
+def test_dropout_matches_torch_exactly(case):
     check_operation("dropout", case)
 
 
@@ -85,7 +85,7 @@ def test_larger_shapes_match_torch(operation, case):
 @pytest.mark.parametrize("operation", OPERATIONS)
 @settings(max_examples=40)
 @given(data=st.data())
-def test_float32_stays_float32_and_within_the_same_budget(operation, data):
+def test_float32_stays_float32_within_the_same_budget(operation, data):
     check_operation(operation, data.draw(OPERATIONS[operation].cases("float32")))
 
 
@@ -105,14 +105,14 @@ def test_operation_matches_torch_over_many_cases(operation, dtype, data):
     check_operation(operation, data.draw(OPERATIONS[operation].cases(dtype)))
 
 
-def test_dropout_without_a_mask_passes_on_the_same_array():
+def test_dropout_without_a_mask_returns_the_same_array():
     x = np.arange(6.0).reshape(2, 3)
     y, cache = dropout.dropout_forward(x, None)
     assert y is x
     assert dropout.dropout_backward(x, cache) is x
 
 
-def test_an_unread_row_of_a_table_has_gradient_zero():
+def test_unread_table_row_has_zero_gradient():
     ids, w, dy = np.array([[1, 3, 1]]), np.ones((5, 2)), np.full((1, 3, 2), 7.0)
     dw = embedding.embedding_backward(dy, embedding.embedding_forward(ids, w)[1])
     check_exact("embedding.dw", dw, np.array([[0, 0], [14, 14], [0, 0], [7, 7], [0, 0.0]]))
@@ -151,13 +151,13 @@ def test_an_unread_row_of_a_table_has_gradient_zero():
         ),
     ],
 )
-def test_wrong_arguments_are_refused_by_name(call, message):
+def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()
 
 
 def peak(call):
-    """The most bytes that NumPy holds while this runs, the result included."""
+    """The peak number of bytes NumPy allocates during the call, including the result."""
     call()
     tracemalloc.start()
     try:
@@ -174,7 +174,7 @@ def numbers(*shape):
 
 X, DY, ONE, IDS = numbers(128, 512), numbers(128, 512), numbers(512), np.zeros(128, int)
 HEADS, DHEADS, MASK = numbers(3, 1, 16, 64, 4), numbers(1, 16, 64, 4), numbers(1, 16, 64, 64)
-NEEDED = {  # what to call, and how many arrays of X's size; all of one block, so that one thread does it
+NEEDED = {  # the call, and its number of arrays of X's size; each is one block, so one thread does it
     "gelu forward: y, slope, x² and σ": (lambda: partial(gelu.gelu_forward, X), 4),
     "layernorm forward: y, x̂": (lambda: partial(layernorm.layernorm_forward, X, ONE, ONE), 2),
     "layernorm backward: dx, dy · x̂": (
@@ -206,15 +206,15 @@ NEEDED = {  # what to call, and how many arrays of X's size; all of one block, s
 
 
 @pytest.mark.parametrize("what", NEEDED)
-def test_an_operation_makes_no_more_arrays_than_it_needs(what):
-    """What can be written in place is, and float32 is not widened on the way."""
+def test_operations_allocate_no_extra_arrays(what):
+    """Operations work in place where possible and never widen float32."""
     make, arrays = NEEDED[what]
     assert peak(make()) < (arrays + 0.6) * X.nbytes
 
 
 @pytest.mark.parametrize("operation", ["layernorm", "gelu", "cross_entropy", "linear"])
-def test_work_is_cut_by_the_numbers_in_it(operation, monkeypatch):
-    """Not by its rows, of which a few may be longer than a cache."""
+def test_work_is_split_by_element_count(operation, monkeypatch):
+    """Not by rows, a few of which may exceed a cache."""
     module, seen = (
         {"layernorm": layernorm, "gelu": gelu, "cross_entropy": cross_entropy, "linear": linear}[operation],
         [],
@@ -233,8 +233,8 @@ def test_work_is_cut_by_the_numbers_in_it(operation, monkeypatch):
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize("T", [5, 70])
-def test_heads_shared_out_match_torch(T, rate, monkeypatch):
-    """Each in a part of its own, one after the other, as threads would do them."""
+def test_heads_computed_separately_match_torch(T, rate, monkeypatch):
+    """Compute each head separately, one after the other, as threads would."""
 
     def apart(work, n, least):
         for i in range(n):
@@ -245,8 +245,8 @@ def test_heads_shared_out_match_torch(T, rate, monkeypatch):
 
 
 @pytest.mark.parametrize(("B", "T", "past"), [(1, 16, 0), (3, 31, 5), (1, 256, 0), (2, 256, 300)])
-def test_a_thread_has_heads_with_scores_enough(B, T, past, monkeypatch):
-    """The least number of heads is that with a quarter of LEAST scores, or one."""
+def test_threads_get_enough_heads(B, T, past, monkeypatch):
+    """A thread's minimum is as many heads as have LEAST / 4 scores, or one head."""
     least = []
     monkeypatch.setattr(
         attention, "share", lambda work, n, **given: least.append(given["least"]) or threads.share(work, n, **given)
@@ -258,22 +258,22 @@ def test_a_thread_has_heads_with_scores_enough(B, T, past, monkeypatch):
     assert set(least) == {max(1, threads.LEAST // 4 // scores)}
 
 
-def test_without_a_bias_nothing_is_summed_for_one(monkeypatch):
-    """It would be a pass over the logits' gradient."""
+def test_linear_without_bias_sums_nothing(monkeypatch):
+    """Summing would cost a pass over the logits' gradient."""
     monkeypatch.delattr(linear, "sum_rows")
     _, _, db = linear.linear_backward(X @ DY.T, linear.linear_forward(X, DY, None)[1])
     assert db is None
 
 
-def test_a_rows_gradient_has_the_same_bits_whatever_its_id():
-    """Its terms add up in the text's order, however NumPy sorts the ids."""
+def test_row_gradient_does_not_depend_on_its_id():
+    """Its terms are added in the text's order, however NumPy sorts the ids."""
     rng = np.random.default_rng(0)
     ids, dy = rng.integers(0, 3, (4, 250)), numbers(4, 250, 2)
-    dw, other = (embedding.embedding_backward(dy, (each, (3, 2))) for each in (ids, 2 - ids))
+    dw, other = (embedding.embedding_backward(dy, (rows, (3, 2))) for rows in (ids, 2 - ids))
     check_exact("embedding.dw", dw, other[::-1])
 
 
-def test_positions_begin_at_0_unless_told():
+def test_positions_begin_at_0_by_default():
     x, w = np.zeros((1, 2, 3)), np.arange(12.0).reshape(4, 3)
     check_exact("position_embedding.y", embedding.position_embedding_forward(x, w)[0], w[None, :2])
 
@@ -281,8 +281,8 @@ def test_positions_begin_at_0_unless_told():
 @pytest.mark.parametrize("operation", OPERATIONS)
 @settings(max_examples=30)
 @given(data=st.data())
-def test_an_answer_does_not_depend_on_earlier_calls(operation, data):
-    """Nor does a later call change it: what an operation returned is its caller's."""
+def test_results_do_not_depend_on_earlier_calls(operation, data):
+    """Nor does a later call change it: a returned array belongs to the caller."""
     dtype = data.draw(st.sampled_from(("float64", "float32")))
     inputs, others = (OPERATIONS[operation].inputs(data.draw(OPERATIONS[operation].cases(dtype))) for _ in range(2))
     first = our_answer(operation, inputs)
@@ -294,14 +294,14 @@ def test_an_answer_does_not_depend_on_earlier_calls(operation, data):
 
 
 @pytest.mark.parametrize("rows", [3000, 40_000])
-def test_sums_over_many_rows_in_float32_are_rounded_once(rows):
-    """db, dshift and dscale: an ulp from the exact sum, where adding row after row in float32 would lose digits."""
+def test_float32_sums_over_many_rows_are_rounded_once(rows):
+    """db, dshift and dscale are within half an ulp of the exact sum; adding rows in float32 would lose digits."""
     rng = np.random.default_rng(rows)
     dy, x = (rng.standard_normal((rows, 4)).astype(np.float32) + np.float32(1) for _ in range(2))
     got = {"db": linear.linear_backward(dy, linear.linear_forward(x, np.ones((4, 4), np.float32), dy[0])[1])[2]}
     y, cache = layernorm.layernorm_forward(x, np.ones(4, np.float32), np.zeros(4, np.float32))
     _, got["dscale"], got["dshift"] = layernorm.layernorm_backward(dy, cache)
-    terms = {"db": dy, "dshift": dy, "dscale": dy * y}  # with scale 1 and shift 0, y is x̂ in its own bits
+    terms = {"db": dy, "dshift": dy, "dscale": dy * y}  # with scale 1 and shift 0, y is exactly x̂
     for name, sums in got.items():
         exact = np.array([math.fsum(column) for column in terms[name].T.tolist()])
         ulps = np.abs(sums - exact) / np.spacing(np.abs(sums))

@@ -1,4 +1,4 @@
-"""AdamW, clipping and the schedule against torch's: step by step on random gradients, and over whole training runs."""
+"""AdamW, clipping and the schedule against torch's: step by step on random gradients, and in training runs."""
 
 import math
 import re
@@ -49,8 +49,8 @@ def test_adamw_has_torchs_defaults():
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_adamw_matches_torch_on_a_parameter_of_many_blocks(dtype):
-    """Longer than whatever is updated at a time, and not a multiple of it."""
+def test_adamw_matches_torch_on_many_blocks(dtype):
+    """Larger than an update block, and not a multiple of it."""
     rng = np.random.default_rng(0)
     params = {"w": rng.standard_normal((611, 1021)).astype(dtype)}
     leaf, scales = torch.from_numpy(params["w"].copy()).requires_grad_(), AdamWScales(params)
@@ -65,7 +65,7 @@ def test_adamw_matches_torch_on_a_parameter_of_many_blocks(dtype):
 
 
 def rows_at_times(rng, shape, step):
-    """A table's gradient: no row, then some, then others while the first are still, at last every row."""
+    """A table's gradient by step: no rows, then some, then others instead, finally all rows."""
     g = rng.standard_normal(shape)
     read = [np.zeros(shape[0]), rng.random(shape[0]) < 0.02, rng.random(shape[0]) < 0.02, np.ones(shape[0])]
     return g * read[min(step, 3)][:, None]
@@ -73,8 +73,8 @@ def rows_at_times(rng, shape, step):
 
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_rows_of_a_table_that_were_never_read_decay_as_in_torch(dtype, resumed):
-    """And those read once go on moving; the same when the optimiser is restored in the midst of it."""
+def test_unread_rows_decay_as_in_torch(dtype, resumed):
+    """Rows read once keep moving, also when the optimiser is restored in between."""
     shape, rng = (611, 1021), np.random.default_rng(0)
     params = {"w": rng.standard_normal(shape).astype(dtype)}
     leaf, scales = torch.from_numpy(params["w"].copy()).requires_grad_(), AdamWScales(params)
@@ -106,8 +106,8 @@ def test_rows_without_a_gradient_become_nan_at_eps_0_as_in_torch():
 
 
 @pytest.mark.parametrize(("first", "betas"), [(1e-30, (0.9, 0.999)), (1.0, (0.0, 0.999))])
-def test_a_row_goes_on_from_either_moment_after_a_restart(first, betas):
-    """A gradient so small that its square is 0, or one that beta1 = 0 forgets: one moment only is left of it."""
+def test_restored_row_continues_from_either_moment(first, betas):
+    """A gradient so small that its square is 0, or forgotten through beta1 = 0, leaves only one moment nonzero."""
     params, same = {"w": np.ones((2, 2), np.float32)}, {"w": np.ones((2, 2), np.float32)}
     ours, other = optim.AdamW(params, betas=betas), optim.AdamW(same, betas=betas)
     for g in (first, 0.0, 0.0, 1.0):
@@ -127,8 +127,8 @@ def test_a_row_goes_on_from_either_moment_after_a_restart(first, betas):
     "betas", [(0.0, 0.999), (0.3, 0.999), (0.5, 0.9), (0.45, 0.0), (0.51, 0.3), (0.9, 0.0), (0.0, 0.0)]
 )
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_moments_match_torchs_for_every_beta(dtype, betas, eps, foreach):
-    """After gradients of every size. Up to 0.5 torch interpolates from the gradient's end: in float32 the same bits."""
+def test_moments_match_torch_for_every_beta(dtype, betas, eps, foreach):
+    """With gradients of every size. For betas up to 0.5 torch interpolates from the gradient: equal bits in float32."""
     rng = np.random.default_rng(0)
     params = {"w": rng.standard_normal(200).astype(dtype)}
     leaf = torch.from_numpy(params["w"].copy()).requires_grad_()
@@ -152,8 +152,8 @@ def test_moments_match_torchs_for_every_beta(dtype, betas, eps, foreach):
             check_exact("AdamW second moment", ours.v["w"], state["exp_avg_sq"].numpy())
 
 
-def test_a_gradient_whose_square_overflows_moves_its_parameter_as_in_torch():
-    """(1 - beta2) g² is below the largest float32; g² is not, and dividing by its root would leave the parameter."""
+def test_gradient_with_overflowing_square_matches_torch():
+    """(1 - beta2) g² fits in float32, but g² overflows, and dividing by its root would not move the parameter."""
     params, g = {"w": np.ones(4, np.float32)}, np.full(4, 1e20, np.float32)
     leaf = torch.ones(4, requires_grad=True)
     leaf.grad = torch.from_numpy(g.copy())
@@ -164,7 +164,7 @@ def test_a_gradient_whose_square_overflows_moves_its_parameter_as_in_torch():
 
 
 @pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1), (math.nan, 0.9), (0.9, math.inf)])
-def test_betas_that_torch_refuses_are_refused(betas):
+def test_betas_refused_by_torch_are_refused(betas):
     with pytest.raises(ValueError, match="Invalid beta"):
         torch.optim.AdamW([torch.ones(1)], betas=betas)
     with pytest.raises(
@@ -174,15 +174,15 @@ def test_betas_that_torch_refuses_are_refused(betas):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_moments_are_of_the_parameters_dtype(dtype):
+def test_moments_have_the_parameters_dtype(dtype):
     params = draw_params(0, dtype)
     ours = optim.AdamW(params)
     ours.step(draw_grads(np.random.default_rng(1), params))
     assert {a.dtype.name for name, a in ours.state().items() if name != "t"} == {dtype}
 
 
-def test_a_parameter_whose_layout_changes_keeps_its_moments():
-    """An array may be put in another's place; the moments' own layout is not the first one's."""
+def test_parameter_with_a_new_layout_keeps_its_moments():
+    """A parameter's array may be replaced by one of another layout than its moments."""
     rng = np.random.default_rng(0)
     params = {"w": np.asfortranarray(rng.standard_normal((7, 5)))}
     ours = optim.AdamW(params)
@@ -192,7 +192,7 @@ def test_a_parameter_whose_layout_changes_keeps_its_moments():
 
 
 @pytest.mark.parametrize("layout", ["C", "transposed", "gaps"])
-def test_adamw_takes_gradients_in_any_layout(layout):
+def test_adamw_accepts_gradients_in_any_layout(layout):
     params, same = draw_params(0, "float64"), draw_params(0, "float64")
     grads = draw_grads(np.random.default_rng(1), params)
     ours, other = optim.AdamW(params), optim.AdamW(same)
@@ -211,7 +211,7 @@ def test_adamw_takes_gradients_in_any_layout(layout):
         (lambda grads: grads.update(weight=np.zeros((6, 4))), r"weight has shape \(4, 6\), its gradient: \(6, 4\)"),
     ],
 )
-def test_a_gradient_that_is_missing_or_misshapen_leaves_everything_as_it_was(spoil, message):
+def test_missing_or_misshapen_gradient_changes_nothing(spoil, message):
     params, same = draw_params(0, "float64"), draw_params(0, "float64")
     rng = np.random.default_rng(1)
     ours, other = optim.AdamW(params), optim.AdamW(same)
@@ -224,14 +224,14 @@ def test_a_gradient_that_is_missing_or_misshapen_leaves_everything_as_it_was(spo
             ours.step(bad)
         for name, p in params.items():
             check_exact(name, p, before[name])
-        ours.step(grads)  # its moments and its count are as if the bad call had never been
+        ours.step(grads)  # moments and step count ignore the bad call
         other.step(grads)
         for name, p in params.items():
             check_exact(name, p, same[name])
 
 
 def side_by_side(*shapes):
-    """Arrays that lie in one piece of memory, one after the other."""
+    """Arrays that are consecutive parts of one piece of memory."""
     sizes = np.cumsum([math.prod(shape) for shape in shapes])
     parts = np.split(np.ones(sizes[-1]), sizes[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
@@ -248,7 +248,7 @@ def read_only():
     return a
 
 
-UNUSABLE = {  # parameters, and what is said of them
+UNUSABLE = {  # parameters, and the error
     "one array twice": (
         {"a": TABLE, "x": np.ones(2), "b": TABLE},
         "a and b share memory: give each an array of its own",
@@ -284,7 +284,7 @@ USABLE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_parameters_that_cannot_be_updated_are_refused_by_name(case):
+def test_parameters_that_cannot_be_updated_are_named(case):
     params, message = UNUSABLE[case]
     before = {name: p.copy() for name, p in params.items()}
     with pytest.raises(InputError, match=f"^AdamW: {message}"):
@@ -295,7 +295,7 @@ def test_parameters_that_cannot_be_updated_are_refused_by_name(case):
     ours = optim.AdamW(updated)
     ours.step(before)
     after = {name: p.copy() for name, p in updated.items()}
-    updated.update(params)  # put in their places later
+    updated.update(params)  # replaced later
     with pytest.raises(InputError, match=f"^AdamW: {message}"):
         ours.step(before)
     assert ours.t == 1
@@ -307,7 +307,7 @@ def test_parameters_that_cannot_be_updated_are_refused_by_name(case):
 
 
 @pytest.mark.parametrize("case", USABLE)
-def test_parameters_in_one_piece_of_memory_are_updated_as_copies_are(case):
+def test_parameters_in_shared_memory_are_updated_like_copies(case):
     params = {str(i): a for i, a in enumerate(USABLE[case])}
     same, rng = {name: a.copy() for name, a in params.items()}, np.random.default_rng(0)
     ours, other = optim.AdamW(params), optim.AdamW(same)
@@ -319,7 +319,7 @@ def test_parameters_in_one_piece_of_memory_are_updated_as_copies_are(case):
         check_exact(name, p, same[name])
 
 
-def test_a_parameter_that_becomes_read_only_is_refused_before_anything_changes():
+def test_read_only_parameter_is_refused_before_any_change():
     params = draw_params(0, "float64")
     ours, grads = optim.AdamW(params), draw_grads(np.random.default_rng(1), params)
     ours.step(grads)
@@ -342,7 +342,7 @@ def test_a_parameter_that_becomes_read_only_is_refused_before_anything_changes()
         (lambda p: {"a": np.ones((4, 3)), "b": np.frombuffer(p["a"]).reshape(4, 3)}, "a and the gradient of b share"),
     ],
 )
-def test_a_gradient_in_a_parameters_memory_is_refused(grads, message):
+def test_gradient_in_a_parameters_memory_is_refused(grads, message):
     params = {"a": np.ones((4, 3)), "b": np.ones((4, 3))}
     ours = optim.AdamW(params)
     with pytest.raises(InputError, match=f"^AdamW: {message}"):
@@ -352,7 +352,7 @@ def test_a_gradient_in_a_parameters_memory_is_refused(grads, message):
 
 
 def test_gradients_are_only_read():
-    """One array under two names, a broadcast one, a tensor's, and one of no parameter: all the same."""
+    """One array under two names, a broadcast array, a tensor's and one without a parameter all work."""
     params, same = ({"a": np.ones((4, 3)), "b": np.ones((4, 3))} for _ in range(2))
     ours, other = optim.AdamW(params), optim.AdamW(same)
     for g in (np.full((4, 3), 2.0), np.broadcast_to(2.0, (4, 3)), torch.full((4, 3), 2.0).double().numpy()):
@@ -362,7 +362,7 @@ def test_gradients_are_only_read():
         check_exact("b", params["b"], same["b"])
 
 
-def test_memory_is_compared_once_and_again_where_it_may_be_shared(monkeypatch):
+def test_memory_is_rechecked_only_if_it_may_be_shared(monkeypatch):
     calls = []
     monkeypatch.setattr(optim, "check_updatable", lambda *given: calls.append(given))
     params = {"a": np.ones((4, 3)), "b": np.ones(2)}
@@ -385,7 +385,7 @@ def test_memory_is_compared_once_and_again_where_it_may_be_shared(monkeypatch):
 
 
 @pytest.mark.parametrize("array", [np.ones((4, 3), np.float32), np.ones((3, 4)), np.ones((4, 3), ">f8")])
-def test_a_parameter_of_another_kind_put_in_place_is_refused(array):
+def test_replacement_of_another_shape_or_dtype_is_refused(array):
     params = {"a": np.ones((4, 3)), "b": np.ones(2)}
     ours = optim.AdamW(params)
     params["b"], params["a"] = np.ones(2), array
@@ -397,7 +397,7 @@ def test_a_parameter_of_another_kind_put_in_place_is_refused(array):
     assert ours.t == 0
 
 
-def test_a_parameter_that_is_added_is_refused():
+def test_added_parameter_is_refused():
     params = {"a": np.ones((4, 3))}
     ours = optim.AdamW(params)
     params["b"] = np.ones(2)
@@ -410,7 +410,7 @@ def test_a_parameter_that_is_added_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int64])
-def test_a_gradient_of_another_dtype_is_refused(dtype):
+def test_gradient_of_another_dtype_is_refused(dtype):
     params = {"a": np.ones((4, 3)), "b": np.ones(2)}
     ours = optim.AdamW(params)
     message = f"^AdamW: b is float64, its gradient {np.dtype(dtype)}: use one dtype$"
@@ -445,7 +445,7 @@ def test_gradients_of_zero_are_clipped_to_zero():
     check_exact("w", grads["w"], np.zeros((2, 3)))
 
 
-def test_a_gradient_that_is_not_a_number_spoils_all_as_in_torch():
+def test_nan_gradient_spreads_as_in_torch():
     tensors = [torch.tensor([math.nan, 1.0], requires_grad=True), torch.tensor([2.0], requires_grad=True)]
     for tensor in tensors:
         tensor.grad = tensor.detach().clone()
@@ -457,18 +457,16 @@ def test_a_gradient_that_is_not_a_number_spoils_all_as_in_torch():
 
 
 @settings(max_examples=40)
-@given(
-    peak=st.floats(1e-5, 1), warmup_steps=st.integers(0, 30), rest=st.integers(2, 60)
-)  # over 1: or no cosine in torch
+@given(peak=st.floats(1e-5, 1), warmup_steps=st.integers(0, 30), rest=st.integers(2, 60))  # below 2 torch has no cosine
 @example(peak=4e-4, warmup_steps=0, rest=2)
-def test_schedule_is_torchs_linear_then_cosine(peak, warmup_steps, rest):
+def test_schedule_matches_torch(peak, warmup_steps, rest):
     check_schedule(peak, warmup_steps, warmup_steps + rest)
 
 
-def test_schedule_at_its_corners():
+def test_schedule_at_its_limits():
     assert optim.warmup_cosine(0, 1.0, 4, 20) == 0.2
     assert optim.warmup_cosine(4, 1.0, 4, 20) == 1.0
-    assert optim.warmup_cosine(2, 0.1, 2, 20) == 0.1, "itself, which 0.1 · 3 / 3 is not"
+    assert optim.warmup_cosine(2, 0.1, 2, 20) == 0.1, "exactly the peak, unlike 0.1 · 3 / 3"
     assert optim.warmup_cosine(19, 1.0, 4, 20) == pytest.approx(0.1, rel=1e-15)
     assert optim.warmup_cosine(500, 1.0, 4, 20) == pytest.approx(0.1, rel=1e-15), "a longer run stays at the floor"
     assert optim.warmup_cosine(0, 1.0, 0, 1) == 1.0
@@ -496,8 +494,8 @@ SCALARS = {
 
 @pytest.mark.parametrize("scalar", SCALARS.values(), ids=list(SCALARS))
 @pytest.mark.parametrize("name", ["lr", "betas", "eps", "weight_decay"])
-def test_a_numpy_scalar_is_the_same_setting(name, scalar):
-    """As in torch: float32 parameters stay float32's, where a strong float64 scalar would compute in its own dtype."""
+def test_numpy_scalars_give_the_same_updates(name, scalar):
+    """As in torch: float32 parameters are updated in float32, even with a NumPy float64 scalar."""
     usual = {"lr": 4e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
     value = tuple(map(scalar, usual[name])) if name == "betas" else scalar(usual[name])
     results = []
@@ -507,7 +505,7 @@ def test_a_numpy_scalar_is_the_same_setting(name, scalar):
         ours = optim.AdamW(params, **settings_)
         for step in range(3):
             if name == "lr" and step:
-                ours.lr = settings_["lr"]  # as a schedule of one's own sets it
+                ours.lr = settings_["lr"]  # as a user's schedule does
             ours.step(draw_grads(rng, params))
         results.append(params)
     for key, want in results[0].items():
@@ -521,7 +519,7 @@ def test_a_numpy_scalar_is_the_same_setting(name, scalar):
 @pytest.mark.parametrize("value", [-1.0, math.nan, "1", None, [0.1, 0.2], -math.inf], ids=repr)
 @pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
 def test_unusable_settings_are_refused_before_a_step(name, value):
-    """torch refuses them at first, too; here also where lr is changed later."""
+    """torch also refuses them at construction; here also when lr is changed later."""
     params = {"a": np.ones(3, np.float32)}
     with pytest.raises(InputError, match=rf"AdamW: {name} is .*, and must be a number of at least 0"):
         optim.AdamW(params, **{name: value})
@@ -545,14 +543,14 @@ def test_unusable_betas_are_refused(betas):
 
 
 @pytest.mark.parametrize("kind", [int, bool, complex, object, list])
-def test_parameters_that_are_no_floats_are_refused(kind):
+def test_non_float_parameters_are_refused(kind):
     with pytest.raises(InputError, match=r"AdamW: a is .*: give an array of floating-point numbers"):
         optim.AdamW({"a": [1.0] if kind is list else np.zeros(3, kind)})
 
 
 @pytest.mark.parametrize("max_norm", [-1.0, math.nan, "1", None])
 def test_unusable_norms_are_refused(max_norm):
-    """A negative one would turn the gradients around."""
+    """A negative norm would reverse the gradients."""
     grads = {"a": np.ones(3)}
     with pytest.raises(InputError, match="clip_grad_norm: max_norm is"):
         optim.clip_grad_norm(grads, max_norm)

@@ -1,4 +1,4 @@
-"""Commands as processes of their own: output that cannot be written or shown, and exceptions that nobody foresaw."""
+"""Commands run as processes: output that cannot be written or shown, and unforeseen exceptions."""
 
 import errno
 import io
@@ -27,7 +27,7 @@ GROUPS = {"numpy-gpt": main, "torch-gpt": torch_main, "parity_tests": parity_mai
 
 
 class Failing(io.StringIO):
-    """A stream whose first `good` writes are kept; then it fails, as a full disk or a pipe without a reader does."""
+    """A stream that keeps its first `good` writes, then fails like a full disk or a pipe without a reader."""
 
     def __init__(self, number, good=0):
         super().__init__()
@@ -42,7 +42,7 @@ class Failing(io.StringIO):
 
 
 def run(monkeypatch, *args, stdout, group=main):
-    """A command with the process's own arguments and this stdout: its exit code, and what stands on stderr."""
+    """Run a command through sys.argv with this stdout; return its exit code and stderr."""
     errors = io.StringIO()
     monkeypatch.setattr(sys, "argv", ["numpy-gpt", *map(str, args)])
     with monkeypatch.context() as patch:
@@ -78,7 +78,7 @@ STREAMS = {
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory, text):
-    """The parameters of the same run with its report."""
+    """The parameters of the same run with working output."""
     out = tmp_path_factory.mktemp("reported") / "run"
     main(["pretrain", "--text", str(text), "--out", str(out), *SMALL], standalone_mode=False)
     return load(out).params
@@ -87,8 +87,10 @@ def reported(tmp_path_factory, text):
 @pytest.mark.parametrize(
     ("group", "stream"), [*(("numpy-gpt", stream) for stream in STREAMS), ("torch-gpt", "a full disk")]
 )
-def test_a_run_whose_report_cannot_be_written_ends_and_is_saved(monkeypatch, tmp_path, text, reported, group, stream):
-    monkeypatch.setattr(Losses, "plot", lambda losses, _: losses.file.with_suffix(".png"))  # matplotlib's second
+def test_run_with_unwritable_output_finishes_and_is_saved(monkeypatch, tmp_path, text, reported, group, stream):
+    monkeypatch.setattr(
+        Losses, "plot", lambda losses, _: losses.file.with_suffix(".png")
+    )  # saves matplotlib's start-up
     args = ["pretrain", "--text", text, "--out", tmp_path / "quiet", *SMALL]
     code, errors = run(monkeypatch, *args, stdout=STREAMS[stream](), group=GROUPS[group])
     assert code == 0
@@ -101,14 +103,14 @@ def test_a_run_whose_report_cannot_be_written_ends_and_is_saved(monkeypatch, tmp
 
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("command", ["info", "generate", "evaluate", "--help"])
-def test_an_output_that_is_all_of_the_result_must_be_written(monkeypatch, checkpoint, text, stream, command):
+def test_unwritable_result_is_an_error(monkeypatch, checkpoint, text, stream, command):
     args = {"generate": ["x", "--max-new-tokens", "9"], "evaluate": ["--text", text]}.get(command, [])
     stdout = STREAMS[stream]()
     if isinstance(stdout, Failing):
         stdout.good = min(stdout.good, {"--help": 0, "evaluate": 1}.get(command, 3))
     code, errors = run(monkeypatch, command, *([] if command == "--help" else [checkpoint]), *args, stdout=stdout)
     if stream == "a reader that is gone":
-        assert (code, errors) == (1, "")  # as `| head -1` leaves it
+        assert (code, errors) == (1, "")  # as with `| head -1`
     else:
         assert code == 2
         assert errors.startswith("Error: the output cannot be written (")
@@ -116,8 +118,8 @@ def test_an_output_that_is_all_of_the_result_must_be_written(monkeypatch, checkp
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_dev_full_is_seen_by_a_process(checkpoint):
-    """Nothing is left in a buffer for Python to write at exit, which would make the exit code 120."""
+def test_full_stdout_is_an_error_in_a_process(checkpoint):
+    """No output is left for Python to flush at exit, which would make the exit code 120."""
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "numpy_gpt.cli", "info", checkpoint]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -128,7 +130,7 @@ def test_dev_full_is_seen_by_a_process(checkpoint):
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "utf-8"])
-def test_characters_that_the_encoding_lacks_are_escaped(monkeypatch, checkpoint, encoding):
+def test_unencodable_characters_are_escaped(monkeypatch, checkpoint, encoding):
     raw = io.BytesIO()
     stdout = io.TextIOWrapper(raw, encoding=encoding, errors="strict", newline="\n")
     prompt = "é × 你 — "
@@ -140,7 +142,7 @@ def test_characters_that_the_encoding_lacks_are_escaped(monkeypatch, checkpoint,
 
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_every_help_can_be_shown_in_a_narrow_encoding(monkeypatch, group, encoding):
+def test_help_works_in_a_narrow_encoding(monkeypatch, group, encoding):
     command = {"numpy-gpt": "pretrain", "torch-gpt": "pretrain", "parity_tests": "report", "benchmarks": "compare"}[
         group
     ]
@@ -153,8 +155,8 @@ def test_every_help_can_be_shown_in_a_narrow_encoding(monkeypatch, group, encodi
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_bars_and_spinners_keep_to_the_encoding(monkeypatch, encoding):
-    """rich draws other bars where the encoding is narrow; what is left is escaped, never an exception."""
+def test_bars_and_spinners_respect_the_encoding(monkeypatch, encoding):
+    """rich draws simpler bars in a narrow encoding; other characters are escaped without an exception."""
     raw = io.BytesIO()
     stdout = io.TextIOWrapper(raw, encoding=encoding, errors="strict")
     monkeypatch.setattr(stdout, "isatty", lambda: True, raising=False)

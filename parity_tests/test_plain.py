@@ -172,7 +172,7 @@ def test_model_matches_torch(tied, bias):
 @settings(max_examples=25)
 @given(case=plain_cases(drop_rates=(0.0, 0.5), fills=strategies.MODEL_FILLS[1:]))
 @example(PlainCase(GPTConfig(2, 7, 12, 2, 1, 0.0), B=1, T=3, scale=1.5130967698889795, fill="constant rows"))
-def test_model_matches_torch_at_its_ends(case):
+def test_model_matches_torch_at_extremes(case):
     check_model(case)
 
 
@@ -202,7 +202,7 @@ def test_dropout_with_the_masks_of_a_seed_is_torchs(case):
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
-def test_float32_is_no_worse_than_torchs(drop_rate):
+def test_float32_is_no_worse_than_torch(drop_rate):
     """On the fast path's cases: 64 at least of each tensor kind."""
     cases = [PlainCase(**vars(float32_case(i, drop_rate=drop_rate))) for i in range(128)]
     check_float32(cases, f"dropout {drop_rate:g}, weights <= 1")
