@@ -176,7 +176,7 @@ def test_bars_and_spinners_respect_the_encoding(monkeypatch, encoding):
 
 
 def failing_inside(monkeypatch, error):
-    """numpy-gpt info, with this exception inside it."""
+    """Make numpy-gpt info raise this exception."""
 
     def describe(*_):
         raise error
@@ -187,7 +187,7 @@ def failing_inside(monkeypatch, error):
 @pytest.mark.parametrize(
     "error", [RuntimeError("an odd thing\nin two lines"), OSError(5, "Input/output error"), KeyError("x")]
 )
-def test_an_unforeseen_exception_is_one_sentence_and_a_file(monkeypatch, tmp_path, error):
+def test_unforeseen_exception_gives_one_line_and_a_file(monkeypatch, tmp_path, error):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     failing_inside(monkeypatch, error)
     code, errors = run(monkeypatch, "info", "--model", "tiny", stdout=io.StringIO())
@@ -213,15 +213,15 @@ def test_debug_prints_the_traceback(monkeypatch, tmp_path, args):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_place_for_the_file_the_traceback_is_printed(monkeypatch, tmp_path):
+def test_traceback_is_printed_if_no_file_can_be_written(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     failing_inside(monkeypatch, RuntimeError("odd"))
     code, errors = run(monkeypatch, "info", "--model", "tiny", stdout=io.StringIO())
     assert (code, errors.splitlines()[-1]) == (70, "RuntimeError: odd")
 
 
-def test_a_test_sees_the_exception_itself(monkeypatch):
-    """With arguments of its own a group hides nothing: CliRunner and pytest get what was raised."""
+def test_exceptions_reach_a_caller_with_arguments(monkeypatch):
+    """Called with explicit arguments, a group re-raises: CliRunner and pytest see the exception."""
     failing_inside(monkeypatch, RuntimeError("odd"))
     with pytest.raises(RuntimeError, match="odd"):
         main(["info", "--model", "tiny"])
@@ -251,7 +251,7 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys, in_a_test):
     assert (code, errors) == (130, "interrupted\n")
 
 
-def test_ctrl_c_while_a_command_is_still_imported():
+def test_ctrl_c_during_import():
     with pytest.raises(SystemExit) as exit_, outermost():
         raise KeyboardInterrupt
     assert exit_.value.code == 130
@@ -265,7 +265,7 @@ def test_ctrl_c_while_a_command_is_still_imported():
         (RuntimeError("something else"), False),
     ],
 )
-def test_too_little_memory_is_said_with_what_is_needed(monkeypatch, tmp_path, text, error, amount):
+def test_memory_error_states_the_need(monkeypatch, tmp_path, text, error, amount):
     def no_memory(*_):
         raise error
 
@@ -279,14 +279,14 @@ def test_too_little_memory_is_said_with_what_is_needed(monkeypatch, tmp_path, te
     assert (f"at least {16 * size / 1e6:.2f} MB, 16 bytes for each of {size:,} parameters" in errors) == amount
 
 
-def test_memory_that_ends_elsewhere_is_one_sentence(monkeypatch):
+def test_other_memory_errors_are_one_line(monkeypatch):
     failing_inside(monkeypatch, MemoryError())
     code, errors = run(monkeypatch, "info", "--model", "tiny", stdout=io.StringIO())
     assert (code, errors) == (2, "Error: too little memory is available to this process: free some\n")
 
 
 @pytest.mark.parametrize("module", ["numpy_gpt", "numpy_gpt.cli"])
-def test_modules_that_one_would_try_are_the_command(module):
+def test_module_aliases_run_the_command(module):
     command = [sys.executable, "-m", module, "info", "--model", "tiny"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -294,15 +294,15 @@ def test_modules_that_one_would_try_are_the_command(module):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell of POSIX")
-def test_a_descriptor_that_is_closed_does_not_become_a_checkpoints(checkpoint, tmp_path):
-    """With stdout and stderr closed the first files opened would get their numbers."""
+def test_closed_descriptors_are_not_reused(checkpoint, tmp_path):
+    """If stdout and stderr are closed, the next files opened would reuse their descriptors."""
     command = 'exec "$0" -m numpy_gpt export "$1" --out "$2" >&- 2>&-'
     done = subprocess.run(["sh", "-c", command, sys.executable, checkpoint, tmp_path / "out"], check=False)
     assert done.returncode == 0
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 4 * 257 * 8
 
 
-def test_a_loss_beyond_exps_range_is_printed(monkeypatch, checkpoint, text):
+def test_loss_with_infinite_perplexity_is_printed(monkeypatch, checkpoint, text):
     monkeypatch.setattr(GPT, "loss", lambda *_: np.float32(1234.5))
     stdout = io.StringIO()
     assert run(monkeypatch, "evaluate", checkpoint, "--text", text, stdout=stdout) == (0, "")
@@ -310,15 +310,15 @@ def test_a_loss_beyond_exps_range_is_printed(monkeypatch, checkpoint, text):
 
 
 @pytest.mark.parametrize(("length", "said"), [(16, ""), (17, "the prompt has 17 tokens; the model sees")])
-def test_a_prompt_longer_than_the_context_is_said(monkeypatch, checkpoint, length, said):
+def test_prompt_longer_than_the_context_is_noted(monkeypatch, checkpoint, length, said):
     code, errors = run(monkeypatch, "generate", checkpoint, "x" * length, "--max-new-tokens", 1, stdout=io.StringIO())
     assert code == 0
     assert errors.startswith(said)
     assert errors.count("\n") == bool(said)
 
 
-def test_compiling_is_said_before_it_begins(monkeypatch):
-    """Whatever the compiler: the line is part of what the command says of its backend."""
+def test_compiling_is_announced(monkeypatch):
+    """The note is part of the backend's description, whatever the compiler."""
     said = []
     monkeypatch.setattr("torch_gpt.cli.check_compiler", lambda _: None)
     monkeypatch.setattr("torch_gpt.cli.run_pretrain", lambda _, backend, flags: said.append(backend))
@@ -327,7 +327,7 @@ def test_compiling_is_said_before_it_begins(monkeypatch):
     assert ["compiling takes a minute or more" in backend for backend in said] == [True, False]
 
 
-def test_chapter5_advises_only_what_it_can_use(monkeypatch, tmp_path):
+def test_chapter5_suggests_only_usable_texts(monkeypatch, tmp_path):
     def nowhere(*args):
         raise InputError(args[-1])
 
@@ -355,18 +355,18 @@ with outermost():
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_ends_a_command_leaves_nothing_behind(tmp_path, number):
-    """kill, timeout, a closed terminal: what an import or an export had written by then goes, as after a Ctrl-C."""
+def test_fatal_signal_leaves_no_files(tmp_path, number):
+    """After kill, timeout or a closed terminal, a half-written import or export is removed, as after Ctrl-C."""
     process = subprocess.Popen([sys.executable, "-c", ENDED, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.readline() == b"begun\n"
     process.send_signal(number)
     assert process.communicate(timeout=120) == (b"", b"")
-    assert process.returncode == -number, "whoever waits for it learns what ended it"
+    assert process.returncode == -number, "the exit status must name the signal"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_a_command_begun_by_nohup_ignores_the_signal(tmp_path):
+def test_ignored_signal_stays_ignored_in_commands(tmp_path):
     def ignored():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 

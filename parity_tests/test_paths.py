@@ -1,4 +1,4 @@
-"""Paths and numbers as users give them: each that cannot be used is one sentence, whichever flag it is given to."""
+"""Paths and numbers from the command line: every unusable one is a one-line error, for every flag."""
 
 import errno
 import os
@@ -69,7 +69,7 @@ REFUSED = {
 
 @pytest.fixture
 def locked(tmp_path, monkeypatch):
-    """A folder that may not be looked into, for root too, as stat and open would have it for another user."""
+    """A folder without permissions, simulated in os so that it holds for root too."""
     folder = tmp_path / "locked"
     folder.mkdir()
     real = {name: getattr(os, name) for name in ("stat", "open", "scandir", "mkdir")}
@@ -90,7 +90,7 @@ def locked(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("locked")
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_path_that_cannot_be_looked_at_is_one_sentence(tmp_path, checkpoint, place, case):
+def test_unusable_path_is_a_one_line_error(tmp_path, checkpoint, place, case):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     given, message = REFUSED[case]
     values = {"checkpoint": checkpoint, "tmp": tmp_path}
@@ -100,7 +100,7 @@ def test_a_path_that_cannot_be_looked_at_is_one_sentence(tmp_path, checkpoint, p
 
 
 @pytest.mark.parametrize(("code", "fix"), [(errno.EIO, "check that disk"), (errno.EACCES, "let this user write there")])
-def test_an_error_of_the_disk_that_nothing_foresees_is_one_sentence(monkeypatch, checkpoint, code, fix):
+def test_unforeseen_disk_error_is_one_line(monkeypatch, checkpoint, code, fix):
     def broken(*args):
         raise OSError(code, os.strerror(code), "/somewhere/file")
 
@@ -110,13 +110,13 @@ def test_an_error_of_the_disk_that_nothing_foresees_is_one_sentence(monkeypatch,
     )
 
 
-def test_prompt_and_checkpoint_exchanged(checkpoint):
+def test_swapped_prompt_and_checkpoint_are_named(checkpoint):
     for prompt in ("hello", LONG):
         check_refused(invoke("generate", prompt, checkpoint), "the prompt and the checkpoint are swapped: give")
     assert invoke("generate", checkpoint, "hello", "--max-new-tokens", 1).exit_code == 0
 
 
-def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, checkpoint):
+def test_missing_working_directory_is_named(tmp_path, monkeypatch, checkpoint):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -132,7 +132,7 @@ def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, checkpoint):
         absolute("words.txt")
 
 
-def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch, checkpoint):
+def test_unreadable_checkpoint_is_not_called_missing(tmp_path, monkeypatch, checkpoint):
     real = Path.open
 
     def forbidden(path, *args, **kwargs):
@@ -152,8 +152,8 @@ def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch
 
 
 @pytest.mark.usefixtures("locked")
-def test_a_forbidden_folder_is_not_called_missing(tmp_path):
-    """Newer Pythons answer False where older ones raise: neither says why."""
+def test_forbidden_folder_is_not_called_missing(tmp_path):
+    """Newer Pythons return False where older ones raise: neither gives the reason."""
     for read in (kind_of, find_model, open_source, get_encoding, load_text, absolute):
         with pytest.raises(InputError, match=r"may not be read by this user \(Permission denied\)"):
             read(str(tmp_path / "locked" / "x") if read is not open_source else tmp_path / "locked" / "x")
@@ -172,27 +172,27 @@ def test_kinds(tmp_path):
 
 
 def fed(fifo, content):
-    """Writes into a FIFO from a thread, once, as a shell's <(command) does."""
+    """Write into a FIFO from a thread, once, like a shell's <(command)."""
     os.mkfifo(fifo)
     writer = threading.Thread(target=fifo.write_bytes, args=[content])
     writer.start()
     return writer
 
 
-def test_a_pipe_is_read_once(tmp_path):
-    writer = fed(tmp_path / "fifo", "é\r\nb".encode() * 50_000)  # more than the system keeps of a pipe
+def test_pipe_is_read_once(tmp_path):
+    writer = fed(tmp_path / "fifo", "é\r\nb".encode() * 50_000)  # more than a pipe's buffer
     assert load_text(str(tmp_path / "fifo")) == "é\nb" * 50_000
     writer.join()
 
 
-def test_a_pipe_is_evaluated_and_trained_on(tmp_path, checkpoint):
+def test_pipe_can_be_evaluated_and_trained_on(tmp_path, checkpoint):
     text = "the model learns a word\n" * 40
     (tmp_path / "file").write_text(text)
     wanted = invoke("evaluate", checkpoint, "--text", tmp_path / "file").output.splitlines()[1:]
     writer = fed(tmp_path / "fifo", text.encode())
     assert invoke("evaluate", checkpoint, "--text", tmp_path / "fifo").output.splitlines()[1:] == wanted
     writer.join()
-    # as /dev/stdin and /dev/fd/63 are: a link whose target has no usable name
+    # like /dev/stdin and /dev/fd/63: a link whose target has no usable name
     reader, written = os.pipe()
     os.write(written, text.encode())
     os.close(written)
@@ -205,12 +205,12 @@ def test_a_pipe_is_evaluated_and_trained_on(tmp_path, checkpoint):
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/tty"])
-def test_a_device_is_no_text(checkpoint, tmp_path, device):
+def test_device_is_refused_as_text(checkpoint, tmp_path, device):
     for args in (["evaluate", checkpoint], ["pretrain", "--out", tmp_path / "run"], ["chapter5", "--no-torch"]):
         check_refused(invoke(*args, "--text", device), f"{device} is a device: give a file or a pipe of UTF-8 text")
 
 
-def test_a_pipe_without_end_is_bounded(tmp_path, monkeypatch):
+def test_endless_pipe_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_PIPE", 2**21)
     for length, fits in ((2**21, True), (2**21 + 1, False)):
         writer = fed(tmp_path / f"fifo{length}", b"y" * length)
@@ -222,7 +222,7 @@ def test_a_pipe_without_end_is_bounded(tmp_path, monkeypatch):
         writer.join()
 
 
-def test_a_file_of_zeros_is_not_read_to_its_end(tmp_path):
+def test_file_of_zeros_is_not_read_completely(tmp_path):
     with (tmp_path / "sparse").open("wb") as f:
         f.truncate(2**42)
     with pytest.raises(InputError, match="is a binary file"):
@@ -230,7 +230,7 @@ def test_a_file_of_zeros_is_not_read_to_its_end(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="needs /proc")
-def test_a_file_whose_length_is_not_known_beforehand_is_read(tmp_path):
+def test_file_of_unknown_length_is_read(tmp_path):
     assert os.stat("/proc/self/limits").st_size == 0
     assert load_text("/proc/self/limits") == Path("/proc/self/limits").read_text()
 
@@ -243,7 +243,7 @@ FLOATS = {
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
 @pytest.mark.parametrize("command", [main, torch_main], ids=["numpy", "torch"])
-def test_no_flag_takes_what_is_no_finite_number(tmp_path, checkpoint, command, value):
+def test_flags_refuse_nonfinite_numbers(tmp_path, checkpoint, command, value):
     for name, flags in FLOATS.items():
         if name in command.commands:
             for flag in flags:
@@ -252,19 +252,19 @@ def test_no_flag_takes_what_is_no_finite_number(tmp_path, checkpoint, command, v
                 check_refused(result, f"Invalid value for '{flag}'")
 
 
-def test_every_float_and_count_is_of_the_shared_types():
-    """So that a new flag is not forgotten. A seed may be any int, and Generator judges it."""
+def test_number_flags_use_the_shared_types():
+    """Ensure that new flags use them too. A seed may be any int, which Generator checks."""
     from benchmarks.cli import main as benchmarks_main
     from numpy_gpt.cli.flags import Count, Finite
 
     for group in (main, torch_main, benchmarks_main):
         for command in group.commands.values():
-            for each in command.params:
-                kind = type(each.type).__name__
+            for param in command.params:
+                kind = type(param.type).__name__
                 if "Float" in kind or "FLOAT" in kind or "Finite" in kind:
-                    assert isinstance(each.type, Finite), (command.name, each.name)
+                    assert isinstance(param.type, Finite), (command.name, param.name)
                 if "Int" in kind or "Count" in kind:
-                    assert isinstance(each.type, Count) or each.name == "seed", (command.name, each.name, kind)
+                    assert isinstance(param.type, Count) or param.name == "seed", (command.name, param.name, kind)
 
 
 COUNTS = [
@@ -284,7 +284,7 @@ COUNTS = [
 
 @pytest.mark.parametrize("digits", [30, 400, 5000])
 @pytest.mark.parametrize("command", [main, torch_main], ids=["numpy", "torch"])
-def test_numbers_without_measure_are_refused(tmp_path, command, digits):
+def test_huge_numbers_are_refused(tmp_path, command, digits):
     for flag in COUNTS:
         result = invoke("pretrain", "--out", tmp_path / "run", flag, "1" + "0" * digits, command=command)
         assert result.exit_code == 2, (flag, result.output)
@@ -292,20 +292,18 @@ def test_numbers_without_measure_are_refused(tmp_path, command, digits):
 
 
 @pytest.mark.parametrize("command", [main, torch_main], ids=["numpy", "torch"])
-def test_the_largest_counts_work(tmp_path, command):
+def test_largest_counts_work(tmp_path, command):
     text = tmp_path / "text"
     text.write_text("the model learns a word\n" * 40)
-    flags = [
-        each for flag in ("--epochs", "--eval-freq", "--eval-iter", "--warmup-steps") for each in (flag, 2**63 - 1)
-    ]
+    flags = [arg for flag in ("--epochs", "--eval-freq", "--eval-iter", "--warmup-steps") for arg in (flag, 2**63 - 1)]
     small = ["--text", text, "--context-length", 16, "--batch-size", 4, "--max-steps", 2]
     result = invoke("pretrain", "--out", tmp_path / "run", *small, *flags, command=command)
     assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("command", [main, torch_main], ids=["numpy", "torch"])
-def test_a_run_of_more_steps_than_a_list_holds_begins(tmp_path, monkeypatch, command):
-    """10^16 epochs, of which the first is stopped after its evaluations."""
+def test_run_of_huge_length_starts(tmp_path, monkeypatch, command):
+    """10^16 epochs, stopped within the first one."""
     text = tmp_path / "text"
     text.write_text("the model learns a word\n" * 40)
 
@@ -323,8 +321,8 @@ def test_a_run_of_more_steps_than_a_list_holds_begins(tmp_path, monkeypatch, com
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch, checkpoint, place):
-    """As where a shell's variable is not set: --out "$OUT"."""
+def test_empty_path_is_refused(tmp_path, monkeypatch, checkpoint, place):
+    """As with an unset shell variable: --out "$OUT"."""
     monkeypatch.chdir(tmp_path)
     result = invoke(*(part.format("", checkpoint=checkpoint, tmp=tmp_path / "new") for part in PLACES[place]))
     assert result.exit_code == 2
@@ -332,7 +330,7 @@ def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch, check
     assert list(tmp_path.iterdir()) == []
 
 
-def test_paths_that_cannot_be_saved_to(tmp_path, monkeypatch):
+def test_unusable_save_paths_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = GPT(GPTConfig(7, 4, emb_dim=4, n_heads=2, n_layers=1))
     for path, message in {"": "path to save to is empty", "a\0.safetensors": "NUL character", LONG: "too long"}.items():

@@ -1,4 +1,4 @@
-"""FIFOs, devices and folders where a file is expected: a sentence, and never a wait for the other end."""
+"""FIFOs, devices and folders in place of a file: a clear error, and no waiting for a pipe's other end."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ pytestmark = [
 PLOT = Losses.plot
 
 HANG = 120
-"""Seconds after which a process is taken for hung: a hundred times what it takes."""
+"""Seconds after which a process counts as hung: a hundred times its usual duration."""
 
 READERS = {
     "run.json": "Run.open(path.parent)",
@@ -30,7 +30,7 @@ READERS = {
     "story.txt": "find('the story', '0' * 64, [path], 'http://127.0.0.1:9/', None, 'give another')",
     "weights.pth": "read_pth(path)",
 }
-"""A file's name -> what reads it, each of which raises InputError for anything else in its place."""
+"""File name -> a call that reads it, and raises InputError for anything but a regular file."""
 
 READ_ALL = f"""
 import os, sys
@@ -63,7 +63,7 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "zeros"])
-def test_no_reader_waits_for_a_fifo_or_a_device(tmp_path, kind):
+def test_readers_do_not_wait_for_a_fifo_or_device(tmp_path, kind):
     for name in READERS:
         os.mkfifo(tmp_path / name) if kind == "fifo" else (tmp_path / name).symlink_to("/dev/zero")
     done = subprocess.run([sys.executable, "-c", READ_ALL, tmp_path], capture_output=True, text=True, timeout=HANG)
@@ -74,8 +74,8 @@ def test_no_reader_waits_for_a_fifo_or_a_device(tmp_path, kind):
     assert "is a pipe or a device" in lines["weights.pth"]
 
 
-def test_a_fifo_named_as_a_partial_folder_is_left_alone(tmp_path):
-    """Whoever saves sweeps what killed processes left, and looks at nothing but folders."""
+def test_fifo_named_like_a_partial_folder_is_kept(tmp_path):
+    """A save sweeps the leftovers of killed processes, but only folders."""
     os.mkfifo(tmp_path / ".model.safetensors.1-0.partial")
     (tmp_path / ".model.safetensors.1-1.partial").symlink_to(tmp_path)
     code = "from parity_tests.judge.runs import saved; import sys; saved(sys.argv[1])"
@@ -84,9 +84,9 @@ def test_a_fifo_named_as_a_partial_folder_is_left_alone(tmp_path):
     assert load(tmp_path).config.emb_dim == 8
 
 
-def test_the_plot_replaces_what_lies_in_its_place(tmp_path, text, monkeypatch):
-    """Drawn aside and renamed: a FIFO would be waited for, and a file that a link names would be overwritten."""
-    monkeypatch.setattr(Losses, "plot", PLOT)  # which brief_runs leave out
+def test_plot_replaces_links_and_files(tmp_path, text, monkeypatch):
+    """It is drawn to a new file and renamed: writing in place could block on a FIFO or overwrite a link's target."""
+    monkeypatch.setattr(Losses, "plot", PLOT)  # brief_runs disables it
     mine = tmp_path / "mine.png"
     mine.write_bytes(b"mine")
     out = tmp_path / "run"
@@ -101,7 +101,7 @@ def test_the_plot_replaces_what_lies_in_its_place(tmp_path, text, monkeypatch):
     assert (tmp_path / "snapshot.png").read_bytes() == before != (out / "losses.png").read_bytes()
 
 
-def test_losses_that_were_removed_begin_a_table_again(tmp_path, text, monkeypatch):
+def test_removed_losses_start_a_new_table(tmp_path, text, monkeypatch):
     out, append = tmp_path / "run", Losses.append
 
     def removed_first(run, step, seconds):
@@ -115,7 +115,7 @@ def test_losses_that_were_removed_begin_a_table_again(tmp_path, text, monkeypatc
     assert invoke(main, "pretrain", "--resume", out, "--max-steps", 6).exit_code == 0
 
 
-def test_a_run_whose_losses_became_a_device_is_saved(tmp_path, text, monkeypatch):
+def test_run_is_saved_if_losses_become_a_device(tmp_path, text, monkeypatch):
     out, append = tmp_path / "run", Losses.append
 
     def replaced_first(run, step, seconds):

@@ -1,7 +1,7 @@
-"""The textbook: plain.py under the fast path's strategies and budgets, against torch and against the fast path itself.
+"""The textbook: plain.py under the fast path's strategies and budgets, against torch and against the fast path.
 
-The checks are those of the fast path, with plain.py's functions in the place of numpy_gpt.ops' and with cases whose
-model under test is made of them. What is used of the budgets is printed under headings of its own.
+The checks are the fast path's, with plain.py's functions in place of numpy_gpt.ops' and with cases that build their
+model from them. The used shares of the budgets are printed under separate headings.
 """
 
 import inspect
@@ -39,7 +39,7 @@ from torch_gpt.model import from_params
 
 
 class PlainModel:
-    """plain.py's functions with the methods of GPT, so that one check asks both."""
+    """plain.py's functions behind GPT's methods, so that one check serves both."""
 
     def __init__(self, config, params):
         self.config, self.params = config, params
@@ -55,7 +55,7 @@ class PlainModel:
         return plain.loss_and_grads(self.params, tokens, targets, self.config, masks)
 
     def _masks(self, B, T, rng):
-        """The fast path's own draws: of these shapes, in this order."""
+        """Masks with the fast path's shapes, in its order."""
         x, p = (B, T, self.config.emb_dim), (B, self.config.n_heads, T, T)
         drop = Dropout(self.config.drop_rate, rng, self.params["tok_emb.weight"].dtype)
         return [drop.mask(shape) for shape in [x] + self.config.n_layers * [p, x, x]]
@@ -63,17 +63,17 @@ class PlainModel:
 
 @dataclass(frozen=True)
 class PlainCase(ModelCase):
-    """A case whose model under test is the textbook's."""
+    """A case that tests the textbook's model."""
 
     def over(self, params):
         return PlainModel(self.config, params)
 
 
 class PlainAdamW:
-    """adamw_step with the state and the methods of AdamW."""
+    """adamw_step with AdamW's state and methods."""
 
     def __init__(self, params, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8):
-        assert (betas, eps) == ((0.9, 0.999), 1e-8), "the textbook has these only"
+        assert (betas, eps) == ((0.9, 0.999), 1e-8), "the textbook supports only these"
         self.params, self.lr, self.weight_decay, self.t = params, lr, weight_decay, 0
         self.m, self.v = ({name: np.zeros_like(p) for name, p in params.items()} for _ in range(2))
 
@@ -94,12 +94,12 @@ def plain_cases(**keys):
 
 
 def plain_functions():
-    """Those that have a fast twin."""
+    """plain.py's functions that have a fast twin."""
     return {name: getattr(plain, name) for name in names()}
 
 
 def check_plain(operation, case):
-    """Against torch as the fast operation is; then the fast one against its twin, in the same budget."""
+    """Compare the plain operation with torch, then the fast operation with it, within the same budget."""
     __tracebackhide__ = True
     with in_place(plain_functions()):
         check_operation(operation, case)
@@ -143,8 +143,8 @@ def test_every_memory_layout_matches_torch_and_the_fast_twin(operation, layout):
     check_plain(operation, OperationCase(dict.fromkeys(axes, 3), layout=layout, options={"rate": 0.5}))
 
 
-def test_rows_of_equal_numbers_normalise_to_the_shift():
-    """However large, and however different from row to row: no mean's rounding is left for rstd to enlarge."""
+def test_constant_rows_normalise_to_the_shift():
+    """However large the numbers: the mean has no rounding error for rstd to enlarge."""
     x = np.array([[1e6 / 3], [0.1], [-7e5 / 11], [1e5 / 7]]) * np.ones(13)
     y, _ = plain.layernorm_forward(x, np.ones(13), np.full(13, 2.5))
     check("layernorm.y of equal numbers", y, np.full(x.shape, 2.5), 2.5)
@@ -152,11 +152,11 @@ def test_rows_of_equal_numbers_normalise_to_the_shift():
 
 @pytest.mark.parametrize("name", sorted(names()))
 def test_twins_take_the_same_arguments(name):
-    """The fast ones may take more, with defaults: arrays to write into."""
+    """Fast functions may have further parameters with defaults: arrays to write into."""
     fast = inspect.signature(getattr(names()[name][0], name)).parameters
     own = inspect.signature(getattr(plain, name)).parameters
     assert list(own) == list(fast)[: len(own)]
-    assert all(fast[each].default is not inspect.Parameter.empty for each in list(fast)[len(own) :])
+    assert all(fast[extra].default is not inspect.Parameter.empty for extra in list(fast)[len(own) :])
 
 
 @pytest.mark.parametrize(("tied", "bias"), VARIANTS)
@@ -185,8 +185,8 @@ def test_model_matches_torch_over_many_cases(case):
 
 @settings(max_examples=15)
 @given(case=plain_cases(drop_rates=(0.1, 0.5)))
-def test_logits_with_masks_are_torchs(case):
-    """In the order of their use."""
+def test_logits_with_masks_match_torch(case):
+    """Masks are given in order of use."""
     rng, config = RecordedMasks(case.seed), case.config
     case.model().loss_and_grads(*case.batch(), rng)
     factors = dropout_factors(case, rng.drawn)
@@ -197,21 +197,21 @@ def test_logits_with_masks_are_torchs(case):
 
 @settings(max_examples=15)
 @given(case=plain_cases(drop_rates=(0.1,)))
-def test_dropout_with_the_masks_of_a_seed_is_torchs(case):
+def test_seeded_dropout_matches_torch(case):
     check_own_masks(case, "plain")
 
 
 @pytest.mark.parametrize("drop_rate", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_float32_is_no_worse_than_torch(drop_rate):
-    """On the fast path's cases: 64 at least of each tensor kind."""
+    """On the fast path's cases: at least 64 per tensor kind."""
     cases = [PlainCase(**vars(float32_case(i, drop_rate=drop_rate))) for i in range(128)]
     check_float32(cases, f"dropout {drop_rate:g}, weights <= 1")
 
 
 @pytest.mark.parametrize(("tied", "bias"), VARIANTS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_the_model_is_the_fast_ones_twin(tied, bias, dtype):
-    """Loss and gradients of one batch, with dropout. No gradient lies in another's memory or in a parameter's."""
+def test_model_matches_the_fast_twin(tied, bias, dtype):
+    """Loss and gradients of one batch with dropout. No gradient shares memory with another or with a parameter."""
     config = replace(SMALL, tie_weights=tied, qkv_bias=bias, drop_rate=0.3)
     case = PlainCase(config, B=3, T=6, dtype=dtype)
     model, fast = case.model(), GPT.from_params(config, case.params())
@@ -228,8 +228,8 @@ def test_the_model_is_the_fast_ones_twin(tied, bias, dtype):
 @settings(max_examples=25)
 @given(case=plain_cases(), max_new_tokens=st.integers(0, 9))
 @example(case=PlainCase(SMALL, seed=1), max_new_tokens=0)
-def test_generate_takes_the_token_that_torch_and_the_fast_path_take(case, max_new_tokens):
-    """Beyond the context too, from a prompt longer than it, and from ids of another integer type."""
+def test_generate_matches_torch_and_the_fast_path(case, max_new_tokens):
+    """Also beyond the context, with a prompt longer than it, and with ids of another integer type."""
     (tokens, _), params = case.batch(), case.params()
     prompt = np.concatenate([tokens, tokens], axis=1).astype(np.int32) if case.seed % 2 else tokens
     reference, ids = from_params(case.config, params).eval(), torch.from_numpy(prompt.astype(np.int64))
@@ -272,6 +272,6 @@ def test_training_runs_match_torch(tied):
     check_trajectory(tied, make_case=PlainCase, optimizer=PlainAdamW)
 
 
-def test_its_shares_of_the_budgets_stand_under_headings_of_their_own():
+def test_summary_has_separate_headings():
     check_plain("gelu", OperationCase({"B": 1, "T": 2, "C": 3}))
     assert any(line.startswith("plain.py: one operation, float64") for line in compare.summary())

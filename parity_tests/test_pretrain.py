@@ -1,4 +1,4 @@
-"""The job from end to end, through the commands: both backends, resuming, stopping, and what is refused."""
+"""Pretraining end to end through the commands: both backends, resuming, stopping, and refusals."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def losses(out):
     return np.array([[float(row[k]) for k in ("train_loss", "val_loss", "step_loss")] for row in rows(out)])
 
 
-def test_a_run_leaves_its_folder(tmp_path, text):
+def test_run_writes_its_folder(tmp_path, text):
     out = tmp_path / "run"
     output = pretrain(numpy_main, text, out, "--epochs", 2)
     assert {p.name for p in out.iterdir()} == {"best", "checkpoint", "losses.csv", "losses.png", "run.json"}
@@ -45,13 +45,13 @@ def test_a_run_leaves_its_folder(tmp_path, text):
         line = rf"Ep {row['epoch']} \(Step {int(row['step']):06d}\): Train loss {float(row['train_loss']):.3f}, "
         pace = "" if row["step"] == "0" else r"   \S+ tokens/s, \d:\d\d:\d\d left"
         assert re.search(line + rf"Val loss {float(row['val_loss']):.3f}{pace}\n", output)
-    assert output.count("The statement") == 4  # untrained, after each epoch, and drawn
+    assert output.count("The statement") == 4  # untrained, after each of two epochs, and sampled
     assert load(out).config.context_length == 16
 
 
 @brief
-def test_evaluations_are_means_over_batches(tmp_path, text):
-    """The validation loss of the last row again, from the checkpoint of that step."""
+def test_evaluation_is_the_mean_over_batches(tmp_path, text):
+    """Recompute the last row's validation loss from that step's checkpoint."""
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 3, "--drop-rate", 0.3, "--seed", 7)
     model, ids = load(out), np.frombuffer(text.read_bytes()[450:], np.uint8).astype(int)
@@ -63,7 +63,7 @@ def test_evaluations_are_means_over_batches(tmp_path, text):
 @pytest.mark.parametrize("flags", [[], ["--warmup-steps", 3, "--clip", 0.5]], ids=["constant", "warm-up and clipping"])
 @pytest.mark.parametrize(("drop_rate", "attention"), [(0, "plain"), (0.2, "plain"), (0.2, "sdpa")])
 def test_numpy_and_torch_train_alike_from_one_seed(tmp_path, text, flags, drop_rate, attention):
-    """Weights, order of batches (evaluations draw too) and dropout masks are drawn by each side for itself."""
+    """Each side draws its own weights, batch order (evaluations draw too) and dropout masks."""
     common = ["--epochs", 2, "--drop-rate", drop_rate, "--seed", 5, *flags]
     ours = pretrain(numpy_main, text, tmp_path / "numpy", *common)
     theirs = pretrain(torch_main, text, tmp_path / "torch", *common, "--attention", attention, "--device", "cpu")
@@ -106,11 +106,11 @@ def test_float64_and_sdpa_in_torch(tmp_path, text):
 @brief
 @pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])
 @pytest.mark.parametrize("stop", [3, 7], ids=["within an epoch", "between epochs"])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, text, command, stop):
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, text, command, stop):
     flags = ["--epochs", 2, "--drop-rate", 0.2, "--warmup-steps", 2, "--save-freq", 5]
     flags += ["--attention", "plain"] if command is torch_main else []
     pretrain(command, text, tmp_path / "whole", *flags)
-    # the cosine's end follows the number of steps, so the run is stopped as Ctrl-C does, not by --max-steps
+    # the cosine depends on the number of steps, so stop the run as Ctrl-C does, not with --max-steps
     out = tmp_path / "parts"
 
     real = Losses.append
@@ -136,7 +136,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, text, command, stop):
 
 
 @brief
-def test_either_backend_goes_on_with_the_others_run(tmp_path, text):
+def test_each_backend_resumes_the_others_run(tmp_path, text):
     flags = ["--epochs", 2, "--drop-rate", 0.2]
     torch_flags = ["--attention", "plain", "--device", "cpu"]
     pretrain(numpy_main, text, tmp_path / "whole", *flags)
@@ -150,7 +150,7 @@ def test_either_backend_goes_on_with_the_others_run(tmp_path, text):
 
 
 @brief
-def test_rows_beyond_the_checkpoint_are_taken_out(tmp_path, text):
+def test_rows_beyond_the_checkpoint_are_removed(tmp_path, text):
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 4)
     with (out / "losses.csv").open("a") as f:
@@ -161,7 +161,7 @@ def test_rows_beyond_the_checkpoint_are_taken_out(tmp_path, text):
 
 
 @brief
-def test_no_steps_saves_the_untrained_model(tmp_path, text):
+def test_zero_steps_saves_the_untrained_model(tmp_path, text):
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 0, "--seed", 3)
     expected = GPT(load(out).config, seed=3).params
@@ -203,7 +203,7 @@ def test_evaluate_is_the_mean_over_all_tokens(tmp_path, text):
 
 
 @brief
-def test_evaluate_takes_the_runs_validation_part(tmp_path, text):
+def test_evaluate_uses_the_runs_validation_part(tmp_path, text):
     pretrain(numpy_main, text, tmp_path / "run", "--max-steps", 1)
     output = invoke(numpy_main, "evaluate", tmp_path / "run").output
     assert f"the last 10% of {text}" in output
@@ -231,7 +231,7 @@ def test_control_characters_do_not_reach_the_terminal():
 
 def test_info_counts(tmp_path):
     output = invoke(numpy_main, "info", "--model", "124M").output
-    # the book's chapter 4: 163,009,536 with the output head of its own, 124,412,160 without; context 1024
+    # the book's chapter 4: 163,009,536 with a separate output head, 124,412,160 without; context 1024
     assert "trf_blocks.11.att.W_query.weight" in output
     assert "768 × 768" in output
     model = GPT(GPTConfig(257, 16, emb_dim=8, n_heads=2, n_layers=1))
@@ -321,7 +321,7 @@ def test_other_commands_refuse(bad_place, args, message):
 
 
 @brief
-def test_a_run_is_not_resumed_with_a_changed_text(tmp_path, text):
+def test_resume_refuses_a_changed_text(tmp_path, text):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(text.read_bytes())
     pretrain(numpy_main, copy, tmp_path / "run", "--max-steps", 1)
@@ -332,7 +332,7 @@ def test_a_run_is_not_resumed_with_a_changed_text(tmp_path, text):
 
 
 @brief
-def test_a_checkpoint_without_training_state_is_not_resumed(tmp_path, text):
+def test_resume_refuses_a_checkpoint_without_training_state(tmp_path, text):
     pretrain(numpy_main, text, tmp_path / "run", "--max-steps", 1)
     checkpoint = tmp_path / "run" / "checkpoint"
     (state,) = checkpoint.glob("training-*")
@@ -347,8 +347,8 @@ def test_a_checkpoint_without_training_state_is_not_resumed(tmp_path, text):
 @pytest.mark.parametrize(
     ("missing", "message"), [("rng", "the checkpoint "), ("optimizer.m.pos_emb.weight", "pos_emb.weight")]
 )
-def test_a_training_state_that_cannot_be_restored_changes_nothing(tmp_path, text, command, missing, message):
-    """Neither run.json, which would name other settings, nor losses.csv."""
+def test_unrestorable_training_state_changes_nothing(tmp_path, text, command, missing, message):
+    """Not even run.json, which would name other settings, or losses.csv."""
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 3)
     state = {name: array for name, array in load_training(out).items() if name != missing}
@@ -375,7 +375,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     check_refused(invoke(torch_main, "pretrain", "--device", "cpu", "--compile"), "install g++")
 
 
-def test_defaults_of_a_gpt2_size_are_the_books():
+def test_gpt2_defaults_match_the_book():
     settings = Settings()
     config = settings.config(50257)
     assert config == GPTConfig()  # the book's GPT_CONFIG_124M
@@ -388,7 +388,7 @@ def test_defaults_of_a_gpt2_size_are_the_books():
 @pytest.mark.slow
 @pytest.mark.usefixtures("all_threads")
 def test_gpt2_124m_on_the_story_agrees_with_torch(tmp_path):
-    """One epoch of the book's run without dropout, from the same weights: every evaluation to four decimals."""
+    """One epoch of the book's run without dropout, from equal weights: all losses agree to four decimals."""
     if not os.environ.get("NUMPY_GPT_DATA"):
         pytest.skip("needs the story: set NUMPY_GPT_DATA")
     save(GPT(GPTConfig(drop_rate=0.0)), tmp_path / "init.safetensors")

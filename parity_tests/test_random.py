@@ -24,10 +24,25 @@ from parity_tests import profiles
 BLOCK = random._BLOCK
 MAX = sys.float_info.max
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-EDGES = [0, 1, 2, 7, 14, 15, 16, 17, 31, 32, 33, 623, 624, 625]  # of the normals' sixteens and the engine's words
+EDGES = [
+    0,
+    1,
+    2,
+    7,
+    14,
+    15,
+    16,
+    17,
+    31,
+    32,
+    33,
+    623,
+    624,
+    625,
+]  # edges of normals' groups of 16 and of the engine's words
 EDGES += [blocks * BLOCK + beyond for blocks in (1, 2, 3) for beyond in (-17, -16, -15, -1, 0, 1, 15, 16, 17)]
 SOME_STATE = Generator(5).get_state().view(random._STATE)  # (1,), with names for its fields
-MOST = 20_000  # elements a draw, where a test says nothing else
+MOST = 20_000  # default limit of elements per draw
 
 
 def check_same_bits(got, want):
@@ -52,7 +67,7 @@ def start(seed):
 
 
 def rows(V, B, dtype, seed, zeros):
-    """p (B, V) for multinomial: weights from 1e-6 to 1e6, so no row sums to 1; a share of them 0, never all."""
+    """p (B, V) for multinomial: weights from 1e-6 to 1e6, so rows do not sum to 1; a share of them, never all, is 0."""
     rng = np.random.default_rng(seed)
     p = 10 ** rng.uniform(-6, 6, (B, V))
     p[rng.random((B, V)) < zeros] = 0
@@ -69,7 +84,7 @@ def theirs(name, dtype):
 
 
 def positive(p):
-    """How many entries are above 0 in the row that has the fewest."""
+    """The smallest number of positive entries in a row."""
     return int((p > 0).sum(axis=1).min())
 
 
@@ -79,7 +94,7 @@ def ours_without(rng, share, *args):
 
 
 def theirs_without(share, *args):
-    """torch's indices; of equal p / q, whose order is its sort's, the first indices first."""
+    """torch's indices; equal p / q, which torch's sort may order anyhow, are ordered by index."""
     p, before = torch.from_numpy(rows(*args)), torch.get_rng_state()
     got = torch.multinomial(p, math.ceil(share * positive(p.numpy()))).numpy()
     after = torch.get_rng_state()
@@ -91,7 +106,7 @@ def theirs_without(share, *args):
     return falling
 
 
-CALLS = {  # name: the call on a Generator, and on torch's global one (as an array)
+CALLS = {  # name: the call on our Generator, and on torch's global one (result as an array)
     "uniform": (lambda rng, n, *ab: rng.uniform((n,), *ab), theirs("uniform_", torch.float32)),
     "uniform, float64": (ours64("uniform"), theirs("uniform_", torch.float64)),
     "normal": (lambda rng, n, *ms: rng.normal((n,), *ms), theirs("normal_", torch.float32)),
@@ -119,7 +134,7 @@ CALLS = {  # name: the call on a Generator, and on torch's global one (as an arr
     ),
     "random_": (lambda rng, n: rng.random_((n,)), theirs("random_", torch.int64)),
     "randint": (lambda rng, n, *ab: rng.randint((n,), *ab), lambda n, *ab: torch.randint(*ab, (n,)).numpy()),
-    "random_uint32": (  # torch shows r32 as r32 mod (2^24 + 1), which has part in every bit
+    "random_uint32": (  # torch exposes r32 only as r32 mod (2^24 + 1), which depends on every bit
         lambda rng, n: (rng.random_uint32(n) % (2**24 + 1)).astype(np.float32),
         theirs("random_", torch.float32),
     ),
@@ -148,13 +163,13 @@ ranges = spans.flatmap(lambda n: st.integers(-(2**63), 2**63 - 1 - n).map(lambda
 
 
 def sizes(most):
-    """0 to most, as often near 20 as near 2,000; and where an algorithm changes its mind."""
+    """0 to most, log-uniform, plus the edges where an algorithm changes."""
     spread = st.floats(0, math.log(most + 1)).map(lambda x: min(most, int(math.exp(x)) - 1))
     return st.one_of(spread, st.sampled_from(EDGES).filter(lambda n: n <= most))
 
 
 def arguments(name, most):
-    """Arguments for CALLS[name]: tuples, the number of elements first."""
+    """Argument tuples for CALLS[name]; the number of elements comes first."""
     n = sizes(most)
     dtypes, zeros = st.sampled_from(["float32", "float64"]), st.sampled_from([0, 0.5, 1])
     matrix = st.tuples(n.map(lambda n: n + 1), st.integers(1, 4), dtypes, st.integers(0, 2**32), zeros)
@@ -216,7 +231,7 @@ def test_draw_at_length(name, seed, data):
 
 
 def check_sequence(seed, calls, handover):
-    """Whatever was drawn before; and at `handover` either side goes on from the other's state."""
+    """Check a sequence of draws; at call number `handover` the two sides exchange states."""
     __tracebackhide__ = True
     rng = start(seed)
     check_same_state(rng)
@@ -246,7 +261,7 @@ def test_long_sequences_of_draws(seed, calls, handover):
 @pytest.mark.parametrize("threads", sorted({1, profiles.ALL_THREADS}))
 @pytest.mark.parametrize("n", [BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 15, BLOCK + 16, BLOCK + 17, 2 * BLOCK + 5])
 def test_draws_longer_than_a_block(n, threads):
-    """torch on one thread and on all: its draws are made in memory's order all the same."""
+    """torch draws in memory order on one thread and on all."""
     rng = start(n)
     with profiles.threads(threads):
         assert torch.get_num_threads() == threads
@@ -274,11 +289,11 @@ def test_shapes_and_order():
 @pytest.mark.parametrize("scalar", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("name", ["uniform", "normal", "exponential", "bernoulli"])
 @pytest.mark.parametrize("n", [7, 1000])
-def test_a_numpy_scalar_is_the_number_it_holds(n, name, scalar):
-    """As in torch, which takes numbers as Python's floats."""
-    given = [scalar(each) for each in {"uniform": (-0.1, 0.7), "normal": (0.2, 0.7)}.get(name, (0.3,))]
+def test_numpy_scalars_equal_python_floats(n, name, scalar):
+    """As in torch, which converts numbers to Python floats."""
+    given = [scalar(number) for number in {"uniform": (-0.1, 0.7), "normal": (0.2, 0.7)}.get(name, (0.3,))]
     rng = start(5)
-    for call in (each for each in (name, f"{name}, float64") if each in CALLS):
+    for call in (key for key in (name, f"{name}, float64") if key in CALLS):
         ours, theirs = CALLS[call]
         check_same_bits(ours(rng, n, *given), theirs(n, *map(float, given)))
         check_same_state(rng)
@@ -303,14 +318,14 @@ print(json.dumps([weights, same]))
 """
 
 
-def test_what_is_said_of_torch_without_avx2():
-    """How many float32 weights differ: in PLATFORMS as measured here; and what draws the same."""
+def test_platform_note_matches_torch_without_avx2():
+    """PLATFORMS states the measured share of float32 weights that differ; the other draws are equal."""
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
     command = [sys.executable, "-c", WITHOUT_AVX2]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     weights, same = json.loads(done.stdout)
     low, high = map(int, re.search(r"(\d) \w+ (\d) in 10 elements", random.PLATFORMS).groups())
-    tenths = [round(10 * each) for each in weights]
+    tenths = [round(10 * share) for share in weights]
     assert (min(tenths), max(tenths)) == (low, high), f"{weights}: is it {low} to {high} in 10?"
     assert same == [0, 0, 0]
 
@@ -321,7 +336,7 @@ def test_words_have_their_own_types():
 
 
 @given(seed=seeds, n=st.integers(0, 2000))
-def test_two_words_make_a_long_one(seed, n):
+def test_uint64_is_two_words(seed, n):
     first, second = Generator(seed).random_uint32(2 * n).astype(np.uint64).reshape(n, 2).T
     check_same_bits(Generator(seed).random_uint64(n), first << 32 | second)
 
@@ -335,11 +350,11 @@ def test_bernoulli_is_dropouts_mask(seed, p_drop, n):
     check_same_state(rng)
 
 
-# --- roundings that chance would not meet
+# --- rare roundings
 
 
 def untempered(words):
-    """The engine's words that come out as these r32: mt19937's tempering backwards, a few bits a turn."""
+    """The engine's words that yield these r32: mt19937's tempering inverted, a few bits per iteration."""
     words = words ^ words >> 18
     words ^= words << 15 & 0xEFC60000
     y = words
@@ -352,7 +367,7 @@ def untempered(words):
 
 
 def state_before(words):
-    """The state of a generator about to give these r32, at most 608 (they must fit into its 624): uint8 (5056,)."""
+    """The state, uint8 (5056,), of a generator about to give these r32: at most 608, of its 624 words."""
     state = SOME_STATE.copy()
     state["left"], state["next"] = 624, 1
     state["words"][0, 1 : 1 + len(words)] = untempered(words)
@@ -368,17 +383,17 @@ def start_before(words):
 
 
 def words_of(long):
-    """r64 as the pairs of r32 they are made of."""
+    """r64 as pairs of r32."""
     return np.stack([np.array(long, np.uint64) >> 32, np.array(long, np.uint64) & 0xFFFFFFFF], axis=1).ravel()
 
 
 @pytest.mark.parametrize("step", [6007, pytest.param(1, marks=pytest.mark.slow)])
 def test_ln_cos_and_sin_for_every_u24(step):
-    """Both uniforms of a normal take all 2^24 values (a sample of them and of the octants' edges, if not slow)."""
+    """Both uniforms of a normal take all 2^24 values; the quick form samples them and the octants' edges."""
     octants = np.arange(9).repeat(101) * 2**21 + np.tile(np.arange(-50, 51), 9)
     u1 = np.concatenate([np.arange(0, 2**24, step), octants % 2**24])
     u1 = np.resize(u1, len(u1) + -len(u1) % 304).astype(np.uint32)
-    u2 = np.concatenate([u1[len(u1) // 3 :], u1[: len(u1) // 3]])  # other partners
+    u2 = np.concatenate([u1[len(u1) // 3 :], u1[: len(u1) // 3]])  # pairs each u1 with another u2
     words = np.stack([u1.reshape(-1, 8), u2.reshape(-1, 8)], axis=1).ravel()
     rng, want = Generator(0), np.empty(words.size, np.float32)
     blocks = iter(np.split(words, range(BLOCK, words.size, BLOCK)))
@@ -391,21 +406,21 @@ def test_ln_cos_and_sin_for_every_u24(step):
 
 @pytest.mark.parametrize("low", [2.0**-60, -(2.0**-60), 0.0])
 def test_uniform_rounds_once(low):
-    """5/16 * (1 + 2^-22) is a tie between two float32; a `low` beyond float64's reach decides it."""
+    """5/16 * (1 + 2^-22) is a tie between two float32, decided by a `low` too small for float64."""
     check_same_draw(start_before([5 << 20]), "uniform", (1, low, 1 + 2.0**-22))
 
 
 @pytest.mark.parametrize("p", [1 - 0.1, 1 - 0.9, 0.5, 2**-53, 1.5 * 2**-53, 0.3 + 2**-54, 1e-300, 1 - 2**-53, 0.0, 1.0])
 def test_bernoulli_at_its_threshold(p):
-    """u53 one step to either side of p, under all sorts of upper bits, which must not count."""
+    """u53 one step to either side of p, with various upper bits, which must be ignored."""
     near = {min(max(math.floor(p * 2**53) + d, 0), 2**53 - 1) for d in (-1, 0, 1)}
     long = [upper << 53 | u for u in near for upper in (0, 1, 1024, 2047)]
     check_same_draw(start_before(words_of(long)), "bernoulli", (len(long), p))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_multinomial_of_near_and_real_ties(dtype):
-    """The first of equals wins, and what is equal depends on the dtype; u53 = 0 divides by 0, in torch too."""
+def test_multinomial_at_ties_and_near_ties(dtype):
+    """The first of equal ratios wins, and equality depends on the dtype; u53 = 0 divides by 0, in torch too."""
     half = 1 << 52
     for long, p in [
         ([half + 1, half], [1, 1]),  # the second ratio is greater, but not in float32
@@ -422,7 +437,7 @@ def test_multinomial_of_near_and_real_ties(dtype):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_normal_rounds_once(sign):
-    """z * std just above, or below, half an ulp of a mean whose last bit draws the tie the other way."""
+    """z * std is just above or below half an ulp of a mean whose last bit would break the tie the other way."""
     n = 20_000
     z = Generator(0).normal((n,)).astype(np.float64)
     std = (2.0**-24 / z.clip(1e-3)).astype(np.float32)
@@ -434,7 +449,7 @@ def test_normal_rounds_once(sign):
         rng = start(0)
         got = rng.normal((n,), *args)
         check_same_bits(got, torch.empty(n).normal_(*args).numpy())
-        assert got[i] == np.float32(1 + 2.0**-23)  # and neither 1 nor 1 + 2^-22: the tie was none
+        assert got[i] == np.float32(1 + 2.0**-23)  # neither 1 nor 1 + 2^-22: it was not a tie
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -463,7 +478,7 @@ def test_scalar_normal_rounds_once(seed):
         (0.0, 3e38),
     ],
 )
-def test_uniform_never_gives_its_upper_end(low, high):
+def test_uniform_excludes_its_upper_end(low, high):
     rng = start(3)
     got = rng.uniform((1000,), low, high)
     check_same_bits(got, torch.empty(1000).uniform_(low, high).numpy())
@@ -486,7 +501,7 @@ def test_uniform_never_gives_its_upper_end(low, high):
         (-0.3, 0.3),
     ],
 )
-def test_uniform64_at_the_ends_of_the_numbers(low, high):
+def test_uniform64_at_extreme_bounds(low, high):
     check_same_draw(start(3), "uniform, float64", (1000, low, high))
 
 
@@ -498,7 +513,7 @@ def test_uniform64_at_the_ends_of_the_numbers(low, high):
         *((MAX, 0.5), (-MAX, 0.0), (0.0, MAX)),
     ],
 )
-def test_normal64_at_the_ends_of_the_numbers(n, mean, std):
+def test_normal64_at_extreme_parameters(n, mean, std):
     check_same_draw(start(3), "normal, float64", (n, mean, std))
 
 
@@ -511,14 +526,14 @@ def test_exponential_of_the_smallest_and_largest_u53(dtype):
 
 
 def test_float64_exponentials_do_not_depend_on_numpys_logarithm(monkeypatch):
-    """Which is another on a processor with AVX-512, by an ulp here and there; torch has the C library's."""
+    """NumPy's logarithm differs by an ulp on processors with AVX-512; torch uses the C library's."""
     real = np.log1p
     monkeypatch.setattr(np, "log1p", lambda u: np.nextafter(real(u), 0))
     check_same_draw(start(5), "exponential, float64", (1000, 1.0))
 
 
 @pytest.mark.parametrize("span", [2**28 - 1, 2**28])
-def test_randint_takes_long_words_from_2_to_the_28_on(span):
+def test_randint_uses_uint64_from_2_to_the_28(span):
     rng = start_before(words_of([(7 << 32) + 5, (9 << 32) + 1]))
     check_same_draw(rng, "randint", (1, -3, span - 3))
     want = 7 - 3 if span < 2**28 else ((7 << 32) + 5) % span - 3
@@ -526,11 +541,11 @@ def test_randint_takes_long_words_from_2_to_the_28_on(span):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_multinomial_where_a_sum_meets_its_u53(dtype):
-    """The first index whose running sum reaches u53, which equality does; entries of 0 are never it."""
+def test_multinomial_where_a_sum_equals_u53(dtype):
+    """The first index whose running sum reaches or equals u53; never an entry of 0."""
     quarter = 1 << 51
     long = [0, 1, quarter - 1, quarter, quarter + 1, 2 * quarter, 3 * quarter, 3 * quarter + 1, 2**53 - 1]
-    long += [2 * quarter + (1 << 32)]  # in float32 the many small entries leave no trace in the running sum
+    long += [2 * quarter + (1 << 32)]  # in float32 the running sum ignores the many small entries
     for p in ([1, 1, 2], [1, 0, 0, 1, 2, 0], [0.25, 0.25, 0.25, 0.25], [3], [1, *1000 * [2.0**-25], 1]):
         rng, p = start_before(words_of(long)), np.array(p, dtype)
         want = torch.multinomial(torch.from_numpy(p), len(long), replacement=True).numpy()
@@ -540,7 +555,7 @@ def test_multinomial_where_a_sum_meets_its_u53(dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_multinomial_divides_its_sums(dtype):
-    """u53 lies where sums multiplied by a reciprocal would end on its other side."""
+    """u53 lies where multiplying the sums by a reciprocal would give another index."""
     for c, total in ((c, n) for n in range(3, 200) for c in range(n // 2 + 1, n)):
         a, b = dtype(c), dtype(total)
         if a / b != a * (1 / b):
@@ -557,8 +572,8 @@ def test_multinomial_of_one_row_has_no_rows():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_multinomial_without_replacement_takes_the_first_of_equals(dtype, monkeypatch):
-    """Where every q is 1 the ratios are p itself: falling, and of equal ones the first index first."""
+def test_multinomial_without_replacement_orders_ties_by_index(dtype, monkeypatch):
+    """If every q is 1, the ratios are p: in descending order, equal ones by index."""
     monkeypatch.setattr(
         Generator, "exponential", lambda self, shape, lambd=1.0, dtype=np.float32: np.ones(shape, dtype)
     )
@@ -577,23 +592,23 @@ def rounded(exact):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("b", [1 + 2.0**-12, 1 + 3 * 2.0**-12])
 def test_fma_rounds_once(b, sign):
-    """a * b lies half-way between two float32, of which the lower or the upper one is even; a small c decides.
+    """a * b lies half-way between two float32, of which the lower or the upper is even; a small c decides.
 
-    What float64 loses of a * b + c decides too, at the tie itself and one or two float64 numbers beside it; what is
-    exact in float64 must be left as it is, a tie as well.
+    The part of a * b + c that float64 loses also decides, at the tie and one or two float64 steps from it; sums exact
+    in float64, including ties, must stay unchanged.
     """
     a, b = np.float32(sign * (1 + 2.0**-12)), np.float32(b)
     assert Fraction(float(a)) * Fraction(float(b)) % Fraction(1, 2**23) == Fraction(1, 2**24)
     terms = [0.0, 2.0**-24, 2.0**-25, 2.0**-52, 2.0**-51, 2.0**-50, 2.0**-80]
     terms += [2.0**-51 * (1 - 2.0**-23), 2.0**-51 * (1 + 2.0**-22), 2.0**-52 * (1 - 2.0**-23), 2.0**-52 * 1.5, 2.0**-53]
-    for c in (each * way for each in terms for way in (1, -1)):
+    for c in (term * way for term in terms for way in (1, -1)):
         c = np.float32(c)
         for factors in (
             (a, b),
             (np.float32(float(a) * 2.0**-3), np.float32(8) * b),
             (np.float32(a * 1), np.float32(1)),
         ):
-            got = np.array([factors[0], 1.5], np.float32)  # a second number: each is decided for itself
+            got = np.array([factors[0], 1.5], np.float32)  # elements are rounded independently
             box_muller.fma(got, factors[1], c, np.empty((4, 2)))
             assert got[0] == rounded(Fraction(float(factors[0])) * Fraction(float(factors[1])) + Fraction(float(c)))
             assert got[1] == rounded(Fraction(1.5) * Fraction(float(factors[1])) + Fraction(float(c)))
@@ -619,8 +634,8 @@ def test_loader_order(shuffle, seed, n, batch, drop_last, epochs):
 
 
 @given(seed=seeds, n=st.integers(1, 60), epochs=st.integers(1, 4))
-def test_order_of_a_loader_with_a_generator_of_its_own(seed, n, epochs):
-    """DataLoader(generator=g): a base seed, the order from g itself, and one more order when the epoch is exhausted."""
+def test_order_of_a_loader_with_its_own_generator(seed, n, epochs):
+    """DataLoader(generator=g) draws from g a base seed, the order, and another order at the epoch's end."""
     theirs, ours = torch.Generator().manual_seed(seed), Generator(seed)
     loader = torch.utils.data.DataLoader(range(n), batch_size=n, shuffle=True, generator=theirs)
     for _ in range(epochs):
@@ -631,14 +646,14 @@ def test_order_of_a_loader_with_a_generator_of_its_own(seed, n, epochs):
         check_same_bits(ours.get_state(), theirs.get_state().numpy())
 
 
-def test_logarithms_and_fused_sums_stay_in_the_arrays_they_are_given():
-    """Arrays made again would cost more than the arithmetic."""
+def test_ln_and_fma_work_in_place():
+    """Allocating new arrays would cost more than the arithmetic."""
     n = 1 << 18
     x, whole = np.linspace(0.5, 1, n, dtype=np.float32), np.arange(n, dtype=np.float32)
     scratch, wide = np.empty((4, n), np.float32), np.empty((4, n))
     tracemalloc.start()
     box_muller._ln(x, scratch, wide[:2])
-    box_muller.fma(whole, np.float32(3), np.float32(1), wide)  # of whole numbers: no sum has an error to be told
+    box_muller.fma(whole, np.float32(3), np.float32(1), wide)  # integers: all sums are exact
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < x.nbytes / 2
@@ -661,7 +676,7 @@ def test_state_after_any_number_of_words(seed, words):
 
 
 @given(seed=seeds, n=st.integers(0, 15))
-def test_state_with_half_a_pair_of_normals(seed, n):
+def test_state_keeps_half_a_pair_of_normals(seed, n):
     rng = start(seed)
     check_same_draw(rng, "normal", (n,))
     other = Generator(7)
@@ -707,8 +722,8 @@ def broken_states():
 
 
 @pytest.mark.parametrize("state", [torch.get_rng_state(), b"", None])
-def test_a_tensor_as_a_state_is_told_the_fix(state):
-    """And nothing else is."""
+def test_tensor_state_error_names_the_fix(state):
+    """Only a tensor's error has this hint."""
     fix = ": of a torch tensor give .numpy()" if isinstance(state, torch.Tensor) else ""
     message = f"a random state is a uint8 array of 5056 bytes; this is not one{fix}"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
@@ -725,7 +740,7 @@ def test_impossible_states_are_refused(state):
     check_same_state(rng)
 
 
-# --- what is refused, and then draws nothing
+# --- refused arguments draw nothing
 
 
 def test_numpys_true_is_a_seed_like_pythons():
@@ -733,7 +748,7 @@ def test_numpys_true_is_a_seed_like_pythons():
 
 
 @pytest.mark.parametrize("seed", [-(2**63) - 1, 2**64, 1.5, "7", None])
-def test_seeds_that_are_none(seed):
+def test_invalid_seeds_are_refused(seed):
     with pytest.raises(InputError, match="seed"):
         Generator(seed)
 
@@ -773,14 +788,14 @@ def test_seeds_that_are_none(seed):
         ("multinomial", (np.ones((3, 2), np.int64),)),
     ],
 )
-def test_arguments_that_are_refused(name, args):
+def test_invalid_arguments_are_refused(name, args):
     rng = start(11)
     with pytest.raises(ValueError, match=f"^{name}: "):
         getattr(rng, name)(*args)
     check_same_state(rng)
 
 
-SHAPED = {  # name: what stands after the shape
+SHAPED = {  # name: the arguments after the shape
     "random_": (),
     "randint": (0, 5),
     "uniform": (),
