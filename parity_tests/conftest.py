@@ -105,7 +105,7 @@ def pytest_terminal_summary(terminalreporter):
     Then print the largest share of the budget used, per tensor kind.
     """
     if failed := terminalreporter.getreports("failed"):
-        terminalreporter.section("what failed")
+        terminalreporter.section("failed tests")
         for line in first_lines(failed):
             terminalreporter.write_line(line)
     lines = list(compare.summary())

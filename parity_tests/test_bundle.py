@@ -119,7 +119,7 @@ def tensors_(draw):
 
 
 @given(tensors_(), st.integers(1, 4), st.booleans(), st.integers(1, 16), st.integers(1, 12))
-def test_what_is_written_is_read(tmp_path_factory, made, shards, big_endian, interval, keys_a_block):
+def test_bundles_round_trip(tmp_path_factory, made, shards, big_endian, interval, keys_a_block):
     order = ">" if big_endian else "<"
     raw = {name: (d, shape, a.astype(a.dtype.newbyteorder(order)).tobytes()) for name, (d, shape, a) in made.items()}
     prefix = write(tmp_path_factory.mktemp("bundle"), raw, shards, int(big_endian), interval, keys_a_block)

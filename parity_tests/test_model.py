@@ -600,7 +600,7 @@ def test_tied_weights_are_one_array():
         ([[True, False]], "tokens must be .* whole numbers, not bool"),
     ],
 )
-def test_tokens_that_cannot_be_used_are_refused_by_name(tokens, message):
+def test_invalid_tokens_are_named(tokens, message):
     model = ModelCase(SMALL).model()
     good = np.zeros((1, 2), int)
     for call in (model, lambda t: model.loss(t, good), lambda t: model.loss_and_grads(t, good)):

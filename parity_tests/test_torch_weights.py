@@ -1,4 +1,4 @@
-"""torch-gpt import: what torch.save wrote, the book's, nanoGPT's and transformers', and what is refused."""
+"""torch-gpt import: torch.save files of the book, nanoGPT and transformers, and refusals."""
 
 import json
 import re
@@ -33,8 +33,8 @@ def tensors_of(arrays):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("inside", [None, "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod."])
-def test_the_books_file_comes_in(tmp_path, qkv_bias, tied, inside, prefix):
-    """Its causal masks, which are in the file too, are passed over."""
+def test_books_file_is_imported(tmp_path, qkv_bias, tied, inside, prefix):
+    """Causal masks in the file are ignored."""
     config = GPTConfig(11, 6, 8, 4, 2, 0.1, qkv_bias=qkv_bias, tie_weights=tied)
     want = GPT(config, seed=3)
     state = from_params(config, want.params).state_dict()
@@ -48,13 +48,13 @@ def test_the_books_file_comes_in(tmp_path, qkv_bias, tied, inside, prefix):
 
 
 def linear_layout(tensors):
-    """As nanoGPT has it: torch's (out, in)."""
+    """The tensors in nanoGPT's layout: torch's (out, in)."""
     return {n: a.T if a.ndim == 2 and n.startswith("h.") else a for n, a in tensors.items()}
 
 
 @given(seed=st.integers(0, 99), tied=st.booleans(), bias=st.booleans(), compiled=st.booleans())
-def test_nanogpts_file_comes_in(tmp_path_factory, seed, tied, bias, compiled):
-    """model and model_args, linear weights turned, biases perhaps left out, a tied head there all the same."""
+def test_nanogpt_file_is_imported(tmp_path_factory, seed, tied, bias, compiled):
+    """nanoGPT stores model and model_args, transposed linear weights, biases optionally, and even a tied head."""
     place = tmp_path_factory.mktemp("nano")
     tensors = gpt2_tensors(seed, tied=tied)
     if not bias:
@@ -73,8 +73,8 @@ def test_nanogpts_file_comes_in(tmp_path_factory, seed, tied, bias, compiled):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_transformers_bin_comes_in(tmp_path, dtype):
-    """With config.json beside it, in GPT-2's own layout, in half precision too."""
+def test_transformers_bin_is_imported(tmp_path, dtype):
+    """Next to a config.json, in GPT-2's layout, also in half precision."""
     state = {f"transformer.{n}": t.to(dtype) for n, t in tensors_of(gpt2_tensors()).items()}
     state["transformer.h.0.attn.bias"] = torch.ones(1, 1, 6, 6).tril().bool()
     state["lm_head.weight"] = state["transformer.wte.weight"]
@@ -86,7 +86,7 @@ def test_transformers_bin_comes_in(tmp_path, dtype):
 
 
 class Code:
-    """A pickle that would make a file, if it were run."""
+    """A pickle that would create a file if executed."""
 
     def __init__(self, file):
         self.file = file
@@ -101,7 +101,7 @@ def test_code_is_refused(tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-def test_what_is_no_gpt2_is_named(tmp_path):
+def test_non_gpt2_files_are_named(tmp_path):
     file = tmp_path / "x.pth"
     with pytest.raises(InputError, match="does not exist"):
         read_pth(file)
@@ -131,7 +131,7 @@ def test_what_is_no_gpt2_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_head_that_is_the_table_stays_tied(tmp_path):
+def test_shared_head_stays_tied(tmp_path):
     config = GPTConfig(11, 6, 8, 4, 2, tie_weights=True)
     state = from_params(config, GPT(config).params).state_dict()
     torch.save(state | {"out_head.weight": state["tok_emb.weight"]}, tmp_path / "model.pth")
@@ -139,14 +139,14 @@ def test_a_head_that_is_the_table_stays_tied(tmp_path):
     assert load(tmp_path / "out").config == config
 
 
-def test_heads_that_contradict_each_other_are_refused(tmp_path):
+def test_contradicting_head_counts_are_refused(tmp_path):
     torch.save({f"transformer.{n}": t for n, t in tensors_of(gpt2_tensors()).items()}, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
     message = run(tmp_path / "pytorch_model.bin", tmp_path / "out", "--n-heads", "4", code=2)
     assert "has 4 heads, but config.json next to it says 2" in message
 
 
-def test_tensors_that_numpy_has_not_are_named_where_they_are_wanted(tmp_path):
+def test_tensors_numpy_lacks_are_named(tmp_path):
     state = {f"transformer.{n}": t for n, t in tensors_of(gpt2_tensors()).items()}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", **SIZES}))
     for change in (lambda t: t.to_sparse(), lambda t: t.to("meta"), lambda t: t.to(torch.float8_e4m3fn)):
@@ -163,8 +163,8 @@ def books_state():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns of nested and of quantised tensors
-def test_tensors_that_are_not_what_they_show(tmp_path):
-    """Lazily negated ones are read with their sign; expanded ones, of any size, are refused where they are wanted."""
+def test_negated_and_expanded_tensors(tmp_path):
+    """Lazily negated tensors are read with their sign; expanded ones of any size are refused if needed."""
     state, file = books_state(), tmp_path / "x.pth"
     name = "trf_blocks.0.att.W_key.weight"
     torch.save(state | {name: torch._neg_view(state[name])}, file)
@@ -180,11 +180,11 @@ def test_tensors_that_are_not_what_they_show(tmp_path):
         assert "W_key.weight" in run(file, tmp_path / "out", "--n-heads", "4", code=2)
         assert not (tmp_path / "out").exists()
     mask = {"trf_blocks.0.att.mask": torch.ones(1).expand(1 << 19, 1 << 18)}
-    torch.save(state | mask, file)  # not wanted: no matter
+    torch.save(state | mask, file)  # not needed, so accepted
     run(file, tmp_path / "out", "--n-heads", "4")
 
 
-def test_tensors_that_share_their_numbers_come_in_unless_they_are_a_multiple_of_the_file(tmp_path):
+def test_shared_tensors_are_imported_unless_far_larger_than_the_file(tmp_path):
     config, file = GPTConfig(11, 6, 64, 4, 40), tmp_path / "x.pth"
     state = dict(from_params(config, GPT(config, seed=3).params).state_dict())
     shared = {
@@ -200,7 +200,7 @@ def test_tensors_that_share_their_numbers_come_in_unless_they_are_a_multiple_of_
 
 
 @pytest.mark.parametrize("field", ["a folder", "larger than the file"])
-def test_an_archive_whose_members_are_not_what_lies_in_it_is_refused(tmp_path, field):
+def test_archive_with_false_member_headers_is_refused(tmp_path, field):
     file = tmp_path / "model.pth"
     torch.save({"wte.weight": torch.ones(16, 16)}, file)
     content = bytearray(file.read_bytes())

@@ -1,4 +1,4 @@
-"""GPT-2 from elsewhere and back: the same logits, the same bits, and one sentence about what cannot be used."""
+"""Importing and exporting GPT-2: equal logits, equal bits, and a one-line error for unusable input."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from parity_tests.judge.gpt2_files import SIZES, gpt2_logits, gpt2_tensors, hugg
 from parity_tests.judge.weights import FIXTURE, TOKENS, check_loaded, check_logits, model_of, openai_tensors, run
 
 
-def test_what_tensorflow_wrote_gives_its_logits():
+def test_tensorflow_file_gives_its_logits():
     tensors, n_head = openai_tensors()
     model = model_of(FIXTURE)
     tokens = np.array([[3, 200, 17, 286, 0, 3, 99, 100], [5, 5, 5, 1, 2, 3, 4, 250]])
@@ -31,7 +31,7 @@ def test_what_tensorflow_wrote_gives_its_logits():
     assert "out_head.weight" not in model.params
 
 
-def test_a_loaded_model_answers_as_gpt2():
+def test_loaded_model_gives_gpt2s_logits():
     check_loaded()
 
 
@@ -43,8 +43,8 @@ def test_a_loaded_model_answers_as_gpt2():
     dtype=st.sampled_from([np.float16, np.float32, np.float64]),
     buffers=st.booleans(),
 )
-def test_huggingface_folders_in_and_out(tmp_path_factory, seed, tied, prefix, shards, dtype, buffers):
-    """The logits are GPT-2's over the file's own tensors; exported again, every tensor has its bytes."""
+def test_huggingface_folders_round_trip(tmp_path_factory, seed, tied, prefix, shards, dtype, buffers):
+    """Logits equal GPT-2's for the file's tensors; after export every tensor has its original bytes."""
     place = tmp_path_factory.mktemp("huggingface")
     tensors = gpt2_tensors(seed, dtype, tied)
     masks = {"h.0.attn.bias": np.tri(6, dtype=bool)[None, None], "h.1.attn.masked_bias": np.array(-1e4, dtype)}
@@ -77,8 +77,8 @@ def test_huggingface_folders_in_and_out(tmp_path_factory, seed, tied, prefix, sh
         tie_weights=st.booleans(),
     ),
 )
-def test_a_model_made_here_comes_back(tmp_path_factory, seed, config):
-    """Through Hugging Face's format, with the same bits; what had no bias has one of 0."""
+def test_our_model_round_trips(tmp_path_factory, seed, config):
+    """Through Hugging Face's format, with the same bits; missing biases become 0."""
     place = tmp_path_factory.mktemp("out")
     model = GPT(config, seed=seed)
     write_huggingface(config, model.params, place, {})
@@ -89,14 +89,14 @@ def test_a_model_made_here_comes_back(tmp_path_factory, seed, config):
         assert array.tobytes() == want.tobytes(), name
 
 
-def test_a_safetensors_file_is_enough(tmp_path):
+def test_safetensors_file_alone_is_imported(tmp_path):
     folder = huggingface_folder(tmp_path / "x", gpt2_tensors())
     run("import", folder / "model.safetensors", "--out", tmp_path / "ours")
     check_logits(load(tmp_path / "ours", np.float64)(TOKENS), gpt2_logits(gpt2_tensors(), 2, TOKENS))
 
 
-def test_a_tied_head_in_the_file_is_the_table(tmp_path):
-    """Old files have both, equal; what differs is an error, for transformers would drop it."""
+def test_tied_head_must_equal_the_table(tmp_path):
+    """Old files contain both, equal; a differing head is an error, since transformers would drop it."""
     tensors = gpt2_tensors()
     both = tensors | {"lm_head.weight": tensors["wte.weight"]}
     model = model_of(huggingface_folder(tmp_path / "equal", both, tie_word_embeddings=True))
@@ -124,7 +124,7 @@ BAD_TENSORS = {
 
 
 @pytest.mark.parametrize("what", BAD_TENSORS)
-def test_tensors_that_do_not_fit_are_named(tmp_path, what):
+def test_mismatched_tensors_are_named(tmp_path, what):
     change, message = BAD_TENSORS[what]
     folder = huggingface_folder(tmp_path / "bad", change(gpt2_tensors()))
     result = CliRunner().invoke(main, ["import", str(folder), "--out", str(tmp_path / "out")])
@@ -135,7 +135,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, what):
 
 
 def test_two_models_in_one_file_are_refused(tmp_path):
-    """With the prefix and without: transformers would mix them, one way or the other."""
+    """With and without the prefix: transformers would mix them."""
     tensors = gpt2_tensors()
     both = tensors | {f"transformer.{name}": array + 1 for name, array in tensors.items()}
     with pytest.raises(InputError, match=r"has (\S+) twice, also as transformer\.\1: it holds more"):
@@ -143,14 +143,14 @@ def test_two_models_in_one_file_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("model", [None, [], {"vocab": {}}, {"vocab": {}, "merges": [1]}, {"merges": [["\ud800"]]}])
-def test_a_tokenizer_that_is_none_is_named(tmp_path, model):
+def test_invalid_tokenizer_is_named(tmp_path, model):
     folder = huggingface_folder(tmp_path, gpt2_tensors())
     (folder / "tokenizer.json").write_text(json.dumps({"model": model}))
     with pytest.raises(InputError, match=r"tokenizer\.json has no vocabulary in GPT-2's format"):
         open_source(folder)
 
 
-def test_a_vocabulary_that_does_not_fit_is_refused_and_one_exchanged_later_too(tmp_path):
+def test_wrong_or_changed_vocabulary_is_refused(tmp_path):
     folder = shutil.copytree(FIXTURE, tmp_path / "x")
     (folder / "vocab.bpe").write_text("damaged", encoding="utf-8")
     assert "is damaged" in run("import", folder, "--out", tmp_path / "damaged", code=2)
@@ -179,13 +179,13 @@ BAD_CONFIG = {
 
 
 @pytest.mark.parametrize("what", BAD_CONFIG)
-def test_a_config_that_is_another_model_is_named(tmp_path, what):
+def test_config_of_another_model_is_named(tmp_path, what):
     changes, message = BAD_CONFIG[what]
     with pytest.raises(InputError, match=message):
         open_source(huggingface_folder(tmp_path, gpt2_tensors(), **changes))
 
 
-def test_what_is_missing_or_no_gpt2_is_named(tmp_path):
+def test_missing_and_non_gpt2_files_are_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         open_source(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"has neither hparams\.json and model\.ckpt\.index .* nor config\.json"):
@@ -225,7 +225,7 @@ BAD_INDEX = {
 
 
 @pytest.mark.parametrize("what", BAD_INDEX)
-def test_an_index_that_lies_is_named(tmp_path, what):
+def test_false_index_is_named(tmp_path, what):
     changes, message = BAD_INDEX[what]
     folder = huggingface_folder(tmp_path, gpt2_tensors(), shards=2)
     file = folder / "model.safetensors.index.json"
@@ -238,7 +238,7 @@ def test_an_index_that_lies_is_named(tmp_path, what):
 
 @pytest.mark.parametrize("key", ["n_vocab", "n_ctx", "n_embd", "n_head", "n_layer"])
 @pytest.mark.parametrize("value", [None, 0, 5, -1, 1.5, "12", 10**12])
-def test_hparams_that_lie_are_an_error(tmp_path, key, value):
+def test_false_hparams_are_refused(tmp_path, key, value):
     folder = shutil.copytree(FIXTURE, tmp_path / "x")
     values = json.loads((folder / "hparams.json").read_text())
     values[key] = value
@@ -249,8 +249,8 @@ def test_hparams_that_lie_are_an_error(tmp_path, key, value):
         open_source(folder)
 
 
-def test_the_heads_of_a_released_size_are_known(tmp_path):
-    """The one number that no shape would contradict."""
+def test_head_count_of_a_released_size_is_checked(tmp_path):
+    """The head count is the only number that no tensor's shape can contradict."""
     hparams = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 16, "n_layer": 12}
     folder = shutil.copytree(FIXTURE, tmp_path / "x")
     (folder / "hparams.json").write_text(json.dumps(hparams))
@@ -261,7 +261,7 @@ def test_the_heads_of_a_released_size_are_known(tmp_path):
 # The commands, and the vocabulary
 
 
-def test_an_imported_folder_generates_with_its_own_vocabulary(tmp_path):
+def test_imported_folder_generates_with_its_vocabulary(tmp_path):
     out = run("import", FIXTURE, "--out", tmp_path / "gpt2")
     assert "7,428 parameters" in out
     assert f"numpy-gpt generate {tmp_path / 'gpt2'}" in out
@@ -280,8 +280,8 @@ def test_an_imported_folder_generates_with_its_own_vocabulary(tmp_path):
     assert run("generate", tmp_path / "run", prompt, "--max-new-tokens", 3).startswith(prompt)
 
 
-def test_a_tokenizer_comes_along_to_every_command(tmp_path):
-    """Added tokens and the leading space, through a run from the checkpoint, and out and in again."""
+def test_every_command_keeps_the_tokenizer(tmp_path):
+    """Added tokens and the leading space survive a run from the checkpoint, an export and another import."""
     kind = tokenizers_judge.kinds()["prefix and added"]
     folder = huggingface_folder(tmp_path / "theirs", gpt2_tensors(vocab_size=288), vocab_size=288)
     kind.write(folder)
@@ -299,14 +299,14 @@ def test_a_tokenizer_comes_along_to_every_command(tmp_path):
         ids = encode(get_encoding(str(place)), "said[first]said")
         assert ids.tolist() == [283, 287, 283], place  # transformers' ids: a space before each part
     runs = (tmp_path / "run", tmp_path / "again")
-    evaluated = [run("evaluate", each, "--text", text).split("loss")[1] for each in runs]
+    evaluated = [run("evaluate", place, "--text", text).split("loss")[1] for place in runs]
     assert evaluated[0] == evaluated[1]
     (tmp_path / "again" / "tokens.json").unlink()
     assert "is not the one that" in run("generate", tmp_path / "again", "said", code=2)
 
 
-def test_a_padded_vocabulary_is_never_drawn_from(tmp_path):
-    """The ids beyond the encoding's are by far the likeliest, and none is drawn."""
+def test_padding_ids_are_never_drawn(tmp_path):
+    """The ids beyond the encoding's are by far the likeliest, yet none is drawn."""
     tensors = gpt2_tensors(vocab_size=300, tied=False)
     tensors["ln_f.bias"][:] = 10
     tensors["lm_head.weight"][287:] = 10
@@ -323,7 +323,7 @@ def test_a_padded_vocabulary_is_never_drawn_from(tmp_path):
         generate(model, prompt, 1, n_vocab=0)
 
 
-def test_added_tokens_that_the_model_lacks_are_refused_only_in_a_text(tmp_path):
+def test_added_tokens_beyond_the_model_are_refused_only_in_text(tmp_path):
     kind = tokenizers_judge.kinds()["added special, embeddings as they were"]
     kind.write(huggingface_folder(tmp_path / "theirs", gpt2_tensors(vocab_size=287), vocab_size=287))
     assert "Try: numpy-gpt generate" in run("import", tmp_path / "theirs", "--out", tmp_path / "ours")
@@ -331,7 +331,7 @@ def test_added_tokens_that_the_model_lacks_are_refused_only_in_a_text(tmp_path):
     assert "287" in run("generate", tmp_path / "ours", "said[PAD]", code=2)
 
 
-def test_a_model_of_bytes_keeps_its_encoding_and_says_what_biases_it_gets(tmp_path):
+def test_bytes_model_keeps_its_encoding_and_notes_zero_biases(tmp_path):
     save(GPT(GPTConfig(257, 16, 8, 2, 1), seed=1), tmp_path / "mine", about={"encoding": "bytes"})
     assert "biases of 0 for query, key and value" in run("export", tmp_path / "mine", "--out", tmp_path / "out")
     assert "Try: numpy-gpt generate" in run("import", tmp_path / "out", "--out", tmp_path / "back")
@@ -342,7 +342,7 @@ def test_a_model_of_bytes_keeps_its_encoding_and_says_what_biases_it_gets(tmp_pa
 
 
 @pytest.mark.parametrize(("size", "likely"), [(257, "bytes"), (50257, "gpt2"), (50304, "gpt2"), (300, "")])
-def test_a_model_without_a_vocabulary_is_told_the_likely_encoding(tmp_path, size, likely):
+def test_import_without_vocabulary_suggests_an_encoding(tmp_path, size, likely):
     folder = huggingface_folder(tmp_path / "x", gpt2_tensors(vocab_size=size), vocab_size=size)
     out = " ".join(run("import", folder, "--out", tmp_path / "out").split())
     assert "has no vocab.bpe and no encoder.json" in out
@@ -356,7 +356,7 @@ def text_of_words(place):
     return file
 
 
-def test_without_its_vocabulary_it_comes_in_and_generate_names_what_is_missing(tmp_path):
+def test_generate_names_the_missing_vocabulary(tmp_path):
     folder = shutil.copytree(FIXTURE, tmp_path / "bare")
     for name in GPT2_FILES:
         (folder / name).unlink()
@@ -367,7 +367,7 @@ def test_without_its_vocabulary_it_comes_in_and_generate_names_what_is_missing(t
     assert "has no vocab.bpe, the vocabulary" in run("generate", tmp_path / "out", "x", code=2)
 
 
-def test_nothing_is_written_over(tmp_path):
+def test_nothing_is_overwritten(tmp_path):
     save(GPT(GPTConfig(5, 4, 4, 1, 1)), tmp_path / "mine")
     before = (tmp_path / "mine" / "model.safetensors").read_bytes()
     for command in (["import", FIXTURE], ["export", tmp_path / "mine"]):
@@ -383,14 +383,14 @@ def gpt2_folder(tmp_path_factory):
     return folder
 
 
-def test_gpt2s_own_vocabulary_as_a_folder_is_gpt2(gpt2_folder):
+def test_gpt2_vocabulary_folder_equals_gpt2(gpt2_folder):
     ours, want = get_encoding(str(gpt2_folder)), get_encoding("gpt2")
     assert ours._mergeable_ranks == want._mergeable_ranks
     assert ours._special_tokens == want._special_tokens
 
 
 @given(st.text())
-def test_a_folders_vocabulary_cuts_as_gpt2s_does(gpt2_folder_encoding, text):
+def test_folder_vocabulary_encodes_like_gpt2(gpt2_folder_encoding, text):
     assert gpt2_folder_encoding.encode_ordinary(text) == get_encoding("gpt2").encode_ordinary(text)
 
 
@@ -400,7 +400,7 @@ def gpt2_folder_encoding(gpt2_folder):
 
 
 def edited(name, old, new):
-    """The fixture's vocabulary with a change in one of its files."""
+    """A function that changes one file of the fixture's vocabulary."""
 
     def edit(folder):
         text = (folder / name).read_text(encoding="utf-8")
@@ -417,7 +417,7 @@ BAD_VOCABULARIES = {
     "a letter that is no byte": edited("encoder.json", '"!"', '"漢"'),
     "an id that is a fraction": edited("encoder.json", '"!": 0', '"!": 0.0'),
     "an id that is no number": edited("encoder.json", '"!": 0', '"!": false'),
-    "an id that is none": edited("encoder.json", '"!": 0', '"!": "0"'),
+    "an id as text": edited("encoder.json", '"!": 0', '"!": "0"'),
     "no JSON": edited("encoder.json", "{", ""),
     "a merge changed": edited("vocab.bpe", "e", "x"),
     "a merge of three": edited("vocab.bpe", "\n", "\na b c\n"),
@@ -429,19 +429,19 @@ BAD_VOCABULARIES = {
 
 
 @pytest.mark.parametrize("what", BAD_VOCABULARIES)
-def test_a_vocabulary_that_is_damaged_is_named(tmp_path, what):
+def test_damaged_vocabulary_is_named(tmp_path, what):
     folder = shutil.copytree(FIXTURE, tmp_path / "x")
     BAD_VOCABULARIES[what](folder)
     with pytest.raises(InputError, match=r"vocabulary in .* is damaged|encoder\.json cannot be used as JSON"):
         get_encoding(str(folder))
 
 
-def test_a_vocabulary_in_tokenizer_json_comes_along(tmp_path):
+def test_vocabulary_in_tokenizer_json_is_imported(tmp_path):
     folder = huggingface_folder(tmp_path / "x", gpt2_tensors(**{k: v for k, v in SIZES.items() if k != "vocab_size"}))
     ids = json.loads((FIXTURE / "encoder.json").read_text(encoding="utf-8"))
     merges = (FIXTURE / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]
-    for each in (merges, [merge.split(" ") for merge in merges]):  # of either age
-        (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": ids, "merges": each}}))
+    for form in (merges, [merge.split(" ") for merge in merges]):  # the old and the new format
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": ids, "merges": form}}))
         vocabulary = open_source(folder).vocabulary
         assert json.loads(vocabulary["encoder.json"]) == ids
         assert vocabulary["vocab.bpe"].decode().split("\n")[1:-1] == merges
@@ -466,7 +466,7 @@ def test_downloaded_files_become_a_checkpoint(tmp_path, monkeypatch):
     assert run("download", "355M", code=2) == "Error: gpt2-355M exists and is not empty: choose another --out\n"
 
 
-def test_a_full_disk_leaves_no_checkpoint(tmp_path, monkeypatch):
+def test_full_disk_leaves_no_checkpoint(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
