@@ -805,7 +805,7 @@ def test_progress_is_shown_on_a_terminal_only(web, tmp_path):
     assert "2.0/2.0 kB" in report.written.getvalue()
 
 
-def test_a_file_that_cannot_be_read_is_told(gpt2, tmp_path, monkeypatch):
+def test_unreadable_file_is_named(gpt2, tmp_path, monkeypatch):
     fetch_gpt2("124M", tmp_path, Lines())
 
     def locked(path, *_):  # the tests may run as root, to whom permissions do not apply

@@ -284,7 +284,7 @@ USABLE = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_parameters_that_cannot_be_updated_are_named(case):
+def test_unusable_parameters_are_named(case):
     params, message = UNUSABLE[case]
     before = {name: p.copy() for name, p in params.items()}
     with pytest.raises(InputError, match=f"^AdamW: {message}"):
