@@ -188,7 +188,7 @@ def test_decoders_agree_token_for_token():
 
 
 def test_operations_agree():
-    assert max(operations.agreement(each) for each in operations.operations(JOB)) < 1e-5
+    assert max(operations.agreement(operation) for operation in operations.operations(JOB)) < 1e-5
 
 
 # Devices this machine may lack

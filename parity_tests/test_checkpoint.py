@@ -105,7 +105,7 @@ def test_transposed_parameter_is_stored_in_logical_order(tmp_path):
     assert np.array_equal(load(tmp_path).params[name], model.params[name])
 
 
-def test_a_tied_model_stays_tied():
+def test_tied_model_stays_tied():
     check_tied()
 
 
@@ -154,7 +154,7 @@ def test_header_is_read_without_tensors(tmp_path):
     assert {tensor.dtype for tensor in header.tensors.values()} == {np.dtype(np.float32)}
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     model = GPT(CONFIG)
     save(model, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()

@@ -135,9 +135,9 @@ def test_broken_transfer_resumes(web, tmp_path, sha256, headers):
     validator = '"one"' if "one" in headers.get("ETag", "") else DATE["Last-Modified"]
     first, *rest = web.headers
     assert "Range" not in first
-    starts = [int(re.fullmatch(r"bytes=(\d+)-", each["Range"])[1]) for each in rest]
+    starts = [int(re.fullmatch(r"bytes=(\d+)-", asked["Range"])[1]) for asked in rest]
     assert 1000 - 64 <= starts[0] <= 1000 < starts[1] <= 1500
-    assert [each["If-Range"] for each in rest] == [validator] * 2
+    assert [asked["If-Range"] for asked in rest] == [validator] * 2
 
 
 def test_next_call_resumes(web, tmp_path, monkeypatch):

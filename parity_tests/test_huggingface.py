@@ -108,8 +108,8 @@ def check_huggingface(transformers, case, attention):
     model = GPT.from_params(config, params)
     logits, (got, grads) = model(tokens), model.loss_and_grads(tokens, targets)
     want = want.detach().numpy()
-    check("logits beside Hugging Face", logits, want, float(np.abs(want).max()), compare.MODEL)
-    check_loss("loss beside Hugging Face", got, loss.item(), want)
+    check("logits against Hugging Face", logits, want, float(np.abs(want).max()), compare.MODEL)
+    check_loss("loss against Hugging Face", got, loss.item(), want)
     reject_cancelled(case, want, targets, want_grads)
     check_gradients(grads, want_grads)
 

@@ -71,7 +71,7 @@ def test_one_of_concurrent_commands_gets_the_folder(races):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", LONG)
-def test_a_tenth_of_the_trials(kind):
+def test_tenth_of_the_trials(kind):
     found = do(plan(kind, 10 if LONG[kind] == 1 else LONG[kind] // 10, 1))
     assert not found.faults, "\n".join(found.faults[:5])
 

@@ -295,7 +295,7 @@ def test_results_do_not_depend_on_earlier_calls(operation, data):
 
 @pytest.mark.parametrize("rows", [3000, 40_000])
 def test_float32_sums_over_many_rows_are_rounded_once(rows):
-    """db, dshift and dscale are within half an ulp of the exact sum; adding rows in float32 would lose digits."""
+    """db, dshift and dscale are about half an ulp from the exact sum; adding rows in float32 would lose digits."""
     rng = np.random.default_rng(rows)
     dy, x = (rng.standard_normal((rows, 4)).astype(np.float32) + np.float32(1) for _ in range(2))
     got = {"db": linear.linear_backward(dy, linear.linear_forward(x, np.ones((4, 4), np.float32), dy[0])[1])[2]}

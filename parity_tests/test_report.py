@@ -94,7 +94,7 @@ import numpy as np
 from parity_tests.judge.compare import check_exact
 from parity_tests.judge.operations import check_tensor
 
-def test_of_a_name_that_takes_all_of_the_width_of_a_terminal_of_eighty_columns():
+def test_with_a_name_so_long_that_it_fills_a_terminal_of_eighty_columns():
     check_tensor("gelu.y", np.ones(3), np.array([1, 2.0, 1]), 1.0)
 
 def test_bits():
@@ -110,7 +110,7 @@ def test_failing_number_is_printed_in_the_summary(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     shown, _, after = done.stdout.partition("= failed tests =")
     first, second = after.splitlines()[1:3]
-    assert re.fullmatch(r"test_of_a_name\w+: gelu\.y\[1\]: 1\.0\d*e\+00 vs 2\.0\d*e\+00, \d\S*x the budget", first), (
+    assert re.fullmatch(r"test_with_a_name\w+: gelu\.y\[1\]: 1\.0\d*e\+00 vs 2\.0\d*e\+00, \d\S*x the budget", first), (
         done.stdout
     )
     assert second == "test_bits: dropout.mask[1]: np.float64(1.0) vs np.float64(2.0), 1 of 3 differ"

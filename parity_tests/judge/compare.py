@@ -135,7 +135,7 @@ def linear_scales(x, w, b, dy):
 def layernorm_scales(x, scale, shift, dy):
     """y = x̂ scale + shift with x̂ = (x − mean) rstd;  dx = rstd (g − mean(g) − x̂ mean(g x̂)) with g = dy scale.
 
-    rstd itself is a positive number that subtracts nothing, so it stays as it is; |x̂| becomes (|x| + mean|x|) rstd.
+    rstd is positive and contains no subtraction, so it stays unchanged; |x̂| becomes (|x| + mean|x|) rstd.
     """
     rstd = 1 / np.sqrt(np.asarray(x, np.float64).var(axis=-1, keepdims=True) + LAYERNORM_EPS)
     x, scale, shift, dy = _absolute(x, scale, shift, dy)

@@ -140,7 +140,7 @@ class Base:
                 "version": "1.0",
                 "truncation": None,
                 "padding": None,
-                "added_tokens": sorted(end + (added or []), key=lambda each: each["id"]),
+                "added_tokens": sorted(end + (added or []), key=lambda token: token["id"]),
                 "normalizer": None,
                 "pre_tokenizer": byte_level(False),
                 "post_processor": byte_level(True, trim_offsets=False),
