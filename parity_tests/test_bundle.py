@@ -239,7 +239,7 @@ def one(key, value, shared=0, own=None, size=None):
     return varint(shared) + varint(own) + varint(size) + key + value
 
 
-def false_block(*entries, restarts=(0,)):
+def lying_block(*entries, restarts=(0,)):
     return index(with_restarts(one(b"", header()) + b"".join(entries), restarts))
 
 
@@ -268,7 +268,7 @@ LIES = {
     "a block before the file": (index(HEADED, handles=[(MINUS_1, 5)]), "negative or 2"),
     "a block elsewhere": (index(HEADED, handles=[(1, len(HEADED))]), "checksum of its block at 1 is wrong"),
     "a block of 3 bytes": (index(b"\1\0\0"), "of 3 bytes cannot have 1 restarts"),
-    "no restarts": (false_block(restarts=()), "cannot have 0 restarts"),
+    "no restarts": (lying_block(restarts=()), "cannot have 0 restarts"),
     "restarts longer than the block": (index(bytes(8) + b"\3\0\0\0"), "of 12 bytes cannot have 3 restarts"),
     "restarts without end": (index(bytes(8) + b"\xff" * 4), "cannot have 4294967295 restarts"),
     "more shared than there is": (lying_block(one(b"a", GOOD, shared=1)), "shares 1 bytes with one of 0"),
