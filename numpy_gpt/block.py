@@ -1,4 +1,4 @@
-"""A transformer block out of the operations: attention and feed-forward, each normed before and added after."""
+"""The transformer block: attention and feed-forward, each with a LayerNorm before it and a residual sum after it."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ Cache = tuple[Any, ...]
 
 
 class KVCache:
-    """The keys and values of the tokens seen so far, per layer, so that a new token costs one position's work."""
+    """Keys and values of the tokens so far, per layer, so that a new token costs one position's work."""
 
     def __init__(self, config: GPTConfig, batch_size: int, dtype: Float):
-        """Room for context_length positions: 2 · L · B · context_length · C numbers."""
+        """Allocate context_length positions: 2 · L · B · context_length · C numbers."""
         shape = (config.n_layers, batch_size, config.n_heads, config.context_length, config.head_size)
         self._k, self._v = np.empty(shape, dtype), np.empty(shape, dtype)
         self.length = 0
 
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """k, v (B, NH, T, HS) of the new positions -> those of all positions so far (B, NH, length + T, HS)."""
+        """Append the new positions' k, v (B, NH, T, HS); return all so far, (B, NH, length + T, HS) each."""
         start, stop = self.length, self.length + k.shape[2]
         self._k[layer, :, :, start:stop] = k
         self._v[layer, :, :, start:stop] = v
@@ -30,13 +30,13 @@ class KVCache:
 
 
 class Dropout:
-    """Draws one pass's dropout masks, in the order in which the pass asks for them."""
+    """Draws the dropout masks of one forward pass, in the order it asks for them."""
 
     def __init__(self, rate: float, rng: Generator | None, dtype: Float):
-        self._rate, self._rng, self._dtype = float(rate), rng, dtype  # a NumPy scalar would take its dtype along
+        self._rate, self._rng, self._dtype = float(rate), rng, dtype  # a NumPy scalar would impose its dtype
 
     def mask(self, shape: tuple[int, ...]) -> Array | None:
-        """The factors of an array of this shape, or None where nothing is dropped; rates 0 and 1 draw nothing."""
+        """The mask for an array of this shape, or None if nothing is dropped; rates 0 and 1 draw nothing."""
         if self._rng is None or self._rate == 0:
             return None
         if self._rate == 1:
@@ -108,7 +108,7 @@ def block_forward(
 ) -> tuple[Array, Cache]:
     """x + attention(norm1(x)), then + mlp(norm2(·)): x (B, T, C) -> (B, T, C).
 
-    p: the block's parameters under its own names, with att.W_qkv for the three of the query, the key and the value.
+    p: the block's parameters under its own names, with query, key and value joined as att.W_qkv.
     """
     h, c_norm1 = layernorm.layernorm_forward(x, p["norm1.scale"], p["norm1.shift"])
     a, c_branch = attention_branch_forward(h, p, n_heads, drop, past, layer)
@@ -123,7 +123,7 @@ def block_forward(
 def block_backward(dy: Array, cache: Cache, grads: Params) -> Array:
     """dy (B, T, C) -> dx (B, T, C); the block's parameter gradients go into grads, under the names of block_forward.
 
-    What grads holds on entry under a weight's name is the array for its gradient; without one there is a new one.
+    A weight's gradient is written into the array that grads already holds under its name, else into a new one.
     """
     c_norm1, c_branch, c_drop1, c_norm2, c_mlp, c_drop2 = cache
     dm = dropout.dropout_backward(dy, c_drop2)  # y = mid + dropout(mlp(norm2(mid)))

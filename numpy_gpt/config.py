@@ -13,7 +13,7 @@ GPT2_SIZES: dict[str, dict[str, int]] = {
     "774M": {"emb_dim": 1280, "n_layers": 36, "n_heads": 20},
     "1558M": {"emb_dim": 1600, "n_layers": 48, "n_heads": 25},
 }
-"""Radford et al. 2019, table 2, under the parameter counts OpenAI released the files with."""
+"""Radford et al. 2019, table 2; the names are the parameter counts of OpenAI's released files."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class GPTConfig:
     drop_rate is the probability that dropout zeroes an element, used in training only. qkv_bias gives the query, key
     and value projections a bias, as OpenAI's weights have. tie_weights uses the token embedding as output head too.
 
-    Raises InputError (a ValueError) naming the key when a value cannot be used.
+    Raises InputError (a ValueError) naming the key of an unusable value.
     """
 
     vocab_size: int = 50257
@@ -44,17 +44,17 @@ class GPTConfig:
         if self.emb_dim % self.n_heads:
             raise InputError(
                 f"emb_dim {self.emb_dim} does not divide into {self.n_heads} heads: "
-                "choose n_heads among the divisors of emb_dim"
+                "choose an n_heads that divides emb_dim"
             )
         rate = self._plain("drop_rate")
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-            raise InputError(f"drop_rate is a probability, from 0 to 1, not {rate!r}")
+            raise InputError(f"drop_rate must be a probability from 0 to 1, not {rate!r}")
         for key in ("qkv_bias", "tie_weights"):
             if not isinstance(self._plain(key), bool):
                 raise InputError(f"{key} must be True or False, not {getattr(self, key)!r}")
 
     def _plain(self, key: str) -> Any:
-        """The value of a key, which becomes Python's own where it is a NumPy scalar: JSON has no others."""
+        """The value of a key; a NumPy scalar is replaced by a Python number, for JSON."""
         value = getattr(self, key)
         if isinstance(value, np.generic):
             value = value.item()
@@ -70,14 +70,14 @@ class GPTConfig:
     def gpt2(cls, size: str, **overrides: Any) -> "GPTConfig":
         """One of GPT-2's sizes: "124M", "355M", "774M" or "1558M", named by its parameter count (weights tied).
 
-        Only the size comes with the name; context_length is 1024, and there is no dropout, bias or tying unless given.
+        Sets only the size and context_length 1024; dropout, bias and tying are off unless given.
         """
         if size not in GPT2_SIZES:
             raise InputError(f"unknown GPT-2 size {size!r}: choose one of {', '.join(GPT2_SIZES)}")
         return cls(**{"context_length": 1024, "drop_rate": 0.0} | GPT2_SIZES[size] | overrides)
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys and values, as written into checkpoints."""
+        """The keys and values that checkpoints store."""
         return asdict(self)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Text, token by token: greedy, or drawn with temperature, top-k and top-p, over a key-value cache."""
+"""Text generation, token by token: greedy, or sampled with temperature, top-k and top-p, with a key-value cache."""
 
 import math
 import numbers
@@ -17,7 +17,7 @@ from numpy_gpt.typing import Array
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
-    """logits (B, V) with all but each row's k largest at −inf; among equals the lower id stays, so exactly k do."""
+    """logits (B, V) with all but each row's k largest at −inf; of equals the lower id is kept, so exactly k are."""
     rows, largest = np.arange(len(logits))[:, None], np.argsort(-logits, stable=True)[:, :k]
     kept = np.full_like(logits, -np.inf)
     kept[rows, largest] = logits[rows, largest]
@@ -34,7 +34,7 @@ def softmax(logits: Array) -> Array:
 def at_temperature(logits: Array, temperature: float) -> Array:
     """softmax(logits / temperature) (B, V) in the dtype of logits, for every finite temperature above 0.
 
-    Towards 0 the limit is greedy (shared by tokens that are equally likely), towards infinity every token is as likely.
+    Near 0 the likeliest token takes all (equally likely ones share); near infinity the distribution is uniform.
     """
     info = np.finfo(logits.dtype)
     if float(info.tiny) <= temperature <= float(info.max):
@@ -42,21 +42,21 @@ def at_temperature(logits: Array, temperature: float) -> Array:
             scaled = logits / temperature
         if np.isfinite(scaled.max(axis=1)).all():
             return softmax(scaled)
-    # out of the dtype's range: differences first, so that the largest is 0, in float64, where the temperature is not 0
+    # out of the dtype's range: subtract the largest first, in float64, where the temperature does not round to 0
     below = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     with np.errstate(over="ignore"):
         return softmax(below / temperature).astype(logits.dtype)
 
 
 def keep_top_p(probs: Array, p: float) -> Array:
-    """probs (B, V) cut to each row's nucleus, the fewest tokens that hold at least p of it (Holtzman et al. 2020).
+    """probs (B, V) cut to each row's nucleus, the fewest tokens whose sum is at least p (Holtzman et al. 2020).
 
-    The rest becomes 0, the nucleus is not rescaled; the likeliest token always stays.
+    The rest becomes 0; the nucleus is not rescaled. The likeliest token is always kept.
     """
     rows, order = np.arange(len(probs))[:, None], np.argsort(-probs, stable=True)
     sorted_probs = probs[rows, order]
-    # what the likelier tokens already hold; in float32 a running sum of 50,257 terms would reach p too early or late,
-    # and a sum with a token's own share taken off again is not the sum before it
+    # The sum of the likelier tokens: in float32 a running sum of 50,257 terms would reach p too early or too late, and
+    # subtracting a token's own share from the sum that includes it would not give the sum before it.
     before = np.zeros(probs.shape)
     np.cumsum(sorted_probs[:, :-1], axis=1, out=before[:, 1:])  # in float64, as `before` is
     kept = np.zeros_like(probs)
@@ -66,7 +66,7 @@ def keep_top_p(probs: Array, p: float) -> Array:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen, as `generate` says of each. Raises InputError for settings that cannot be used."""
+    """How the next token is chosen; `generate` explains each setting. Raises InputError for unusable settings."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -93,18 +93,18 @@ class Sampling:
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k must be at least 1, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is a share of the probability, above 0 and at most 1, not {self.top_p}")
+            raise InputError(f"top_p must be a share of the probability, above 0 and at most 1, not {self.top_p}")
 
     def choose(self, logits: Array) -> npt.NDArray[np.int64]:
-        """One next id per row (B,) of logits (B, V): top-k, then temperature, then top-p, as the book orders them."""
+        """The next id of each row (B,) of logits (B, V): top-k, then temperature, then top-p, in the book's order."""
         logits = logits[:, : self.n_vocab]
         if self.temperature == 0 or self.rng is None:
             ids: npt.NDArray[np.int64] = logits.argmax(axis=1)
             return ids
         if self.top_k is not None:
             logits = keep_top_k(logits, self.top_k)
-        probs = at_temperature(logits, float(self.temperature))  # a NumPy scalar would bring its own dtype along
-        if self.top_p is not None and self.top_p < 1:  # at 1 everything stays, whatever the rounding of a sum
+        probs = at_temperature(logits, float(self.temperature))  # a NumPy scalar would impose its dtype
+        if self.top_p is not None and self.top_p < 1:  # at 1 every token is kept, however the sum rounds
             probs = keep_top_p(probs, self.top_p)
             probs /= probs.sum(axis=1, keepdims=True)
         return self.rng.multinomial(probs)[:, 0]
@@ -113,7 +113,7 @@ class Sampling:
 def stream(
     model: GPT, tokens: npt.ArrayLike, max_new_tokens: int, sampling: Sampling | None = None
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """generate's new ids as they are made: at most max_new_tokens arrays (B,). sampling None: greedy."""
+    """Yield generate's new ids one by one: at most max_new_tokens arrays (B,). sampling None: greedy."""
     sampling = sampling or Sampling()
     context = model.config.context_length
     ids = checked_ids("tokens", tokens, model.config.vocab_size)
@@ -125,7 +125,7 @@ def stream(
     new = ids[:, -context:]
     for _ in range(max_new_tokens):
         if past.length + new.shape[1] > context:
-            # the window slides, so every token's position changes and nothing cached holds: begin again
+            # the window slides, so every token's position changes and the cache is invalid
             past, new = KVCache(model.config, len(ids), model.dtype), ids[:, -context:]
         chosen = sampling.choose(model.next_logits(new, past))
         if sampling.eos_id is not None:
@@ -151,15 +151,15 @@ def generate(
 ) -> npt.NDArray[np.int64]:
     """tokens (B, T) followed by up to max_new_tokens more each: (B, T + new) int64.
 
-    temperature 0 takes the likeliest token (the lowest id among equals); above 0 a token is drawn from
+    temperature 0 takes the likeliest token (of equals, the lowest id); above 0 a token is drawn from
     softmax(logits / temperature), which needs rng. top_k keeps the k likeliest, top_p the nucleus of that mass.
-    Past the context length the model sees the last context_length tokens, as the book's sliding crop does.
+    Past the context length the model sees the last context_length tokens, as in the book.
 
-    eos_id ends a row: generation stops when every row has ended, before the token that ends the last one is appended
-    (so one row never holds its eos_id, as in the book); rows that end earlier are filled up with eos_id.
+    eos_id ends a row. Generation stops when every row has ended, and that last step's tokens are not appended (a single
+    row never contains its eos_id, as in the book). Rows that end earlier are padded with eos_id.
 
-    n_vocab, an encoding's, keeps to the ids below it: the table of a padded vocabulary has more, which have no text.
-    Raises InputError for settings or ids that cannot be used.
+    n_vocab, an encoding's size, excludes the ids from it on: a padded vocabulary has ids without text.
+    Raises InputError for unusable settings or ids.
     """
     sampling = Sampling(temperature, top_k, top_p, eos_id, rng, n_vocab)
     columns = [column[:, None] for column in stream(model, tokens, max_new_tokens, sampling)]
@@ -167,7 +167,7 @@ def generate(
 
 
 def _check_whole(name: str, value: float) -> None:
-    """Raise InputError, naming it, for what is no whole number."""
+    """Raise InputError, naming the setting, unless the value is a whole number."""
     try:
         operator.index(value)  # type: ignore[arg-type]
     except TypeError as error:

@@ -1,33 +1,33 @@
-"""The exceptions that the commands turn into one sentence."""
+"""The exceptions that the commands report in one line."""
 
 
 class InputError(ValueError):
-    """Unusable input: the message names it and the fix; the commands print that and exit with 2.
+    """Unusable input: the message names it and the fix; the commands print the message and exit with 2.
 
-    It is one line: what it quotes may come from a damaged file, and is escaped where it could not be shown.
+    The message is one line: unprintable characters, which it may quote from a damaged file, are escaped.
     """
 
     exit_code = 2
-    """Of the command that it ends."""
+    """Exit code of a command that raises this."""
 
     def __init__(self, message: str):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class NonFiniteError(InputError):
-    """There is a NaN or an infinity where only numbers can be used."""
+    """A NaN or an infinity where only finite numbers can be used."""
 
 
 class DivergedError(InputError):
-    """Training has come to a loss, a gradient or weights that are not finite; the commands exit with 3."""
+    """Training reached a loss, gradient or weight that is not finite; the commands exit with 3."""
 
     exit_code = 3
 
 
 class OutputError(Exception):
-    """The command's output cannot be written, and it is all that the command was for.
+    """The command's output cannot be written, and the command has no other purpose.
 
-    reader_gone: whoever read it has closed the pipe, as `| head -1` does, and needs no message.
+    reader_gone: the reader has closed the pipe, as `| head -1` does, and needs no message.
     """
 
     def __init__(self, message: str, reader_gone: bool):
@@ -36,5 +36,5 @@ class OutputError(Exception):
 
 
 def brief(error: BaseException) -> str:
-    """What an error of a parser says, in at most 300 characters: some carry all that they were given."""
+    """A parser's error in at most 300 characters: some quote their complete input."""
     return f"{error!s:.300}" if isinstance(error, UnicodeError) else f"{error!r:.300}"

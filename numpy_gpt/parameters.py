@@ -1,4 +1,4 @@
-"""The model's parameters: their names and shapes, their first values, how they lie in memory, and their moments."""
+"""The model's parameters: names, shapes, initial values and memory layout; and checks of an optimiser's moments."""
 
 import math
 from collections.abc import Mapping
@@ -36,35 +36,35 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(config: GPTConfig, found: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise InputError naming the first parameter that is missing, unknown or of another shape than in the model."""
-    # an absurd number of layers must not be spelled out
+    """Raise InputError naming the first parameter that is missing, unknown or of the wrong shape."""
+    # an absurd n_layers must not build an absurd dictionary
     shapes = parameter_shapes(replace(config, n_layers=min(config.n_layers, len(found) + 1)))
     for name in [*shapes, *found]:
         if name not in found or name not in shapes:
             raise InputError(f"parameter {name} is {'missing' if name in shapes else 'not one of this configuration'}")
         if found[name] != shapes[name]:
-            raise InputError(f"parameter {name} has shape {found[name]}, the configuration asks {shapes[name]}")
+            raise InputError(f"parameter {name} has shape {found[name]}, the configuration needs {shapes[name]}")
 
 
 @cache
 def known_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """parameter_shapes, kept; not to be changed."""
+    """parameter_shapes, cached: do not modify."""
     return parameter_shapes(config)
 
 
 @cache
 def block_names(config: GPTConfig) -> list[dict[str, str]]:
-    """Of each block: its own names for its parameters -> the model's names."""
+    """For each block: its own parameter names -> the model's names."""
     names = list(parameter_shapes(config))
     prefixes = [f"trf_blocks.{i}." for i in range(config.n_layers)]
     return [{n.removeprefix(prefix): n for n in names if n.startswith(prefix)} for prefix in prefixes]
 
 
 def block_matrices(config: GPTConfig, dtype: Float) -> Params:
-    """Uninitialised arrays for the matrices of a block, under the block's own names, in one piece of memory.
+    """Uninitialised arrays for a block's matrices, under the block's own names, in one allocation.
 
-    att.W_qkv.weight (3C, C) is the query, key and value weights on top of each other, so that one product makes all
-    three; and memory in one piece is read faster, being mapped in larger pages.
+    att.W_qkv.weight (3C, C) stacks the query, key and value weights, so that one product computes all three. A single
+    allocation is read faster, because it is mapped in larger pages.
     """
     C = config.emb_dim
     shapes = {
@@ -79,19 +79,19 @@ def block_matrices(config: GPTConfig, dtype: Float) -> Params:
 
 
 def separate(block: Params) -> Params:
-    """A block's arrays, with views of the thirds of att.W_qkv.weight and .bias under their three names."""
+    """A block's arrays, with att.W_qkv.weight and .bias split into views under their three names."""
     found: Params = {}
     for name, array in block.items():
         if name.startswith("att.W_qkv."):
             kind = name.rpartition(".")[2]
-            found |= {f"att.{each}.{kind}": third for each, third in zip(QKV, np.split(array, 3), strict=True)}
+            found |= {f"att.{qkv}.{kind}": third for qkv, third in zip(QKV, np.split(array, 3), strict=True)}
         else:
             found[name] = array
     return found
 
 
 def join(block: Params, weight: Array | None = None) -> Params:
-    """The inverse of `separate`; weight: att.W_qkv.weight, where that exists already."""
+    """The inverse of `separate`; weight: att.W_qkv.weight, if it exists already."""
     found = {name: array for name, array in block.items() if name.split(".")[1] not in QKV}
     found["att.W_qkv.weight"] = _joined(block, "weight") if weight is None else weight  # (3C, C)
     if "att.W_query.bias" in block:
@@ -123,7 +123,7 @@ def initial_parameters(config: GPTConfig, rng: Generator, dtype: Float = np.floa
 
 
 def check_state(name: str, array: Array, dtype: np.dtype[Any]) -> None:
-    """Raises InputError unless an optimiser can have reached this: t >= 0, finite moments, none of v negative."""
+    """Raise InputError unless an optimiser can reach this state: t >= 0, finite moments, v >= 0."""
     integer = dtype.kind == "i"
     largest = 1 << 53 if integer else float(np.finfo(dtype).max)  # torch counts its steps in floating point
     least = 0 if integer or name.startswith("v.") else -largest

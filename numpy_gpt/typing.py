@@ -1,4 +1,4 @@
-"""Types shared by the package. Shapes stand in the docstrings: mypy cannot check them."""
+"""Types shared by the package. Shapes are given in the docstrings: mypy cannot check them."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
@@ -17,7 +17,7 @@ Float: TypeAlias = type[np.float32] | type[np.float64] | np.dtype[Any]
 
 
 class Tensor(Protocol):
-    """What has a shape and a dtype and becomes an array by np.asarray, such as one that still lies in a file."""
+    """Anything with a shape and a dtype that np.asarray reads as an array, for example a tensor still in its file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -29,4 +29,4 @@ class Tensor(Protocol):
 
 
 Weights: TypeAlias = Mapping[str, Array] | Mapping[str, Tensor]
-"""Parameter name -> its array, or the tensor in a file that it is read from."""
+"""Parameter name -> its array, or the tensor in a file to read it from."""

@@ -365,7 +365,7 @@ def with_config(tmp_path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 12}, r"tok_emb.weight has shape \(11, 8\), the configuration asks \(12, 8\)"),
+        ({"vocab_size": 12}, r"tok_emb.weight has shape \(11, 8\), the configuration needs \(12, 8\)"),
         ({"n_layers": 3}, r"trf_blocks\.2\..* is missing"),
         ({"n_layers": 10**12}, r"trf_blocks\.2\..* is missing"),
         ({"n_layers": 1}, r"trf_blocks\.1\..* is not one of this configuration"),

@@ -490,7 +490,7 @@ def test_replacing_a_parameter_changes_the_model():
         (
             "out_head.weight",
             lambda a: a[:-1],
-            r"parameter {} has shape \(\d+, 12\), the configuration asks \(\d+, 12\)",
+            r"parameter {} has shape \(\d+, 12\), the configuration needs \(\d+, 12\)",
         ),
         ("trf_blocks.0.att.W_key.weight", lambda a: a[:1], "parameter {} has shape"),
         ("final_norm.scale", lambda a: a[:1], "parameter {} has shape"),
@@ -705,10 +705,10 @@ def test_from_params_orders_as_torch_and_copies_only_block_matrices():
         ({"n_layers": 1.0}, r"n_layers must be .* not 1\.0"),
         ({"n_heads": True}, "n_heads must be .* not True"),
         ({"emb_dim": "12"}, "emb_dim must be .* not '12'"),
-        ({"drop_rate": 1.1}, r"drop_rate is a probability, from 0 to 1, not 1\.1"),
-        ({"drop_rate": -0.1}, "drop_rate is a probability"),
-        ({"drop_rate": math.nan}, "drop_rate is a probability"),
-        ({"drop_rate": None}, "drop_rate is a probability"),
+        ({"drop_rate": 1.1}, r"drop_rate must be a probability from 0 to 1, not 1\.1"),
+        ({"drop_rate": -0.1}, "drop_rate must be a probability"),
+        ({"drop_rate": math.nan}, "drop_rate must be a probability"),
+        ({"drop_rate": None}, "drop_rate must be a probability"),
         ({"qkv_bias": 1}, "qkv_bias must be True or False, not 1"),
         ({"tie_weights": None}, "tie_weights must be True or False, not None"),
     ],
@@ -740,7 +740,7 @@ def test_numpy_scalars_give_the_same_configuration(tmp_path):
     config = GPTConfig(**{key: np.asarray(value)[()] for key, value in plain.items()})
     assert config == GPTConfig(**plain)
     assert [type(value) for value in config.to_dict().values()] == [type(value) for value in plain.values()]
-    with pytest.raises(InputError, match="drop_rate is a probability"):
+    with pytest.raises(InputError, match="drop_rate must be a probability"):
         GPTConfig(drop_rate=np.float64("nan"))
     with pytest.raises(InputError, match="n_heads must be"):
         GPTConfig(n_heads=np.True_)
