@@ -1,4 +1,4 @@
-"""What a run shows: lines that read the same in a terminal and in a log, and on a terminal a live progress line."""
+"""Console output: lines that read the same in a terminal and in a log, and on a terminal a live progress line."""
 
 import sys
 import time
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 
 NARROWEST = 20
-"""Columns that a line may count on."""
+"""The least width in columns that lines assume."""
 
 
 def printable(text: str) -> str:
-    """The text with what a terminal would not show as itself (control characters, lone U+FFFD bytes) as middle dots."""
+    """The text with middle dots for what a terminal cannot show (control characters, U+FFFD)."""
     return "".join(c if c.isprintable() and c != "\ufffd" else c if c in "\n\t" else "·" for c in text)
 
 
@@ -41,47 +41,47 @@ def one_line(text: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """H:MM:SS, with as many hours as it takes."""
+    """H:MM:SS; hours may have any number of digits."""
     minutes, left = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{left:02d}"
 
 
 def _first_that_fits(width: int, texts: Sequence[str]) -> str:
-    """The first of these texts that takes at most `width` columns, or the last."""
+    """The first text of at most `width` columns, else the last."""
     return next((text for text in texts if len(text) <= width), texts[-1])
 
 
 class Report:
     """Prints what a command does. `line` may be called at any time; `step` and `seconds` inside `training`.
 
-    Output that cannot be written is dropped, with one line on stderr, and the work continues; if it is `required`,
-    being all that the command is for, every method raises OutputError instead. Characters that the output's encoding
-    lacks are escaped. On a terminal no progress line is wider than it.
+    If output cannot be written, it is dropped, one line on stderr says so, and the work continues. With `required`
+    (output is the command's only purpose) every method raises OutputError instead. Characters that the output's
+    encoding lacks are escaped. No progress line is wider than its terminal.
     """
 
     def __init__(self, required: bool = False) -> None:
         out = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout, required)
         out.required = required
         self.console = Console(file=cast(TextIO, out), highlight=False)
-        if self.console.width < NARROWEST:  # COLUMNS=0 is in some environments
+        if self.console.width < NARROWEST:  # some environments set COLUMNS=0
             self.console.width = NARROWEST
 
     def line(self, text: str = "") -> None:
-        """One line, not wrapped and not interpreted."""
+        """Print one line, not wrapped and not interpreted."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def piece(self, text: str) -> None:
-        """Part of a line, shown at once and as it is."""
+        """Write part of a line unchanged, and flush it."""
         self.console.file.write(text)
         self.console.file.flush()
 
     def track(self, items: Sequence[T], description: str) -> Iterable[T]:
-        """The items, with a progress line that goes away at the end, if the output is a terminal."""
+        """The items, with a progress line on a terminal, removed at the end."""
         return track(items, description, console=self.console, transient=True, disable=not self.console.is_terminal)
 
     @contextmanager
     def transfer(self, name: str, done: int, total: int) -> Iterator[Callable[[int], None]]:
-        """Gives a function that shows how many bytes are done, their speed and the time left, if on a terminal."""
+        """Gives a function that shows, on a terminal, how many bytes are done, their speed and the time left."""
         others = 17 + 11 + 7 + self._bar_width + 4  # the widest bytes, speed and time; a space between two columns
         name_column = Column(no_wrap=True, overflow="ellipsis", max_width=max(8, self.console.width - others))
         columns = (
@@ -97,14 +97,14 @@ class Report:
 
     @contextmanager
     def status(self) -> Iterator[Callable[[str], None]]:
-        """Gives a function that shows what is going on, below the lines, if the output is a terminal."""
+        """Gives a function that shows, on a terminal, the current activity below the lines."""
         spinner = "line" if self.console.options.ascii_only else "dots"
         with self.console.status("", spinner=spinner) as status:
             yield status.update
 
     @contextmanager
     def training(self, total_steps: int, first_step: int, first_tokens: int) -> Iterator[None]:
-        """Shows progress while the block runs, if the output is a terminal."""
+        """Shows progress on a terminal while the block runs."""
         self._total, self._first, self._first_tokens = total_steps, first_step, first_tokens
         self._begin = time.perf_counter()
         columns = (
@@ -120,11 +120,11 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Since training began."""
-        return max(time.perf_counter() - self._begin, 1e-9)  # a coarse clock may show none
+        """Seconds since training began."""
+        return max(time.perf_counter() - self._begin, 1e-9)  # a coarse clock may not have advanced
 
     def step(self, step: Step) -> None:
-        """Moves the progress line on; an evaluation is printed as a line of its own."""
+        """Advances the progress line; an evaluation is printed on its own line."""
         speed = f"{(step.tokens_seen - self._first_tokens) / self.seconds:,.0f} tokens/s"
         if step.evaluation is not None:
             e = step.evaluation
@@ -134,7 +134,7 @@ class Report:
             line = f"Ep {step.epoch} (Step {step.step:06d}): {losses}"
             paces = [f"{line}   {speed}, {remaining}", f"{line}  {speed}", f"{line}  {remaining}"] if done > 1 else []
             width = self.console.width if self.console.is_terminal else sys.maxsize  # a log has no edge
-            self.line(_first_that_fits(width, [*paces, line]))  # one step says too little of the pace
+            self.line(_first_that_fits(width, [*paces, line]))  # one step is too few for a speed
             self._losses = f" train {e.train_loss:.3f} val {e.val_loss:.3f}"
         loss = f"loss {step.loss:.3f}"
         others = self._bar_width + 2 * len(str(self._total)) + 1 + 7 + 3  # bar, steps, time; spaces between columns

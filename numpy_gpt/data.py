@@ -15,29 +15,29 @@ from numpy_gpt.io.paths import kind_of, refusal
 from numpy_gpt.typing import Array
 
 CORPORA = ("python-manual", "the-verdict")
-"""The texts that load_text knows by name."""
+"""The names of load_text's corpora."""
 
 BEGINNING = 2**20
-"""Bytes of a file in which a NUL tells, before the rest is read, that it is not a text."""
+"""Bytes of a file searched for a NUL, the mark of a binary file, before the rest is read."""
 
 LONGEST_PIPE = 2**30
-"""The most bytes that are read from a pipe, which may have no end."""
+"""The most bytes read from a pipe, which may never end."""
 
 VERDICT_SHA256 = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
 VERDICT_URL = "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt"
 
 
 def load_text(name_or_path: str) -> str:
-    """A corpus by its name, or else the UTF-8 text of the file, FIFO or /dev/stdin at that path.
+    """The named corpus, or else the UTF-8 text of the file, FIFO or /dev/stdin at that path.
 
-    Newlines are as Python reads them: all become "\\n".
+    All newlines become "\\n", as when Python reads text.
 
-    "python-manual": the language reference inside every Python, close to half a million characters; the text and its
-    length differ from one release to the next, patch releases included. "the-verdict": the book's story (20,479
-    characters), from $NUMPY_GPT_DATA, else the user's cache, else downloaded into it once. To read a file that has a
-    corpus's name, write ./ before it.
+    "python-manual": the language reference inside every Python, close to half a million characters; the text differs
+    between releases, patch releases included. "the-verdict": the book's story (20,479 characters), from
+    $NUMPY_GPT_DATA, else the user's cache, else downloaded into that cache once. To read a file named like a corpus,
+    put ./ before its name.
 
-    Raises InputError for what is neither file nor pipe or holds no text, and for a story that is nowhere to be had.
+    Raises InputError for a path that is not a file or pipe, a file without text, and a story that cannot be found.
     """
     if name_or_path == "python-manual":
         from pydoc_data.topics import topics
@@ -63,16 +63,16 @@ def load_text(name_or_path: str) -> str:
 
 @contextmanager
 def rereadable(name_or_path: str) -> Iterator[str]:
-    """A name under which load_text finds the text as often as it is asked: a pipe's is put into a temporary file."""
+    """A name from which load_text can read the text repeatedly: a pipe's text is put into a temporary file."""
     if name_or_path in CORPORA or kind_of(name_or_path) != "pipe":
         yield name_or_path
         return
-    with temporary_files("a text out of a pipe", {"text.txt": load_text(name_or_path).encode()}) as folder:
+    with temporary_files("the text read from a pipe", {"text.txt": load_text(name_or_path).encode()}) as folder:
         yield str(folder / "text.txt")
 
 
 def _read(name_or_path: str) -> bytes:
-    """The bytes of a file or, once, of a pipe; of a binary file perhaps only the beginning."""
+    """The bytes of a file or, once, of a pipe; of a binary file possibly only the beginning."""
     kind = kind_of(name_or_path)
     if kind == "missing":
         raise InputError(
@@ -85,13 +85,13 @@ def _read(name_or_path: str) -> bytes:
         raise InputError(f"{name_or_path} is a device: give a file or a pipe of UTF-8 text")
     try:
         with open(name_or_path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size  # 0 of a pipe, and of the files in /proc
+            size = os.fstat(file.fileno()).st_size  # 0 for a pipe and for files in /proc
             raw = file.read(BEGINNING)
             if b"\0" not in raw:
-                raw += file.read(max(0, (size or LONGEST_PIPE) - len(raw)))  # it may be written to without end
+                raw += file.read(max(0, (size or LONGEST_PIPE) - len(raw)))  # it may grow without end
             if not size and len(raw) >= LONGEST_PIPE and file.read(1):
                 raise InputError(
-                    f"{name_or_path} gives more than {LONGEST_PIPE:,} bytes: save them as a file, or give fewer"
+                    f"{name_or_path} gives more than {LONGEST_PIPE:,} bytes: save them as a file, or send fewer"
                 )
     except OSError as error:
         raise InputError(refusal(name_or_path, error)) from error
@@ -99,29 +99,29 @@ def _read(name_or_path: str) -> bytes:
 
 
 def sha256(text: str) -> str:
-    """By which a text is known wherever it is."""
+    """The checksum that identifies a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def split_text(text: str, ratio: float = 0.9) -> tuple[str, str]:
     """(training text, validation text): the first int(ratio * characters), and the rest.
 
-    Raises InputError unless ratio is from 0 to 1.
+    Raises InputError unless 0 <= ratio <= 1.
     """
     if not 0 <= ratio <= 1:
-        raise InputError(f"the training share of the text is from 0 to 1, not {ratio!r}")
+        raise InputError(f"the training share of the text must be from 0 to 1, not {ratio!r}")
     split = int(ratio * len(text))
     return text[:split], text[split:]
 
 
 def sliding_windows(ids: Array, max_length: int, stride: int) -> tuple[Array, Array]:
-    """Windows of max_length (T) tokens that begin every `stride` tokens, and the same windows one token later.
+    """Windows of max_length (T) tokens, one every `stride` tokens, and the same windows one token later.
 
-    ids (n,) -> inputs (N, T), targets (N, T) int64, where inputs[k] = ids[k*stride :][:T], targets[k] is that plus one,
+    ids (n,) -> inputs (N, T), targets (N, T) int64: inputs[k] = ids[k*stride :][:T], targets[k] starts one id later,
     and N = ceil((n - T) / stride): as in the book's GPTDatasetV1, a window needs its last target too. Both are
-    read-only views of ids, for with stride 1 copies would take 2 T times its memory.
+    read-only views of ids: with stride 1, copies would take 2 T times its memory.
 
-    Raises InputError if max_length or stride is below 1, or ids are too few for one window.
+    Raises InputError if max_length or stride is below 1, or there are too few ids for one window.
     """
     for name, value in (("max_length", max_length), ("stride", stride)):
         if value < 1:
@@ -130,7 +130,7 @@ def sliding_windows(ids: Array, max_length: int, stride: int) -> tuple[Array, Ar
     if len(ids) <= max_length:
         raise InputError(
             f"the text is too short: it has {len(ids)} tokens, and one window takes {max_length + 1} "
-            f"(a context of {max_length}, and the token after it): choose a shorter --context-length or a longer text"
+            f"(a context of {max_length} and the next token): choose a shorter --context-length or a longer text"
         )
     windows = np.lib.stride_tricks.sliding_window_view(ids, max_length + 1)[::stride]  # (N, T + 1)
     return windows[:, :-1], windows[:, 1:]
@@ -141,15 +141,15 @@ def file_order(windows: int) -> None:
 
 
 class Loader:
-    """Batches of windows, epoch after epoch, as torch's DataLoader gives them to the book.
+    """Batches of windows, epoch after epoch, like torch's DataLoader in the book.
 
-    inputs, targets (N, T). drop_last leaves out a last batch with fewer than batch_size (B) windows. begin_epoch is
-    called with N as an iteration begins, and returns the order of the windows, (N,) ints, or None for the order of
-    the file. The randomness comes from there alone, so any generator can drive it.
+    inputs, targets (N, T). drop_last omits a last batch with fewer than batch_size (B) windows. begin_epoch is
+    called with N at the start of each iteration and returns the order of the windows, (N,) ints, or None for file
+    order. It is the only source of randomness, so any generator can drive it.
 
-    len(loader) is the number of batches in an epoch, loader.tokens that of the tokens they hold.
+    len(loader) is the number of batches in an epoch, loader.tokens the number of tokens in them.
 
-    Raises InputError if batch_size is below 1, or an epoch would have no batch.
+    Raises InputError if batch_size is below 1, or if an epoch would have no batch.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Loader:
         begin_epoch: Callable[[int], Array | None] = file_order,
     ) -> None:
         if inputs.shape != targets.shape:
-            raise ValueError(f"Loader: inputs are {inputs.shape}, targets {targets.shape}; the two must be alike")
+            raise ValueError(f"Loader: inputs are {inputs.shape}, targets {targets.shape}; their shapes must be equal")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
         windows, T = inputs.shape
@@ -182,21 +182,21 @@ class Loader:
         return -(-self._used // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
-        """One epoch of (x (B, T), y (B, T)), int64, the caller's to keep. begin_epoch is called at once."""
+        """One epoch of (x (B, T), y (B, T)), int64 copies. begin_epoch is called immediately."""
         return self.batches(self.begin_epoch(len(self.inputs)))
 
     def batches(self, order: Array | None, start: int = 0) -> Iterator[tuple[Array, Array]]:
-        """The epoch with this order (None: that of the file), from batch number `start` on.
+        """The epoch in this order (None: file order), from batch number `start` on.
 
-        A run that saves the order and the number of batches it has used can go on from there.
-        Raises InputError if the order is not one of this many windows, or the epoch has no batch number `start`.
+        A run that saves the order and the number of batches used can resume from them.
+        Raises InputError if the order does not fit the number of windows, or the epoch has no batch number `start`.
         """
         windows = len(self.inputs)
         order = np.arange(windows) if order is None else np.asarray(order)
         if order.shape != (windows,) or not 0 <= start <= len(self) or ((order < 0) | (order >= windows)).any():
             raise InputError(
-                f"batch {start} of an order of {order.size} windows is not one of this text's, which has {windows} "
-                f"windows in {len(self)} batches: go on with the text, context and batch size the run began with"
+                f"batch {start} of an order of {order.size} windows does not fit this text, which has {windows} "
+                f"windows in {len(self)} batches: resume with the text, context and batch size that the run began with"
             )
         chosen = (
             order[i : min(i + self.batch_size, self._used)] for i in range(0, self._used, self.batch_size)[start:]
@@ -205,7 +205,7 @@ class Loader:
 
 
 def the_verdict(otherwise: str) -> str:
-    """The book's story, as load_text finds it; `otherwise` ends the message of the InputError if it is nowhere."""
+    """The book's story, as load_text finds it; `otherwise` ends the InputError's message if it cannot be found."""
     import pooch  # type: ignore[import-untyped]  # here, so that `import numpy_gpt` stays light
 
     cached = Path(pooch.os_cache("numpy-gpt"), "the-verdict.txt")

@@ -1,4 +1,4 @@
-"""How any file is written: at once, or not at all; and what killed writers left is removed."""
+"""Atomic writing of files, and removal of what killed writers left behind."""
 
 import errno
 import hashlib
@@ -14,23 +14,23 @@ from pathlib import Path
 from numpy_gpt.errors import InputError
 
 PARTIAL = re.compile(r"\.(.+)\.(\d+)@([0-9a-f]{8})-\d+\.partial", re.DOTALL)
-"""The name of a partial folder: that of its target, the number of its process and its host's, and one of its own."""
+"""A partial folder's name: its target's name, its process number, its host's hash, and a counter."""
 
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-"""A number for this machine: a folder may lie on a disk that several share, where process numbers repeat."""
+"""A hash of this machine's name: process numbers repeat among machines that share a disk."""
 
 _numbers = count()
-"""Of this process's partial folders."""
+"""Counts this process's partial folders."""
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write to; what is there when the block ends takes file's place, at once and for good.
+    """A path to write to; when the block ends, the file there replaces `file` atomically and durably.
 
-    It is on the disk before it is renamed, and the new name before this returns, so that neither a kill nor a power
-    cut at any instant leaves less than the old file or the new. A block that fails leaves the old one.
+    The content is flushed to disk before the rename, and the new name before this returns: after a kill or a power cut
+    at any moment, either the old file or the new one is complete. If the block fails, the old file stays.
     """
-    with partial_folder(file) as folder:  # a folder, for what a library may leave behind in it
+    with partial_folder(file) as folder:  # a folder, because a library may leave other files beside its output
         yield folder / file.name
         flush(folder / file.name)
         (folder / file.name).replace(file)
@@ -39,9 +39,9 @@ def replacing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def partial_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside target, .NAME.….partial, removed at the end with what is still in it.
+    """A new folder next to target, .NAME.….partial, removed at the end with its content.
 
-    It is locked meanwhile, so that `sweep` can tell it from one that a killed process left.
+    It stays locked until then, so that `sweep` removes only those that killed processes left.
     """
     sweep(target)
     folder, held = _new_partial(target)
@@ -55,7 +55,7 @@ def partial_folder(target: Path) -> Iterator[Path]:
 
 
 def _new_partial(target: Path) -> tuple[Path, int | None]:
-    """A folder of a name that no other has, and its lock."""
+    """A new folder with a unique name, and its lock."""
     while True:
         folder = target.with_name(f".{target.name}.{os.getpid()}@{HOST}-{next(_numbers)}.partial")
         with suppress(FileExistsError):  # another process's
@@ -65,7 +65,7 @@ def _new_partial(target: Path) -> tuple[Path, int | None]:
 
 
 def sweep(target: Path) -> None:
-    """Remove the partial folders that killed processes left beside a target of this name."""
+    """Remove the partial folders that killed processes left for this target."""
     for left in _partials(target.parent, target.name):
         _remove_unless_in_use(left)
 
@@ -87,12 +87,12 @@ def _remove_unless_in_use(partial: Path) -> None:
 
 
 def _partials(folder: Path, name: str | None = None) -> list[Path]:
-    """The partial folders in a folder, or those beside a target of this name."""
+    """The partial folders in a folder: all, or those of the target with this name."""
     try:
-        found = [(each, PARTIAL.fullmatch(each.name)) for each in folder.iterdir()]
-    except OSError:  # it cannot be listed: whoever writes into it will say so
+        found = [(path, PARTIAL.fullmatch(path.name)) for path in folder.iterdir()]
+    except OSError:  # it cannot be listed: writing into it will raise the error
         return []
-    return [each for each, match in found if match and name in (None, match[1]) and _is_own_folder(each)]
+    return [path for path, match in found if match and name in (None, match[1]) and _is_own_folder(path)]
 
 
 def _is_own_folder(path: Path) -> bool:
@@ -100,7 +100,7 @@ def _is_own_folder(path: Path) -> bool:
 
 
 def being_written(target: Path) -> bool:
-    """Whether any process is in the block of a `partial_folder` beside target."""
+    """Whether any process is inside a `partial_folder` block for target."""
     for partial in _partials(target.parent, target.name):
         try:
             held = lock(partial)
@@ -113,10 +113,10 @@ def being_written(target: Path) -> bool:
 
 
 def lock(folder: Path) -> int | None:
-    """Lock a folder against every other caller of this, for `unlock` to release; the system does when a process ends.
+    """Lock a folder against other callers, until `unlock` or the end of the process.
 
-    None where the system or the file system has no such locks (Windows, some network disks), and for a folder that may
-    not be read. Raises BlockingIOError if it is locked, FileNotFoundError if it has gone.
+    Returns None where the system or the file system lacks such locks (Windows, some network disks), and for an
+    unreadable folder. Raises BlockingIOError if it is locked, FileNotFoundError if it is gone.
     """
     try:
         import fcntl
@@ -147,9 +147,9 @@ def unlock(held: int | None) -> None:
 
 
 def _maker_lives(partial: Path) -> bool:
-    """Whether the process named in a partial folder's name may still run: for where nothing can be locked."""
+    """Whether the process named in a partial folder's name may still be running; used where locks are unavailable."""
     maker = PARTIAL.fullmatch(partial.name)
-    if maker is None or maker[3] != HOST or os.name == "nt":  # on Windows os.kill, which asks here, ends the process
+    if maker is None or maker[3] != HOST or os.name == "nt":  # on Windows os.kill would end the process
         return True
     try:
         os.kill(int(maker[2]), 0)
@@ -162,7 +162,7 @@ def _maker_lives(partial: Path) -> bool:
 
 @contextmanager
 def written(path: Path) -> Iterator[None]:
-    """An OSError in the block becomes an InputError that names path, or what lies in its way, and the fix."""
+    """Turn an OSError in the block into an InputError that names path, or the file in its way, and the fix."""
     try:
         yield
     except OSError as error:
@@ -172,7 +172,7 @@ def written(path: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, as far as that is possible."""
+    """Remove a file, or a folder with its content, ignoring errors."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -181,26 +181,26 @@ def remove(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk, where the file system can say so."""
+    """Wait until a file's content, or a folder's names, are on the disk, where the file system supports that."""
     if path.is_dir() and os.name == "nt":
         return  # Windows has no such call for folders
     try:
         handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except PermissionError:
         if path.is_dir():
-            return  # one that may be written to and not read
+            return  # writable but not readable
         raise
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot do it for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot flush folders
             raise
     finally:
         os.close(handle)
 
 
 def disk_fix(error: OSError) -> str:
-    """What to do about a file that could not be written."""
+    """The fix to suggest for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "make room there"
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -208,7 +208,7 @@ def disk_fix(error: OSError) -> str:
     if error.errno == errno.EROFS:
         return "remount that disk for writing"
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-        return "move away what lies in its place"
+        return "move what is in the way"
     if error.errno == errno.ENOENT:
-        return "something took it away meanwhile: try again"
+        return "something removed it meanwhile: try again"
     return "check that disk"

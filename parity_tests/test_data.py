@@ -82,7 +82,7 @@ def test_text_shorter_than_one_window_is_refused():
         sliding_windows(np.arange(256), 256, 256)
     assert str(error.value) == (
         "the text is too short: it has 256 tokens, and one window takes 257 "
-        "(a context of 256, and the token after it): choose a shorter --context-length or a longer text"
+        "(a context of 256 and the next token): choose a shorter --context-length or a longer text"
     )
     with pytest.raises(InputError, match="it has 0 tokens"):
         sliding_windows(np.array([], np.int64), 1, 1)

@@ -741,7 +741,7 @@ def test_unknown_size_is_refused(tmp_path):
 def test_file_in_place_of_the_folder_is_named(gpt2, tmp_path):
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(InputError, match=r"file.* cannot be written \(.*\): move away what lies in its place"):
+        with pytest.raises(InputError, match=r"file.* cannot be written \(.*\): move what is in the way"):
             fetch_gpt2("124M", folder, Lines())
 
 
@@ -752,7 +752,7 @@ DISK_FAULTS = {
     errno.EPERM: "let this user write there",
     errno.EROFS: "remount that disk for writing",
     errno.EIO: "check that disk",
-    errno.ENOENT: "something took it away meanwhile: try again",
+    errno.ENOENT: "something removed it meanwhile: try again",
 }
 
 

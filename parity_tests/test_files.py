@@ -139,7 +139,7 @@ def test_error_names_each_places_problem(tmp_path, monkeypatch, web):
 def test_unusable_store_is_named(tmp_path, web):
     web.pages[URL] = CONTENT
     in_the_way = place(tmp_path / "file")
-    with pytest.raises(InputError, match=f"{URL} could not be kept as .*file .*; move away what lies in its place"):
+    with pytest.raises(InputError, match=f"{URL} could not be kept as .*file .*; move what is in the way"):
         find([], in_the_way / "store")
 
 

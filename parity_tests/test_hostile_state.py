@@ -43,7 +43,7 @@ ORDERS = {
 @pytest.mark.parametrize("what", COUNTERS)
 def test_invalid_counters_are_refused(what):
     state = {} if COUNTERS[what] is None else {"loop.counters": COUNTERS[what]}
-    with pytest.raises(InputError, match="does not say where its run stood"):
+    with pytest.raises(InputError, match="has no valid position of its run"):
         Position.restored(state)
 
 

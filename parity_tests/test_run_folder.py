@@ -284,7 +284,7 @@ def test_file_in_place_of_the_checkpoint_is_named(tmp_path, text):
     shutil.rmtree(out / "checkpoint")
     (out / "checkpoint").write_text("mine")
     result = invoke(main, "pretrain", "--resume", out, "--max-steps", 3)
-    check_refused(result, f"cannot write {out / 'checkpoint'}: File exists; move away what lies in its place")
+    check_refused(result, f"cannot write {out / 'checkpoint'}: File exists; move what is in the way")
     assert (out / "checkpoint").read_text() == "mine"
 
 

@@ -199,7 +199,7 @@ def test_untokenizable_text_is_named():
     with pytest.raises(InputError) as error:
         encode(SimpleNamespace(name="gpt2", encode=fails), " ")
     assert str(error.value) == (
-        "the encoding gpt2 cannot cut this text into tokens (Max stack size exceeded): break up its long runs of blanks"
+        "the encoding gpt2 cannot split this text into tokens (Max stack size exceeded): break up long runs of blanks"
     )
 
 
