@@ -135,7 +135,7 @@ def test_unread_table_row_has_zero_gradient():
         ),
         (
             lambda: embedding.position_embedding_forward(np.ones((1, 3, 2)), np.ones((4, 2)), 2),
-            "position_embedding: positions up to 5 asked of a table of 4 rows",
+            "position_embedding: positions up to 5, but the table has 4 rows",
         ),
         (
             lambda: attention.attention_forward(np.ones((1, 1, 3, 2)), np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2))),

@@ -251,7 +251,7 @@ def read_only():
 UNUSABLE = {  # parameters, and the error
     "one array twice": (
         {"a": TABLE, "x": np.ones(2), "b": TABLE},
-        "a and b share memory: give each an array of its own",
+        "a and b share memory: give each a separate array",
     ),
     "turned": ({"a": TABLE, "b": TABLE.T}, "a and b share memory"),
     "overlapping": ({"a": WIDE[:3], "x": np.ones(2), "b": WIDE[2:]}, "a and b share memory"),
@@ -261,7 +261,7 @@ UNUSABLE = {  # parameters, and the error
     "through a buffer": ({"a": TABLE, "b": np.frombuffer(TABLE)}, "a and b share memory"),
     "read-only": ({"x": np.ones(2), "a": read_only()}, "a is read-only: give a copy that can be written to"),
     "broadcast": ({"a": np.broadcast_to(1.0, (4, 3))}, "a is read-only"),
-    "zero steps": ({"a": CONSTANT}, "elements of a share memory, as a broadcast array's do: give a copy"),
+    "zero steps": ({"a": CONSTANT}, "elements of a share memory, as in a broadcast array: give a copy"),
     "windows": ({"a": WINDOWS}, "elements of a share memory"),
     "reversed windows": ({"a": WINDOWS[::-1, ::-1]}, "elements of a share memory"),
 }

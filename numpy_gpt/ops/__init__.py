@@ -1,7 +1,7 @@
 """One file per operation: the formula and its derivative in the docstring, X_forward, and X_backward under it.
 
-numpy_gpt/plain.py has every one of them as a textbook would write it; here they are fast, and each file says how.
+numpy_gpt/plain.py has all of them as a textbook would write them. Here they are fast; each file explains how.
 
-Every X_forward returns (output, cache); X_backward takes the gradient of the output and that cache and returns the
-gradients of the inputs, in order. Operations see arrays only: no names, no configuration, no random state.
+Every X_forward returns (output, cache). X_backward takes the output's gradient and that cache, and returns the inputs'
+gradients in order. Operations see only arrays: no names, no configuration, no random state.
 """

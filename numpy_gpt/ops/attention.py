@@ -1,7 +1,7 @@
 """Causal scaled dot-product attention (Vaswani et al. 2017), heads as a batch axis, in O(T) memory.
 
-The same as the textbook's attention_forward and attention_backward (numpy_gpt/plain.py), but 64 queries at a time, and
-backward computes p again instead of keeping it: no (T, T) array goes to memory, and most of the future is skipped.
+Computes the same as attention_forward and attention_backward in numpy_gpt/plain.py, but 64 queries at a time, and
+backward recomputes p: no (T, T) array is stored, and most of the masked products are skipped.
 """
 
 import math
@@ -13,29 +13,29 @@ from numpy_gpt.parallel.threads import LEAST, product, share
 from numpy_gpt.typing import Array
 
 ROWS = 64
-"""Queries at a time: their scores stay in a core's cache, and of the future half a diagonal block is computed."""
+"""Queries in a block: their scores stay in a core's cache, and only half a diagonal block is computed in vain."""
 
 Cache = tuple[Array, Array, Array, Array, Array, Array | None]
 
 
 def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, Cache]:
-    """y = (p · mask) @ v,  p = softmax(s),  s = q @ kᵀ / √HS, with s = −inf where the key lies in the future.
+    """y = (p · mask) @ v,  p = softmax(s),  s = q @ kᵀ / √HS, with s = −inf where the key is later than the query.
 
     q (B, NH, T, HS), k and v (B, NH, S, HS) -> y (B, NH, T, HS). The T queries are the last of the S positions (S = T
     in training, more with a key-value cache): query t sees keys 0 … t + S − T. mask (B, NH, T, S): dropout's factors
     for the probabilities, or None. Raises ValueError if there are fewer keys than queries.
-    cache: q, k, v, y, mask, and lse = log Σ exp s (B, NH, T, 1), from which backward makes p = exp(s − lse) again: no
+    cache: q, k, v, y, mask, and lse = log Σ exp s (B, NH, T, 1), from which backward recomputes p = exp(s − lse), so no
     (T, S) array outlives its block of rows (Dao et al. 2022, FlashAttention).
 
     Softmax's Jacobian is diag(p) − p pᵀ, so with dp = mask · (dy @ vᵀ):
         ds = p · (dp − Σ dp · p),  dv = (p · mask)ᵀ @ dy,  dq = ds @ k / √HS,  dk = dsᵀ @ q / √HS,
-    and Σ dp · p over the keys is dy · y, up to rounding: where a query sees one key only, ds is set to its exact 0.
+    and Σ dp · p over the keys is dy · y, up to rounding: where a query sees only one key, ds is set to exactly 0.
     """
     T, S = q.shape[2], k.shape[2]
     if S < T:
         raise ValueError(f"attention: {T} queries but only {S} keys")
     B, NH, _, HS = q.shape
-    y = np.empty((B, T, NH, HS), q.dtype).swapaxes(1, 2)  # in memory the heads lie side by side, as out_proj reads them
+    y = np.empty((B, T, NH, HS), q.dtype).swapaxes(1, 2)  # heads side by side in memory, as out_proj reads them
     lse = np.empty((B, NH, T, 1), q.dtype)
 
     def attend(start: int, stop: int) -> None:
@@ -91,20 +91,20 @@ def attention_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array]:
 
 
 def _heads_for_a_thread(B: int, T: int, S: int) -> int:
-    return max(1, LEAST // max(1, 4 * B * T * S))  # a score takes some four times as long as a number elsewhere
+    return max(1, LEAST // max(1, 4 * B * T * S))  # a score takes about four times as long as an element elsewhere
 
 
 def _blocks(T: int, S: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of queries, and the keys that the last query of each sees: the lower triangle, in steps of ROWS."""
+    """Blocks of ROWS queries, each with the keys that its last query sees: the lower triangle."""
     for start in range(0, T, ROWS):
         stop = min(start + ROWS, T)
         yield slice(start, stop), slice(stop + S - T)
 
 
 def _scores(q: Array, k: Array, buffer: Array) -> Array:
-    """q @ kᵀ / √HS for a block of queries and the keys up to the last one's own; −inf for keys in a query's future.
+    """q @ kᵀ / √HS for a block of queries and the keys up to the last query; −inf for keys later than a query.
 
-    buffer: where to put them, at least as large.
+    buffer: where to write them, at least as large.
     """
     R, N = q.shape[2], k.shape[2]
     s: Array = product(q / math.sqrt(q.shape[-1]), k.mT, out=buffer[..., :R, :N])

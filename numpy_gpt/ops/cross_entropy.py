@@ -1,7 +1,7 @@
 """Mean cross-entropy of softmax(logits) with target ids.
 
-The same as the textbook's cross_entropy_forward and cross_entropy_backward (numpy_gpt/plain.py), but in blocks of rows,
-and each step may overwrite the logits: with 50,257 of them a token, another array of their size is 100 MB of traffic.
+Computes the same as cross_entropy_forward and cross_entropy_backward in numpy_gpt/plain.py, but in blocks of rows, and
+may overwrite the logits: at 50,257 per token, a second array of their size would mean 100 MB of memory traffic.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ Cache = tuple[Array, Array, Array]
 def cross_entropy_forward(logits: Array, targets: Array, out: Array | None = None) -> tuple[Any, Cache]:
     """loss = mean_n (log Σ_v exp z_nv − z_{n, targets_n}), in nats per token, a scalar of the logits' dtype.
 
-    logits z (..., V), targets (...) ints in [0, V). Raises ValueError on shapes that do not fit and on no targets.
-    cache: exp(z − max z), its row sums, targets. out: where to put the first, if given; it may be logits itself.
+    logits z (..., V), targets (...) ints in [0, V). Raises ValueError if the shapes do not fit or there are no targets.
+    cache: exp(z − max z), its row sums, targets. out: where to write exp(z − max z), if given; may be logits itself.
 
     d loss / dz_nv = (softmax(z)_nv − [v = targets_n]) / N: each row sums to 0.
     """
@@ -38,13 +38,13 @@ def cross_entropy_forward(logits: Array, targets: Array, out: Array | None = Non
 
 
 def cross_entropy_backward(dloss: float, cache: Cache, out: Array | None = None) -> Array:
-    """dloss, the gradient of the scalar (1 when the loss is the end of the line) -> dlogits (..., V).
+    """dloss, the gradient of the scalar (1 if nothing follows the loss) -> dlogits (..., V).
 
-    out: where to put it, if given; it may be the cached exp(z − max z), which is then gone.
+    out: where to write dlogits, if given; may be the cached exp(z − max z), which is then overwritten.
     """
     e, total, targets = cache
     dlogits = np.empty_like(e) if out is None else out
-    share = dloss / targets.size  # of each position in the mean
+    share = dloss / targets.size  # each position's share of the mean
 
     def subtract_target(e: Array, dlogits: Array, targets: Array, total: Array) -> None:
         np.multiply(e, (share / total)[:, None], out=dlogits)  # softmax(z) / N

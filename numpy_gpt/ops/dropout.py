@@ -1,16 +1,16 @@
-"""Inverted dropout (Srivastava et al. 2014): zero at random, and rescale the rest so that the mean stays.
+"""Inverted dropout (Srivastava et al. 2014): zero at random, and rescale the rest to keep the mean.
 
-The same as the textbook's dropout_mask, dropout_forward and dropout_backward (numpy_gpt/plain.py): one product is fast
-as it is. Only the mask is divided in place, because an array that large need not exist twice.
+The same as dropout_mask, dropout_forward and dropout_backward in numpy_gpt/plain.py, because one product is already
+fast. Only the mask is divided in place, to avoid a second array of its size.
 """
 
 from numpy_gpt.typing import Array, Float
 
 
 def dropout_mask(keep: Array, drop_rate: float, dtype: Float) -> Array:
-    """The factors of the elements: 0 where dropped, 1 / (1 − drop_rate) where kept, divided in dtype as torch does.
+    """Each element's factor: 0 where dropped, 1 / (1 − drop_rate) where kept, divided in dtype as in torch.
 
-    keep: bool, any shape -> the same shape in dtype. At drop_rate 1 nothing is kept, and the factors are all 0.
+    keep: bool, any shape -> the same shape in dtype. At drop_rate 1 all factors are 0.
     """
     mask = keep.astype(dtype)
     if drop_rate < 1:
@@ -19,9 +19,9 @@ def dropout_mask(keep: Array, drop_rate: float, dtype: Float) -> Array:
 
 
 def dropout_forward(x: Array, mask: Array | None) -> tuple[Array, Array | None]:
-    """y = x · mask; mask None (evaluation, generation, drop_rate 0) passes x on. cache: the mask.
+    """y = x · mask; with mask None (evaluation, generation, drop_rate 0), y = x. cache: the mask.
 
-    The mask is a constant of the pass, so dx = dy · mask, with the mask of the forward pass.
+    The mask does not depend on x, so dx = dy · mask, with the forward pass's mask.
     """
     return (x if mask is None else x * mask), mask
 

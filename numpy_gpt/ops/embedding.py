@@ -1,7 +1,7 @@
-"""Rows of a table, picked by token id or by position.
+"""Rows of a table, selected by token id or by position.
 
-The same as the textbook's embedding and position_embedding pairs (numpy_gpt/plain.py), but equal ids are sorted
-together and the rows of each added as one segment, faster than np.add.at; and ids outside the table are refused.
+Computes the same as the embedding and position_embedding functions in numpy_gpt/plain.py. Here the gradients of equal
+ids are sorted together and summed as one segment, which is faster than np.add.at; ids outside the table are refused.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ def embedding_forward(ids: Array, w: Array) -> tuple[Array, TokenCache]:
     """y = w[ids]: each id's row of the table.
 
     ids (B, T) ints in [0, V), w (V, C) -> y (B, T, C). cache: the ids and w's shape.
-    Raises ValueError naming an id that is not a row: NumPy would count a negative one from the end.
+    Raises ValueError naming an id outside the table: NumPy would count a negative one from the end.
 
     Row v is read wherever ids == v, so dw_v = Σ_{n: ids_n = v} dy_n: repeated ids add up.
     """
@@ -27,10 +27,10 @@ def embedding_forward(ids: Array, w: Array) -> tuple[Array, TokenCache]:
 
 
 def embedding_backward(dy: Array, cache: TokenCache, dw: Array | None = None) -> Array:
-    """dy (B, T, C) -> dw (V, C), zero in the rows that were not read. dw given: added to it."""
+    """dy (B, T, C) -> dw (V, C), zero in the rows that were not read; added to dw if given."""
     ids, shape = cache
     flat = ids.ravel()
-    order = flat.argsort(stable=True)  # equal ids side by side: one segment of dy a row, much faster than np.add.at
+    order = flat.argsort(stable=True)  # equal ids side by side, so that each row of dw is one segment of dy
     rows, starts = np.unique(flat[order], return_index=True)
     dw = np.zeros(shape, dy.dtype) if dw is None else dw
     dw[rows] += np.add.reduceat(dy.reshape(-1, shape[1])[order], starts)
@@ -38,14 +38,14 @@ def embedding_backward(dy: Array, cache: TokenCache, dw: Array | None = None) ->
 
 
 def position_embedding_forward(x: Array, w: Array, start: int = 0) -> tuple[Array, PositionCache]:
-    """y_bt = x_bt + w_{start+t}: adds each position's row, the same in every row of the batch.
+    """y_bt = x_bt + w_{start+t}: adds each position's row, the same for every sequence of the batch.
 
     x (B, T, C), w (T_max, C) with start + T <= T_max -> y (B, T, C). cache: start and w's shape.
-    Raises ValueError when there are more positions than rows. dx = dy;  dw_{start+t} = Σ_b dy_bt.
+    Raises ValueError if there are more positions than rows. dx = dy;  dw_{start+t} = Σ_b dy_bt.
     """
     T = x.shape[1]
     if start + T > w.shape[0]:
-        raise ValueError(f"position_embedding: positions up to {start + T} asked of a table of {w.shape[0]} rows")
+        raise ValueError(f"position_embedding: positions up to {start + T}, but the table has {w.shape[0]} rows")
     return x + w[start : start + T], (start, w.shape)
 
 

@@ -1,7 +1,7 @@
 """GELU in GPT-2's tanh form (Hendrycks, Gimpel 2016).
 
-The same as the textbook's gelu_forward and gelu_backward (numpy_gpt/plain.py), but block by block, and forward
-computes the slope too, while x and tanh u (by an exp) are in the cache: backward is one product and reads two arrays.
+Computes the same as gelu_forward and gelu_backward in numpy_gpt/plain.py, but block by block. Forward also computes
+the slope, while x and tanh u (from an exp) are in a core's cache, so backward is one product of two arrays.
 """
 
 import math
@@ -23,11 +23,11 @@ def gelu_forward(x: Array) -> tuple[Array, Cache]:
     cache: the slope. With σ = 1 / (1 + exp(−2u)), which is ½ (1 + tanh u), σ′ = 2 σ (1 − σ) u′ and
     2u′ = √(2/π) (2 + 6 · 0.044715 x²):
         y = x σ,   dy/dx = σ + y (1 − σ) 2u′.
-    It is made while x and σ are at hand, in blocks that stay in a core's cache: backward is then one product.
+    It is computed here because x and σ are still in a core's cache.
     """
     y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
 
-    @np.errstate(over="ignore")  # exp(−2u) = ∞ far to the left, where σ is 0
+    @np.errstate(over="ignore")  # for very negative x, exp(−2u) = ∞ and σ is 0
     def activate(x: Array, y: Array, slope: Array) -> None:
         square = x * x
         sigma = square * (-2 * SQRT_2_OVER_PI * CUBIC)
@@ -40,7 +40,7 @@ def gelu_forward(x: Array) -> tuple[Array, Cache]:
         np.multiply(square, 6 * SQRT_2_OVER_PI * CUBIC, out=slope)
         slope += 2 * SQRT_2_OVER_PI  # 2u′
         np.subtract(1, sigma, out=square)
-        square *= y  # y (1 − σ): far out one of the two is 0, and with 2u′ first it would be ∞ · 0
+        square *= y  # y (1 − σ): for large |x| one factor is 0, and multiplying by 2u′ first would give ∞ · 0
         slope *= square
         slope += sigma
 

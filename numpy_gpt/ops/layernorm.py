@@ -1,7 +1,7 @@
 """Layer normalisation over the last axis (Ba, Kiros, Hinton 2016).
 
-The same as the textbook's layernorm_forward and layernorm_backward (numpy_gpt/plain.py), but in blocks of rows that
-stay in a core's cache from one step to the next: reading and writing memory takes longer than the arithmetic.
+Computes the same as layernorm_forward and layernorm_backward in numpy_gpt/plain.py, but in blocks of rows that stay in
+a core's cache between steps, because reading and writing memory takes longer than the arithmetic.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy_gpt.parallel.threads import as_rows, dots, in_blocks
 from numpy_gpt.typing import Array
 
 EPS = 1e-5
-"""GPT-2's, added to the variance inside the root."""
+"""GPT-2's value, added to the variance under the root."""
 
 Cache = tuple[Array, Array, Array]
 
@@ -20,14 +20,14 @@ def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Cach
     """y = x̂ · scale + shift,  x̂ = (x − mean(x)) · rstd,  rstd = 1 / sqrt(var(x) + eps), var with divisor C.
 
     x (..., C), scale (C,), shift (C,) -> y (..., C), in x's dtype.
-    cache: x̂ (..., C) and rstd (..., 1), from which dx follows without x itself.
+    cache: x̂ (..., C) and rstd (..., 1), from which dx follows without x.
 
-    Through x̂, with g = dy · scale: x̂ has mean 0 and mean square var / (var + eps), so a change of x along 1 does
-    nothing and one along x̂ only rescales; what is left of g is
+    With g = dy · scale: x̂ has mean 0 and mean square var / (var + eps), so a change of x along 1 does nothing and one
+    along x̂ only rescales. Removing both components from g gives
         dx = rstd · (g − mean(g) − x̂ · mean(g · x̂)),   dscale = Σ dy · x̂,   dshift = Σ dy.
 
-    The mean is taken off twice, the second time that of what is left: in a row of equal numbers the first leaves the
-    mean's rounding behind, and rstd = 1 / sqrt(eps) = 316 would enlarge it.
+    The mean is subtracted twice, the second time that of the remainder: in a row of equal numbers the first leaves the
+    mean's rounding error, which rstd = 1 / sqrt(eps) = 316 would enlarge.
     """
     y, x_hat, rstd = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype), np.empty((*x.shape[:-1], 1), x.dtype)
 
@@ -67,7 +67,6 @@ def _mean(x: Array) -> Array:
 
 
 def _mean_product(a: Array, b: Array) -> Array:
-    """The mean of each row of a · b: (N, C), (N, C) -> (N, 1), as dot products, which BLAS reads twice as fast as
-    NumPy's sum does."""
+    """The mean of each row of a · b: (N, C), (N, C) -> (N, 1), by BLAS dot products, twice as fast as NumPy's sum."""
     mean: Array = dots(a, b)[:, None] / a.shape[1]
     return mean

@@ -1,7 +1,7 @@
 """Affine map of the last axis.
 
-The same as the textbook's linear_forward and linear_backward (numpy_gpt/plain.py), but backward's two products share
-the cores, and results can go into arrays that exist already: the system has to clear fresh memory before it is used.
+Computes the same as linear_forward and linear_backward in numpy_gpt/plain.py, but backward's two products share the
+cores, and results can be written into existing arrays, because the system has to clear newly allocated memory.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ def linear_forward(x: Array, w: Array, b: Array | None, out: Array | None = None
     """y = x @ w.T + b, in torch.nn.functional.linear's layout.
 
     x (..., I), w (O, I), b (O,) or None -> y (..., O), in x's dtype.
-    cache: x for dw, w for dx. out (N, O), N the product of the leading axes: where to put y, if given.
+    cache: x for dw, w for dx. out (N, O), N the product of the leading axes: where to write y, if given.
     Raises ValueError if the feature counts differ.
 
     With y_no = Σ_i x_ni w_oi + b_o:  dx = dy @ w,  dw = dyᵀ @ x,  db = Σ_n dy_n.
@@ -39,9 +39,9 @@ def linear_forward(x: Array, w: Array, b: Array | None, out: Array | None = None
 def linear_backward(
     dy: Array, cache: Cache, dw: Array | None = None, add: bool = False
 ) -> tuple[Array, Array, Array | None]:
-    """dy (..., O) -> dx (..., I), dw (O, I), db (O,) or None where there was no bias.
+    """dy (..., O) -> dx (..., I), dw (O, I), db (O,) or None without a bias.
 
-    dw given: the array to write into, or with add to add to.
+    dw: the array to write into, or to add to with `add`, if given.
     """
     x, w, has_bias = cache
     dy2, x2 = as_rows(dy, x)  # (N, O), (N, I)

@@ -1,1 +1,1 @@
-"""How the work is shared out among cores, and the memory that it needs."""
+"""Sharing work among cores, and managing the memory it needs."""

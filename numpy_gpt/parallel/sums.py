@@ -1,4 +1,4 @@
-"""Sums over the rows of a matrix that keep float32's digits."""
+"""Sums over the rows of a matrix, accurate to float32."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from numpy_gpt.typing import Array
 
 
 def sum_rows(x: Array, out: Array | None = None) -> Array:
-    """Σ_n x_n: x (N, C) -> (C,), in x's dtype but added up in float64; into out if given.
+    """Σ_n x_n: x (N, C) -> (C,), summed in float64, returned in x's dtype; into out if given.
 
-    NumPy adds a column up one row after the other: float32 would lose a digit over 512 rows.
+    NumPy sums a column row by row: float32 would lose a digit over 512 rows.
     """
     out = np.empty(x.shape[1], x.dtype) if out is None else out
     out[...] = x.sum(axis=0, dtype=np.float64)

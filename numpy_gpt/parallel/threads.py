@@ -1,8 +1,8 @@
-"""Work shared out among threads: NumPy lets go of the interpreter lock inside its loops and its products.
+"""Work shared among threads: NumPy releases the interpreter lock inside its loops and products.
 
-There are as many threads as NumPy's BLAS may use, and while they are at it each has a BLAS of one thread: the same
-cores then do the products and the loops between them. (BLAS's own threads keep spinning for a while after a product, on
-the very cores that the next loop needs.) Whoever limits BLAS, by OPENBLAS_NUM_THREADS or threadpoolctl, limits these.
+There are as many threads as NumPy's BLAS may use, and while they work, BLAS itself is limited to one thread in each.
+The same cores then run both the products and the loops between them, whereas BLAS's own threads keep spinning after a
+product on the cores that the next loop needs. Limiting BLAS, by OPENBLAS_NUM_THREADS or threadpoolctl, limits both.
 """
 
 import os
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 BLOCK = 2**17
-"""Numbers of an array in one pass: a handful of such blocks fit in a core's cache, and the interpreter lock, which a
-pass takes at its end, is not asked for too often."""
+"""Array elements in one pass: small enough that a few blocks fit in a core's cache, large enough that threads seldom
+wait for the interpreter lock, which each pass takes at its end."""
 
 LEAST = 2 * BLOCK
-"""Numbers for each thread below which waking it, some 0.1 ms, costs more than it does."""
+"""Elements per thread below which waking a thread (about 0.1 ms) costs more than it saves."""
 
 LEAST_PRODUCT = 2**23
-"""The same in a product's multiplications."""
+"""The same limit in a product's multiplications."""
 
 
 class _Team(threading.local):
@@ -46,29 +46,29 @@ _taken = threading.Lock()
 
 @cache
 def _blas() -> "ThreadpoolController":
-    from threadpoolctl import ThreadpoolController  # only a model that runs needs it
+    from threadpoolctl import ThreadpoolController  # here, so that `import numpy_gpt` stays light
 
     return ThreadpoolController().select(user_api="blas")
 
 
 @cache
 def _pool(pid: int) -> ThreadPoolExecutor:
-    """The threads of this process; a forked child has a process number of its own, and none of its parent's."""
+    """The threads of the process pid: a forked child inherits none and needs its own."""
     return ThreadPoolExecutor(max(4, os.cpu_count() or 1), thread_name_prefix="numpy_gpt")
 
 
 def thread_count() -> int:
-    """How many threads NumPy's BLAS has, 1 if it cannot be asked."""
+    """The number of threads of NumPy's BLAS, 1 if unknown."""
     return max((library.num_threads or 1 for library in _blas().lib_controllers), default=1)
 
 
 @contextmanager
 def all_cores() -> Iterator[None]:
-    """Until the end, BLAS keeps to one thread, and `share` has as many as BLAS had.
+    """Inside the block, BLAS is limited to one thread, and `share` uses as many as BLAS had.
 
-    Within another one of the same thread it changes nothing. Where one is open in another thread, this one's work is
-    not shared: the limit on BLAS is the whole process's. Nor is it where BLAS does not obey, as threadpoolctl lets only
-    one thread of a process limit some.
+    Nested in the same thread, it changes nothing. While another thread is inside, this thread's work is not shared:
+    the limit on BLAS is process-wide. Nor is it shared if BLAS ignores the limit: threadpoolctl can limit some
+    libraries from only one thread of a process.
     """
     if not _taken.acquire(blocking=False):
         yield
@@ -84,7 +84,7 @@ def all_cores() -> Iterator[None]:
 
 
 def share(work: Callable[[int, int], None], n: int, least: int = 1) -> None:
-    """work(start, stop) for parts that make up range(n), each of at least `least`, side by side."""
+    """Call work(start, stop) in parallel on ranges that make up range(n), each of at least `least`."""
     if n < 2 * least:
         work(0, n)
         return
@@ -95,27 +95,27 @@ def share(work: Callable[[int, int], None], n: int, least: int = 1) -> None:
 def _share(work: Callable[[int, int], None], n: int, size: int) -> None:
     edges = [n * i // size for i in range(size + 1)]
     mine, rest = [(edges[0], edges[1])], []
-    _team.size, team = 1, _team.size  # they are all at work
+    _team.size, team = 1, _team.size  # nested calls find no idle thread
     try:
         for start, stop in pairwise(edges[1:]):
-            try:  # in a copy of the caller's context: np.errstate belongs to it
+            try:  # in a copy of the caller's context, which holds np.errstate
                 rest.append(_pool(os.getpid()).submit(copy_context().run, _elsewhere, work, start, stop))
             except RuntimeError as error:
                 if "cannot schedule" not in str(error):
                     raise
-                mine.append((start, stop))  # the main thread has ended, and with it every executor
+                mine.append((start, stop))  # the main thread has ended, which stops every executor
         for start, stop in mine:
             work(start, stop)
     finally:
-        for each in rest:
-            each.exception()  # waits: the arrays are in use until then
+        for future in rest:
+            future.exception()  # waits: the arrays are in use until then
         _team.size = team
-    for each in rest:
-        each.result()
+    for future in rest:
+        future.result()
 
 
 def _elsewhere(work: Callable[[int, int], None], start: int, stop: int) -> None:
-    """work in a thread of the pool, where BLAS may have a limit of its own (MKL, and OpenBLAS on OpenMP)."""
+    """Run work in a pool thread, where BLAS may have a separate thread limit (MKL, and OpenBLAS with OpenMP)."""
     for library in _blas().lib_controllers:
         if library.num_threads != 1:
             library.set_num_threads(1)
@@ -123,7 +123,7 @@ def _elsewhere(work: Callable[[int, int], None], start: int, stop: int) -> None:
 
 
 def share_all(tasks: Iterable[Callable[[], object]]) -> None:
-    """Run every task; each thread takes the next one when it has finished its last."""
+    """Run every task; each thread takes the next task when it finishes one."""
     left = deque(tasks)
 
     def take(start: int, stop: int) -> None:
@@ -138,16 +138,16 @@ def share_all(tasks: Iterable[Callable[[], object]]) -> None:
 
 
 def blocks(n: int, row: int = 1, start: int = 0) -> list[slice]:
-    """Slices that make up range(start, n), each of about BLOCK numbers, row of them a row."""
+    """Slices that make up range(start, n), each of about BLOCK elements at `row` elements per row."""
     count = max(1, round((n - start) * row / BLOCK))
     edges = [start + (n - start) * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(edges) if b > a]
 
 
 def in_blocks(work: Callable[..., None], *arrays: Array) -> None:
-    """Call work(*rows), rows being the same few rows of each array (N, ...), until all N are done; shared out.
+    """Call work(*rows) on the same block of rows of every array (N, ...), until all N are done, in parallel.
 
-    A call gets about BLOCK numbers of the widest array, as views: work writes its results into them.
+    A call gets views with about BLOCK elements of the widest array, and writes its results into them.
     """
     n = len(arrays[0])
     row = max(a.size for a in arrays) // max(1, n)
@@ -163,7 +163,7 @@ def in_blocks(work: Callable[..., None], *arrays: Array) -> None:
 
 
 def as_rows(*arrays: Array) -> list[Array]:
-    """Each (..., F) as (N, F), every leading axis being batch: a view, if it is contiguous as results must be."""
+    """Each (..., F) as (N, F), all leading axes being batch: a view if contiguous, as arrays for results must be."""
     return [a.reshape(-1, a.shape[-1]) for a in arrays]
 
 
@@ -174,9 +174,9 @@ _ignoring_flags = np.errstate(divide="ignore", over="ignore", invalid="ignore")
 def product(a: Array, b: Array, out: Array | None = None) -> Array:
     """np.matmul, without its warnings.
 
-    Some BLAS libraries (Apple's Accelerate, OpenBLAS on other ARM processors) raise floating-point flags while they
-    multiply finite numbers into finite ones, and NumPy warns of a division by zero in a product. What is not finite in
-    earnest stays so, and shows in the loss.
+    Some BLAS libraries (Apple's Accelerate, OpenBLAS on other ARM processors) set floating-point flags although all
+    factors and results are finite, so that NumPy warns of a division by zero. A result that really is not finite stays
+    so and shows in the loss.
     """
     result: Array = np.matmul(a, b, out=out)
     return result
@@ -184,7 +184,7 @@ def product(a: Array, b: Array, out: Array | None = None) -> Array:
 
 @_ignoring_flags
 def dots(a: Array, b: Array, out: Array | None = None) -> Array:
-    """np.vecdot, the dot product of each row of a with that of b, without its warnings, as product."""
+    """np.vecdot, the dot product of each row of a with that of b, without its warnings (see product)."""
     result: Array = np.vecdot(a, b, out=out)
     return result
 
@@ -199,10 +199,10 @@ class Product(NamedTuple):
 
 
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
-    """a (M, K) @ b (K, N) -> (M, N), into out if given, shared out.
+    """a (M, K) @ b (K, N) -> (M, N), into out if given, in parallel.
 
-    A single row with the columns of b is N dot products: they read b at the memory's speed, as BLAS's product of a
-    matrix and a vector does not.
+    For a single row of a and contiguous columns of b, N dot products read b at memory speed; BLAS's matrix-vector
+    product does not.
     """
     if out is None:
         out = np.empty((len(a), b.shape[1]), np.result_type(a, b))
@@ -215,13 +215,13 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
 
 @all_cores()
 def matmuls(products: Sequence[Product], also: Sequence[Callable[[], object]] = ()) -> None:
-    """Compute the products side by side, and the small tasks in `also` with them.
+    """Compute the products in parallel, together with the small tasks in `also`.
 
-    Products are cut only where there are more threads: two halves take longer than the whole, as both read one operand.
+    Products are split only if there are more threads than products: two halves take longer, as both read one operand.
     """
-    multiplications = sum(each.out.size * len(each.b) for each in products)
+    multiplications = sum(p.out.size * len(p.b) for p in products)
     size = min(_team.size, multiplications // LEAST_PRODUCT)
-    tasks = [piece for each in products for piece in _pieces(each, max(1, size // len(products)))]
+    tasks = [piece for p in products for piece in _pieces(p, max(1, size // len(products)))]
     if size > 1:
         share_all([*tasks, *also])
     else:
@@ -250,5 +250,5 @@ def _dot_products(of: Product, start: int, stop: int) -> None:
 
 
 def _add_product(of: Product, start: int, stop: int) -> None:
-    for rows in blocks(stop, max(1, of.b.shape[1] // 4), start):  # four blocks at a time: BLAS is faster at more rows
+    for rows in blocks(stop, max(1, of.b.shape[1] // 4), start):  # four blocks at a time: BLAS is faster with more rows
         of.out[rows] += product(of.a[rows], of.b)
