@@ -265,7 +265,7 @@ def test_other_text_is_refused(tmp_path):
     assert result.exit_code == 2
     assert (
         result.stderr
-        == f"Error: {short} is not the chapter's story, of which its figures are: give that file, or no --text\n"
+        == f"Error: {short} is not the chapter's story, the basis of its figures: give the story, or omit --text\n"
     )
 
 

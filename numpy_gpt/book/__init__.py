@@ -1,1 +1,1 @@
-"""Chapter 5 of the book, replayed, and the figures that it prints."""
+"""A replay of the book's chapter 5, and the figures that the chapter prints."""

@@ -1,7 +1,7 @@
 """Chapter 5 of "Build a Large Language Model (From Scratch)" (S. Raschka), from the seed to the last sample.
 
-`replay` walks through the chapter with any backend; `figures` sets what it finds, in NumPy and where it is installed
-in torch, beside what the chapter prints.
+`replay` runs the chapter with any backend; `figures` compares its results, in NumPy and in torch if installed, with
+those that the chapter prints.
 """
 
 import json
@@ -38,30 +38,30 @@ TOY_DRAWS = 1000
 
 OF_THE_TEXT = {"target text", "story", "characters", "tokens"}
 OF_THE_TEXT |= {f"{part} {what}" for part in ("train", "val", "all") for what in ("batches", "tokens")}
-"""Figures of the text and its windows, in which no backend has a part: they stand in NumPy's column alone."""
+"""Figures of the text and its windows, which do not depend on a backend: shown in NumPy's column only."""
 
 Item = tuple[str | None, Any]
-"""A found figure: its name in PRINTED, and a value that JSON can carry. None: [steps made, steps in all] so far."""
+"""A result: its name in PRINTED, and a value that JSON can represent. Name None: progress, [steps made, all steps]."""
 
 
 class Chapter(Learner, Protocol):
-    """A learner that has what else the chapter does, in its backend's own operations."""
+    """A learner with the chapter's other calculations, in its backend's own operations."""
 
     def seed(self) -> None:
-        """Restarts the random stream, as torch.manual_seed(123)."""
+        """Restarts the random stream, like torch.manual_seed(123)."""
 
     def predict(self, x: Array, y: Array) -> dict[str, Any]:
-        """The figures of cells 12 to 21, by their names: what the model makes of the ids x (B, T) for targets y."""
+        """The figures of cells 12 to 21, by name, from the model's predictions for x (B, T) and targets y."""
 
     def toy_counts(self, logits: Sequence[float], temperature: float, draws: int) -> list[int]:
-        """How often each index comes in single draws from softmax(logits / temperature), after a new seeding."""
+        """How often each index is drawn, one at a time, from softmax(logits / temperature) after reseeding."""
 
     def toy_top_k(self, logits: Sequence[float], k: int) -> list[float]:
-        """The probabilities when only the k largest logits are kept."""
+        """The probabilities with only the k largest logits kept."""
 
 
 class MakeChapter(Protocol):
-    """How a backend makes its chapter: one seeding with settings.seed, then the weights."""
+    """A backend's constructor of its chapter: seeds once with settings.seed, then draws the weights."""
 
     def __call__(self, config: GPTConfig, settings: Settings, total_steps: int) -> Chapter: ...
 
@@ -108,13 +108,13 @@ class NumpyChapter(NumpyLearner):
 
 
 def replay(make: MakeChapter, text: str = "the-verdict", quick: bool = False) -> abc.Generator[Item, None, None]:
-    """The chapter's figures one by one, as they are found. quick: only those that need no training.
+    """Yield the chapter's figures as they are computed. quick: only those that need no training.
 
-    text: the story's name or file, read twice. Raises InputError if the story or GPT-2's vocabulary cannot be had, and
-    for any other text.
+    text: the story's name or file, read twice. Raises InputError if the story or GPT-2's vocabulary cannot be found, or
+    if the text is not the story.
     """
     if sha256(_story(text).encode()).hexdigest() != VERDICT_SHA256:
-        raise InputError(f"{text} is not the chapter's story, of which its figures are: give that file, or no --text")
+        raise InputError(f"{text} is not the chapter's story, the basis of its figures: give the story, or omit --text")
     config, settings = GPTConfig(), Settings(text=text)  # the book's GPT_CONFIG_124M, and its run
     batches = Batches(settings)
     words = batches.encoding
@@ -148,7 +148,7 @@ def replay(make: MakeChapter, text: str = "the-verdict", quick: bool = False) ->
     if quick:
         return
 
-    del learner, loaders, train_loader, val_loader  # the loaders hold on to the learner
+    del learner, loaders, train_loader, val_loader  # the loaders keep the learner alive
     steps = settings.epochs * batches.batches_per_epoch
     learner = make(config, settings, steps)
     run = train(learner, *batches.loaders(learner), steps, settings.eval_freq, settings.eval_iter, Position())
@@ -163,7 +163,7 @@ def replay(make: MakeChapter, text: str = "the-verdict", quick: bool = False) ->
 
 
 def _story(text: str) -> str:
-    """load_text, whose errors advise nothing but the chapter's story."""
+    """load_text, with errors that advise only the chapter's story."""
     if text == "the-verdict":
         return the_verdict("give its file with --text")
     if text not in CORPORA and kind_of(text) == "missing":
@@ -172,10 +172,10 @@ def _story(text: str) -> str:
 
 
 def torch_replay(text: str, quick: bool) -> abc.Generator[Item, None, None]:
-    """`replay` in torch, in a process of its own: numpy_gpt does not import torch.
+    """`replay` in torch, in a separate process: numpy_gpt does not import torch.
 
-    The process makes one item each time it is asked for one, so that it never competes for the cores with NumPy.
-    Raises InputError if it fails; what it said of that is on stderr.
+    The process computes an item only on request, so that it never competes with NumPy for the cores.
+    Raises InputError if it fails; its own error is on stderr.
     """
     command = [sys.executable, "-m", "torch_gpt", "chapter5", "--text", text, *(["--quick"] if quick else [])]
     with subprocess.Popen(
@@ -183,7 +183,7 @@ def torch_replay(text: str, quick: bool) -> abc.Generator[Item, None, None]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a Ctrl-C is for this process, which ends the other
+        start_new_session=True,  # Ctrl-C goes to this process, which ends the other
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -201,24 +201,24 @@ def torch_replay(text: str, quick: bool) -> abc.Generator[Item, None, None]:
         finally:
             process.kill()
         if process.returncode:
-            raise InputError("torch could not replay the chapter (see above): repair it, or leave it out by --no-torch")
+            raise InputError("torch could not replay the chapter (see above): fix it, or use --no-torch")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A printed figure and what each side found: name of the side -> value."""
+    """A printed figure and each side's result: name of the side -> value."""
 
     printed: Printed
     found: dict[str, Any]
 
     @property
     def off(self) -> list[str]:
-        """The sides that found another figure."""
+        """The sides whose result differs."""
         return [side for side, value in self.found.items() if not self.printed.agrees(value)]
 
 
 def figures(text: str, quick: bool, with_torch: bool, progress: Callable[[str], None]) -> Iterator[Figure]:
-    """Every figure of the chapter, as soon as both sides have found it; progress is told what is going on meanwhile."""
+    """Yield every figure of the chapter once both sides have it; progress receives the current activity."""
 
     def found_by(side: str, items: Iterator[Item]) -> Iterator[tuple[str, Any]]:
         progress(side)

@@ -1,10 +1,10 @@
-"""torch's CPU random streams, bit for bit: a GPT drawn here is the GPT that torch.manual_seed draws.
+"""torch's CPU random streams, bit for bit: a seed here gives the weights that torch.manual_seed gives.
 
 After torch's sources in ATen: core/MT19937RNGEngine.h, core/TransformationHelper.h, native/DistributionTemplates.h,
 native/cpu/DistributionTemplates.h, native/cpu/MultinomialKernel.cpp, native/Distributions.cpp, CPUGeneratorImpl.cpp.
 Below, r32 is a raw word of mt19937 and r64 two of them, first << 32 | second; u24 = (r32 mod 2^24) / 2^24 and
-u53 = (r64 mod 2^53) / 2^53 are uniform on [0, 1). Draws are made element after element, in memory's order, whatever
-the number of threads. PLATFORMS says which torch draws the same.
+u53 = (r64 mod 2^53) / 2^53 are uniform on [0, 1). Elements are drawn one by one in memory order, whatever the number
+of threads. PLATFORMS lists where torch draws the same.
 """
 
 import math
@@ -23,63 +23,63 @@ Ints = npt.NDArray[np.int64]
 Shape = int | Sequence[int]
 
 PLATFORMS = """\
-These draws are those of PyTorch 2.7 and later on the CPU of an x86-64 machine with AVX2, and NumPy makes them on any
-machine; but float64 normals and exponentials, and normals fewer than 16 at a time, take logarithms, sines and cosines
-from the machine's C library, in PyTorch as here. PyTorch itself makes others elsewhere:
+On any machine these draws equal those of PyTorch 2.7 and later on an x86-64 CPU with AVX2. One exception: float64
+normals and exponentials, and fewer than 16 normals at a time, use the logarithms, sines and cosines of the machine's C
+library, in PyTorch as here. Elsewhere PyTorch's draws differ:
 
-* up to 2.6 on x86-64 its dropout, exponential_ and multinomial come from another generator (MKL's MCG31);
-* up to 2.12 a draw of uniform_(a, b) that rounds to b stays b; from 2.13 on, and here, it becomes a (with the bounds of
-  the layers' weights none does);
-* on CUDA and MPS dropout, and whatever else is drawn there, comes from the device's own generator; weights and
-  shuffles, drawn on the CPU, are the same;
+* up to 2.6 on x86-64, dropout, exponential_ and multinomial use another generator (MKL's MCG31);
+* up to 2.12, a draw of uniform_(a, b) that rounds to b stays b; from 2.13 on, and here, it becomes a (with the bounds
+  of the layers' weights, no draw rounds to b);
+* on CUDA and MPS, dropout and all other draws on the device use its own generator; weights and shuffles, drawn on the
+  CPU, are the same;
 * without AVX2 (old x86; ARM and Apple processors) float32 weights differ in the last bits of 2 to 5 in 10 elements,
   measured with AVX2 switched off; dropout, shuffles and multinomial are the same.
 
-Equal draws do not make equal sums: a loss differs from machine to machine, and from PyTorch, by some 1e-6, and by up
-to 1e-5 after the book's ten epochs."""
-"""Which torch draws these streams, for people."""
+Equal draws do not give equal sums: a loss differs between machines, and from PyTorch's, by about 1e-6, and by up to
+1e-5 after the book's ten epochs."""
+"""Where torch draws the same numbers, as text for users."""
 
-_BLOCK = 1 << 16  # elements handled at a time, a multiple of 16: their scratch stays in the cache
-_WORDS = 624  # in mt19937's state
+_BLOCK = 1 << 16  # elements at a time, a multiple of 16: their scratch stays in the cache
+_WORDS = 624  # words in mt19937's state
 _MASK53 = (1 << 53) - 1
 _CATEGORIES = 1 << 24  # torch's limit
-_LARGEST = {each: float(np.finfo(each).max) for each in (np.dtype(np.float32), np.dtype(np.float64))}
+_LARGEST = {dtype: float(np.finfo(dtype).max) for dtype in (np.dtype(np.float32), np.dtype(np.float64))}
 _STATE = np.dtype(
     [
         ("seed", "<u8"),
-        ("left", "<i4"),  # the draw that counts it down to 0 twists the words again
+        ("left", "<i4"),  # the draw that decrements it to 0 twists the words again
         ("seeded", "<i4"),
         ("next", "<u8"),  # index of the next word
         ("words", "<u8", _WORDS),
         ("normal_x", "<f8"),  # unused, as is normal_rho
-        ("normal_y", "<f8"),  # the second value of a scalar normal's pair, kept for the next call
+        ("normal_y", "<f8"),  # the second of a pair of scalar normals, kept for the next call
         ("normal_rho", "<f8"),
         ("normal_is_valid", "<i8"),  # an int and its padding
         ("float_normal", "<f4"),  # never set by a CPU draw
         ("float_normal_is_valid", "<u4"),  # a bool and its padding
     ]
 )
-"""CPUGeneratorImplState, with torch's names: the 5,056 bytes of torch.get_rng_state()."""
+"""CPUGeneratorImplState with torch's field names: the 5,056 bytes of torch.get_rng_state()."""
 
 
 class Generator:
     """The stream after torch.manual_seed(seed): the same calls in the same order give the same bits.
 
-    seed: a whole number from -2^63 to 2^64 - 1, of which the draws see the low 32 bits. Any other raises InputError.
+    seed: a whole number from -2^63 to 2^64 - 1, of which the draws use the low 32 bits. Any other raises InputError.
     """
 
     # RandomState(seed) is mt19937 with init_genrand, torch's engine, and frozen by NEP 19. Only its raw words are used:
-    # NumPy makes uniforms and normals from other bits than torch does.
+    # NumPy's uniforms and normals use the bits differently from torch's.
 
     def __init__(self, seed: int) -> None:
         try:
             self._seed = operator.index(bool(seed) if isinstance(seed, np.bool_) else seed)
         except TypeError:
-            raise InputError(f"a seed is a whole number, not {seed!r}") from None
+            raise InputError(f"a seed must be a whole number, not {seed!r}") from None
         if not -(1 << 63) <= self._seed < 1 << 64:
-            raise InputError(f"a seed lies between -2^63 and 2^64 - 1; {seed} does not")
+            raise InputError(f"a seed must be from -2^63 to 2^64 - 1, not {seed}")
         self._engine = np.random.RandomState(self._seed & 0xFFFFFFFF)
-        self._fresh = True  # nothing drawn yet: only torch's `next` tells that from 624 words drawn
+        self._fresh = True  # nothing drawn yet: only torch's `next` distinguishes that from 624 words drawn
         self._spare_normal: float | None = None
 
     def random_uint32(self, n: int) -> npt.NDArray[np.uint32]:
@@ -111,24 +111,24 @@ class Generator:
         """
         low, high = operator.index(low), operator.index(high)
         if not -(1 << 63) <= low < high < 1 << 63:
-            raise ValueError(f"randint: from {low} to {high} (excluded) is no range of int64 numbers")
+            raise ValueError(f"randint: from {low} to {high} (excluded) is not a range of int64 numbers")
         shape = _sizes("randint", shape)
         span, n = high - low, math.prod(shape)
         words = self.random_uint64(n) if span >= 1 << 28 else self.random_uint32(n).astype(np.uint64)
         words %= np.uint64(span)
-        return (words.view(np.int64) + low).reshape(shape)  # wraps where the sum of two uint64 would
+        return (words.view(np.int64) + low).reshape(shape)  # wraps like a sum of two uint64
 
     def uniform(self, shape: Shape, low: float = 0.0, high: float = 1.0, dtype: Float = np.float32) -> Array:
         """torch.empty(shape, dtype=dtype).uniform_(low, high): float32, one r32 an element, or float64, one r64.
 
-        fma(u, high - low, low) with u24 or u53, in dtype; what rounds up to `high` becomes `low`, as in torch from
-        2.13 on; up to 2.12 it stays `high` there.
+        fma(u, high - low, low) with u24 or u53, in dtype; a value that rounds up to `high` becomes `low`, as in torch
+        from 2.13 on; up to 2.12 it stays `high` in torch.
         Raises ValueError unless low <= high and both, and high - low, are finite in dtype.
         """
         dtype, most = _dtype_and_largest("uniform", dtype)
-        low, high = float(low), float(high)  # as torch takes them: a NumPy float32 would round what is made of it
+        low, high = float(low), float(high)  # like torch: a NumPy float32 would round high - low
         if not (-most <= low <= high <= most and high - low <= most):
-            raise ValueError(f"uniform: from {low} to {high} is no range of {dtype} numbers")
+            raise ValueError(f"uniform: from {low} to {high} is not a range of {dtype} numbers")
         shape = _sizes("uniform", shape)
         out = np.empty(math.prod(shape), dtype)
         a, b = dtype.type(low), dtype.type(high)
@@ -137,7 +137,7 @@ class Generator:
             self._fill_uniform(block)
             if dtype == np.float64:
                 block[:] = fma64(block.tolist(), high - low, low)
-            elif a == -b:  # as nn.Linear has it: u (2 b) - b = b (2 u - 1), and 2 u - 1 is exact
+            elif a == -b:  # nn.Linear's case: u (2 b) - b = b (2 u - 1), and 2 u - 1 is exact
                 block *= 2
                 block -= 1
                 block *= b
@@ -149,10 +149,10 @@ class Generator:
     def normal(self, shape: Shape, mean: float = 0.0, std: float = 1.0, dtype: Float = np.float32) -> Array:
         """torch.empty(shape, dtype=dtype).normal_(mean, std): float32 or float64, by Box and Muller's transform.
 
-        From 16 elements on: a u24 each (float64: a u53), then in every 16 the first eight (radii) and the last eight
-        (angles) become eight cosine and eight sine values. If there is a remainder, 16 new ones redo the last 16
-        elements. Each value is then fma(z, std, mean).
-        Below 16: two u53 for each pair of values, in float64; an odd one leaves its partner for the next such call.
+        From 16 elements on: one u24 (float64: u53) per element, then in every 16 the first eight (radii) and the last
+        eight (angles) become eight cosine and eight sine values. If there is a remainder, the last 16 elements are
+        drawn again. Each value is then fma(z, std, mean).
+        Below 16: two u53 for each pair of values, in float64; an unused second value is kept for the next such call.
         Raises ValueError unless mean and std are finite in dtype and std >= 0.
         """
         dtype, most = _dtype_and_largest("normal", dtype)
@@ -185,7 +185,7 @@ class Generator:
         return out.reshape(shape)
 
     def permutation(self, n: int) -> Ints:
-        """torch.randperm(n): int64 (n,), one r32 for each element but the last (Fisher and Yates, from the front)."""
+        """torch.randperm(n): int64 (n,), one r32 per element but the last (Fisher and Yates, from the front)."""
         n = _whole("permutation: n", n)
         order = list(range(n))
         steps = self.random_uint32(max(n - 1, 0)) % np.arange(n, 1, -1)
@@ -194,13 +194,13 @@ class Generator:
         return np.array(order, np.int64)
 
     def start_loader(self) -> None:
-        """What iter(DataLoader(...)) takes from the stream, shuffling or not: the workers' base seed, one r64."""
+        """Draw what iter(DataLoader(...)) draws, shuffling or not: the workers' base seed, one r64."""
         self.random_()
 
     def loader_order(self, n: int) -> Ints:
         """The order of n samples that iter(DataLoader(..., shuffle=True)) and its first next() draw: int64 (n,).
 
-        Takes two r64, the base seed and the sampler's seed; the latter's own generator draws the permutation.
+        Draws two r64, the base seed and the sampler's seed; a generator with the latter draws the permutation.
         """
         n = _whole("loader_order: n", n)
         self.start_loader()
@@ -209,12 +209,12 @@ class Generator:
     def bernoulli(self, shape: Shape, p: float) -> npt.NDArray[np.bool_]:
         """torch.empty(shape).bernoulli_(p): bool of that shape, True where u53 < p; one r64 an element, in order.
 
-        p = 0 is False and p = 1 True everywhere, and both draw like any other p. What dropout keeps is
-        bernoulli(shape, 1 - p_drop), but for p_drop = 0 and 1 torch's dropout draws nothing: the caller's rule.
+        p = 0 gives False and p = 1 True everywhere, and both draw like any other p. Dropout keeps
+        bernoulli(shape, 1 - p_drop), but for p_drop = 0 and 1 torch's dropout draws nothing; the caller handles that.
         Raises ValueError unless 0 <= p <= 1.
         """
         if not 0 <= p <= 1:
-            raise ValueError(f"bernoulli: {p} is no probability")
+            raise ValueError(f"bernoulli: p must be from 0 to 1, not {p}")
         threshold = math.ceil(math.ldexp(p, 53))  # u53 < p in whole numbers
         shape = _sizes("bernoulli", shape)
         out = np.empty(math.prod(shape), np.bool_)
@@ -227,17 +227,17 @@ class Generator:
     def exponential(self, shape: Shape, lambd: float = 1.0, dtype: Float = np.float32) -> Array:
         """torch.empty(shape, dtype=dtype).exponential_(lambd): float32 or float64, one r64 an element.
 
-        (-1 / lambd) ln(1 - u53) in float64, rounded to dtype. For float64 the logarithm is the C library's; before
-        the rounding to float32 NumPy's does as well (checked on 20 million draws).
+        (-1 / lambd) ln(1 - u53) in float64, rounded to dtype. For float64 the logarithm is the C library's; for
+        float32 NumPy's gives the same after rounding (checked on 20 million draws).
         Raises ValueError unless lambd > 0.
         """
         dtype, _ = _dtype_and_largest("exponential", dtype)
         lambd = float(lambd)
         if not lambd > 0:
-            raise ValueError(f"exponential: lambd is {lambd}, and must be above 0")
+            raise ValueError(f"exponential: lambd must be above 0, not {lambd}")
         shape = _sizes("exponential", shape)
         u = -self._u53(math.prod(shape))
-        logs = np.log1p(u) if dtype == np.float32 else np.array([math.log1p(each) for each in u.tolist()])
+        logs = np.log1p(u) if dtype == np.float32 else np.array([math.log1p(value) for value in u.tolist()])
         with np.errstate(over="ignore"):  # to inf, as in torch
             logs *= -1 / lambd
             return logs.astype(dtype).reshape(shape)
@@ -245,29 +245,27 @@ class Generator:
     def multinomial(self, p: Array, num_samples: int = 1, replacement: bool = False) -> Ints:
         """torch.multinomial(p, num_samples, replacement): p (V,) or (B, V), float32 or float64 -> int64 (k,) or (B, k).
 
-        k is num_samples; p need not sum to 1. Without replacement, and for one sample: q = exponential, one an entry,
-        and the indices are those of the k greatest p / q in falling order (the race of V exponential clocks). q is
-        drawn in the order of p's memory, as in torch: row after row, or column after column if p is Fortran-ordered.
-        Of equal p / q the first comes first; torch leaves them as its sort does, and for float32 and k in the thousands
-        there are some.
-        With replacement: the running sum of the row in p's dtype, divided by its last; each sample is the first index
-        whose sum reaches a u53.
-        Raises ValueError, naming the row, where an entry is negative, infinite or nan, or too few are above 0.
+        k is num_samples; p need not sum to 1. Without replacement, and for one sample: q = exponential, one per entry,
+        and the indices are those of the k greatest p / q in falling order (a race of V exponential clocks). q is drawn
+        in p's memory order, as in torch: row by row, or column by column if p is Fortran-ordered.
+        Of equal p / q the lower index comes first; torch's sort may order them otherwise. Ties do occur in float32 with
+        k in the thousands.
+        With replacement: the running sum of the row in p's dtype, divided by its last value; each sample is the first
+        index whose sum reaches a u53.
+        Raises ValueError, naming the row, if an entry is negative, infinite or nan, or too few are above 0.
         """
         if not isinstance(p, np.ndarray):
             raise TypeError(
-                f"multinomial: p must be an array, whose dtype has part in the draw; not a {type(p).__name__}"
+                f"multinomial: p must be an array, because its dtype affects the draw; not a {type(p).__name__}"
             )
         if p.ndim not in (1, 2) or p.shape[-1] == 0 or p.dtype not in _LARGEST:
-            fix = (
-                "" if p.dtype.isnative else ": its bytes are the other way round, take p.astype(p.dtype.newbyteorder())"
-            )
+            fix = "" if p.dtype.isnative else ": its byte order is not native; use p.astype(p.dtype.newbyteorder())"
             raise ValueError(f"multinomial: p must be float32 or float64, (V,) or (B, V), not {p.dtype} {p.shape}{fix}")
         if p.shape[-1] > _CATEGORIES:
-            raise ValueError(f"multinomial: {p.shape[-1]} categories are more than 2^24, the most that torch takes")
+            raise ValueError(f"multinomial: {p.shape[-1]} categories are more than 2^24, torch's limit")
         num_samples = _whole("multinomial: num_samples", num_samples)
         if num_samples < 1:
-            raise ValueError(f"multinomial: num_samples is {num_samples}, and must be at least 1")
+            raise ValueError(f"multinomial: num_samples must be at least 1, not {num_samples}")
         rows = p.reshape(-1, p.shape[-1])
         bad = ~((rows >= 0) & (rows < np.inf)).all(axis=1)  # nan fails every comparison
         if bad.any():
@@ -281,7 +279,7 @@ class Generator:
         return draw(rows, num_samples).reshape(*p.shape[:-1], num_samples)
 
     def get_state(self) -> npt.NDArray[np.uint8]:
-        """What torch.get_rng_state() holds at this point of the stream: uint8 (5056,), for torch.set_rng_state too."""
+        """The state that torch.get_rng_state() returns at this point: uint8 (5056,), also for torch.set_rng_state."""
         engine: Any = self._engine.get_state()
         words, position = engine[1:3]
         state = np.zeros(1, _STATE)
@@ -292,13 +290,13 @@ class Generator:
         return state.view(np.uint8)
 
     def set_state(self, state: npt.NDArray[np.uint8]) -> None:
-        """Go on from what get_state or torch.get_rng_state() returned: uint8 (5056,).
+        """Continue from a state of get_state or torch.get_rng_state(): uint8 (5056,).
 
-        Raises InputError, and changes nothing, for another size or type or for bytes that no generator holds.
+        Raises InputError, and changes nothing, for another size or type or for bytes that are not a valid state.
         """
         if not isinstance(state, np.ndarray) or state.dtype != np.uint8 or state.shape != (_STATE.itemsize,):
-            fix = ": of a torch tensor give .numpy()" if hasattr(state, "numpy") else ""
-            raise InputError(f"a random state is a uint8 array of {_STATE.itemsize} bytes; this is not one{fix}")
+            fix = ": pass a torch tensor's .numpy()" if hasattr(state, "numpy") else ""
+            raise InputError(f"a random state must be a uint8 array of {_STATE.itemsize} bytes{fix}")
         new = np.frombuffer(state.tobytes(), _STATE)[0]
         left, position, words = int(new["left"]), int(new["next"]), new["words"]
         fresh = (left, position) == (1, 0)
@@ -306,7 +304,7 @@ class Generator:
         possible &= bool(new["seeded"] == 1 and words.any() and words.max() < 1 << 32)
         possible &= bool(new["normal_is_valid"] in (0, 1) and np.isfinite(new["normal_y"]))
         if not possible or new["float_normal_is_valid"]:
-            raise InputError("these bytes are no state of torch's CPU generator: its fields contradict each other")
+            raise InputError("these bytes are not a state of torch's CPU generator: its fields contradict each other")
         position = _WORDS if fresh else position
         self._engine.set_state({"bit_generator": "MT19937", "state": {"key": words, "pos": position}})
         self._seed, self._fresh = int(new["seed"]), fresh
@@ -316,7 +314,7 @@ class Generator:
         return (self.random_uint64(n) & _MASK53) * 2.0**-53
 
     def _fill_uniform(self, out: Array) -> None:
-        """u24 into a float32 out (n,), u53 into a float64 one."""
+        """Fill out (n,) with u24 if it is float32, u53 if float64."""
         if out.dtype == np.float64:
             out[:] = self._u53(out.size)
             return
@@ -336,7 +334,7 @@ class Generator:
     def _without_replacement(self, p: Array, k: int) -> Ints:
         B, V = p.shape
         down, across = map(abs, p.strides)
-        by_column = down > 0 and (across, V) > (down, B)  # torch's rule for any strides: TensorIterator's
+        by_column = down > 0 and (across, V) > (down, B)  # torch's TensorIterator decides so for any strides
         columns = self.exponential((V, B), dtype=p.dtype) if by_column else None
         ids = np.empty((B, k), np.int64)
         for i, row in enumerate(p):
@@ -346,7 +344,7 @@ class Generator:
             if k == 1:
                 ids[i] = ratio.argmax()
             else:
-                rising = ratio[::-1].argsort(stable=True)  # backwards: falling, the first of equals is then first
+                rising = ratio[::-1].argsort(stable=True)  # reversed, so that of equals the first comes first
                 ids[i] = len(row) - 1 - rising[: -k - 1 : -1]
         return ids
 
@@ -364,31 +362,31 @@ class Generator:
 
 
 def _whole(what: str, n: int) -> int:
-    """n as an int, asked before anything is drawn. Raises TypeError if it is no whole number, ValueError below 0."""
+    """n as an int. Raises TypeError if it is not a whole number, ValueError below 0."""
     try:
         whole = None if isinstance(n, (bool, np.bool_)) else operator.index(n)
     except TypeError:
         whole = None
     if whole is None:
-        raise TypeError(f"{what} is {n!r}, and must be a whole number")
+        raise TypeError(f"{what} must be a whole number, not {n!r}")
     if whole < 0:
-        raise ValueError(f"{what} is {n}, and must not be negative")
+        raise ValueError(f"{what} must not be negative, but is {n}")
     return whole
 
 
 def _sizes(what: str, shape: Shape) -> tuple[int, ...]:
-    """shape as a tuple; a number is one axis, as in torch. Raises as _whole does."""
+    """shape as a tuple; a number is one axis, as in torch. Raises like _whole."""
     sizes = shape if isinstance(shape, Iterable) else (shape,)
     return tuple(_whole(f"{what}: a size of shape {shape}", size) for size in sizes)
 
 
 def _blocks(out: Array) -> Iterator[Array]:
-    """Consecutive views of out (n,), _BLOCK elements or what is left."""
+    """Consecutive views of out (n,), of _BLOCK elements (the last may be shorter)."""
     return (out[start : start + _BLOCK] for start in range(0, out.size, _BLOCK))
 
 
 def _dtype_and_largest(what: str, dtype: Float) -> tuple[np.dtype[Any], float]:
-    """dtype as NumPy has it, and its largest number; ValueError if it is neither float32 nor float64."""
+    """dtype as a np.dtype, and its largest number; ValueError if it is neither float32 nor float64."""
     if (dtype := np.dtype(dtype)) not in _LARGEST:
-        raise ValueError(f"{what}: numbers are float32 or float64, not {dtype}")
+        raise ValueError(f"{what}: dtype must be float32 or float64, not {dtype}")
     return dtype, _LARGEST[dtype]
