@@ -8,9 +8,9 @@ OURS = ("benchmarks", "numpy_gpt", "torch_gpt")
 
 
 def run() -> None:
-    """The commands; where a package is not installed one line that says so, and exit code 2."""
+    """Run the commands; if a package is not installed, print one line and exit with code 2."""
     try:
-        from benchmarks.cli import main  # only now: it loads NumPy, and PyTorch
+        from benchmarks.cli import main  # here, because it loads NumPy and PyTorch
 
         main(prog_name="python -m benchmarks")
     except ModuleNotFoundError as error:

@@ -25,19 +25,19 @@ OUT = Path("benchmark-results")
 MEASUREMENTS: dict[str, tuple[Callable[[Settings, Report], None], str]] = {
     "step": (step.run, "A training step: the book's job, a long window, a small model."),
     "forward": (forward.run, "The forward pass alone."),
-    "decode": (decode.run, "Greedy decoding: tokens a second, and the share of the memory's rate."),
-    "ops": (operations.run, "Each operation by itself, forward and backward."),
+    "decode": (decode.run, "Greedy decoding: tokens per second, and the share of the memory's rate."),
+    "ops": (operations.run, "Each operation separately, forward and backward."),
     "scaling": (scaling.run, "The step as T, B and the number of cores grow."),
-    "load": (load.run, "Loading a checkpoint: seconds and peak memory, beside safetensors' own."),
-    "memory": (memory.run, "Peak memory, each in its own process: of a step, and of attention as T grows."),
+    "load": (load.run, "Loading a checkpoint: seconds and peak memory, compared with safetensors' loader."),
+    "memory": (memory.run, "Peak memory of a step, and of attention as T grows, each in its own process."),
 }
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
-    """The same work on NumPy and on PyTorch, timed in turn on one machine: ratios, with the error beside the speed.
+    """The same work in NumPy and in PyTorch, timed in turn on one machine: ratios, with each side's error.
 
-    Close other programs first: two cores at work elsewhere make every ratio a guess.
+    Close other programs first: with the cores busy elsewhere, the ratios are unreliable.
     """
 
 
@@ -50,13 +50,13 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Folder for JSON and PNG.",
         ),
-        click.option("--compile", "compiled", is_flag=True, help="torch.compile's tuned model beside the plain one."),
+        click.option("--compile", "compiled", is_flag=True, help="Also time the tuned model under torch.compile."),
         click.option(
             "--runs",
             type=AT_LEAST_1,
-            help="Timed rounds (decode and scaling: 3 at the most).  [default: 9, quick: 2]",
+            help="Timed rounds (decode and scaling: at most 3).  [default: 9, quick: 2]",
         ),
-        click.option("--quick", is_flag=True, help="A two-layer model: shows that all works, in a minute."),
+        click.option("--quick", is_flag=True, help="A two-layer model, to check in a minute that everything works."),
     ):
         command = option(command)
     return command
@@ -68,19 +68,19 @@ def _measure(names: list[str], quick: bool, runs: int | None, compiled: bool, ou
     machine = details()
     report.line(machine["line"])
     if taken := removed():
-        report.line(f"taken out of the environment, because it slows NumPy's BLAS: {taken}")
+        report.line(f"removed from the environment because it slows NumPy's BLAS: {taken}")
     if (machine["load"] or 0) > 0.5:
-        report.remark(f"other programs are at work (load {machine['load']:.1f}): the ratios will be noisy")
+        report.remark(f"other programs are running (load {machine['load']:.1f}): the ratios will be noisy")
     settings = Settings(quick, runs or (2 if quick else 9), compiled, gpus_here())
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"the folder {out} cannot be made ({error.strerror}): choose another with --out") from error
+        raise InputError(f"the folder {out} cannot be created ({error.strerror}): choose another with --out") from error
     try:
         for name in names:
             MEASUREMENTS[name][0](settings, report)
     except DisagreementError as error:
-        report.remark(f"Error: nothing is timed that computes something else: {error}")
+        report.remark(f"Error: not timed, because the results disagree: {error}")
         raise SystemExit(1) from error
     command = " ".join([names[0] if len(names) == 1 else "all", *(["--quick"] if quick else [])])
     options = " ".join([f"--runs {settings.runs}", *(["--compile"] if compiled else [])])
@@ -89,7 +89,7 @@ def _measure(names: list[str], quick: bool, runs: int | None, compiled: bool, ou
     write_json(file.with_suffix(".json"), document)
     draw(file.with_suffix(".png"), report.rows, machine["line"])
     report.line(f"\n{file}.json, {file}.png")
-    if not sys.stdout.isatty():  # for a program
+    if not sys.stdout.isatty():  # for programs
         click.echo(json.dumps(document, ensure_ascii=False))
 
 
@@ -102,11 +102,11 @@ def _add(name: str, names: list[str], summary: str) -> None:
 
 for _name, (_, _summary) in MEASUREMENTS.items():
     _add(_name, [_name], _summary)
-_add("all", list(MEASUREMENTS), "All of them, into one file.")
+_add("all", list(MEASUREMENTS), "All of the above, into one file.")
 main.add_command(streams.main, "streams")
 
 
-@main.command("compare", short_help="The regression guard: a new run beside the committed one.")
+@main.command("compare", short_help="The regression guard: compare a new run with the committed one.")
 @click.argument("new", type=PATH)
 @click.option("--baseline", type=PATH, default=BASELINE, help="[default: benchmarks/cpu.json]")
 @click.option(
@@ -118,9 +118,9 @@ main.add_command(streams.main, "streams")
     help="Share by which a ratio may worsen.",
 )
 def compare_command(new: Path, baseline: Path, tolerance: float) -> None:
-    """Every ratio of the baseline beside that of NEW, a JSON file of these benchmarks.
+    """Compare every ratio of the baseline with that of NEW, a JSON file of these benchmarks.
 
-    Exit code 1 if a ratio is worse by more than the tolerance and beyond both spreads, or is missing though the same
+    Exit code 1 if a ratio is worse by more than the tolerance and beyond both spreads, or missing although the same
     command was run.
     """
     before, now = read(baseline), read(new)
@@ -128,7 +128,7 @@ def compare_command(new: Path, baseline: Path, tolerance: float) -> None:
         click.echo(f"{name:<6}  {document['machine']['line']}")
     changes = compare(before, now, tolerance)
     if difference := other_machine(before, now):
-        click.echo(f"on different machines, which may be why a ratio moved: {difference}")
+        click.echo(f"different machines, which may explain a changed ratio: {difference}")
     for change in changes:
         click.echo(f"{'WORSE' if change.worse else '-' if change.now is None else 'ok':<6}  {change}")
     worse = [change for change in changes if change.worse]

@@ -1,4 +1,4 @@
-"""The regression guard: the ratios of a new run beside those of a committed one."""
+"""The regression guard: compares the ratios of a new run with those of a committed one."""
 
 import json
 import math
@@ -13,9 +13,9 @@ BASELINE = Path(__file__).parent / "cpu.json"
 
 @dataclass(frozen=True)
 class Change:
-    """One ratio of the baseline in the new run. now is None where the new run lacks it.
+    """One ratio of the baseline, compared with the new run. now is None if the new run lacks it.
 
-    worse: by more than the tolerance, or lacking though the same command was run.
+    worse: by more than the tolerance, or missing although the same command was run.
     """
 
     name: str
@@ -34,8 +34,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         str(document["machine"]["line"])
-        for each in ratios(document).values():
-            _worse(each, each, 0.0)  # every part of it is there, and a number
+        for ratio in ratios(document).values():
+            _worse(ratio, ratio, 0.0)  # checks that every field is present and a number
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}: python -m benchmarks all writes one") from error
     except OSError as error:
@@ -45,7 +45,7 @@ def read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is not a file that python -m benchmarks wrote, or is cut short: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is JSON, but not of the kind that python -m benchmarks all writes") from error
+        raise InputError(f"{path} is JSON, but not a file that python -m benchmarks all wrote") from error
     return dict(document)
 
 
@@ -55,23 +55,23 @@ def ratios(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def compare(baseline: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[Change]:
-    """Every ratio of the baseline, beside the new run's.
+    """Every ratio of the baseline, compared with the new run's.
 
-    Worse is what moved by more than the tolerance, as a share of the baseline, in the direction in which it should not,
-    and whose middle half of pairs lies wholly beyond the baseline's: a single slow round is no regression.
+    A ratio is worse if it moved in the wrong direction by more than the tolerance, as a share of the baseline, and the
+    middle half of its pairs does not overlap the baseline's: a single slow round is not a regression.
     """
     if not tolerance >= 0:
-        raise InputError(f"the tolerance is a share, 0 or more, not {tolerance}")
+        raise InputError(f"the tolerance must be a share of at least 0, not {tolerance}")
     old, now = ratios(baseline), ratios(new)
     if not old:
-        raise InputError("the baseline has no ratio to compare with: python -m benchmarks all writes one that has")
+        raise InputError("the baseline has no ratio to compare with: use one that python -m benchmarks all wrote")
     for name, before in old.items():
         if not math.isfinite(before["ratio"]):
             raise InputError(f"the baseline's {name} is {before['ratio']}: measure the baseline again")
     if not old.keys() & now.keys():
         commands = f"the new run is of {_command(new)!r}, the baseline of {_command(baseline)!r}"
-        what = "another model" if _quick(new) != _quick(baseline) else "other measurements"
-        raise InputError(f"{what}: nothing to compare: {commands}")
+        reason = "another model" if _quick(new) != _quick(baseline) else "other measurements"
+        raise InputError(f"{reason}: nothing to compare: {commands}")
     same_command = _command(new).split()[:1] == _command(baseline).split()[:1]
     return [
         Change(name, before["ratio"], now[name]["ratio"], _worse(before, now[name], tolerance))
@@ -82,7 +82,7 @@ def compare(baseline: dict[str, Any], new: dict[str, Any], tolerance: float) -> 
 
 
 def other_machine(baseline: dict[str, Any], new: dict[str, Any]) -> str:
-    """What differs between the machines of two documents, in words; empty if nothing that matters does."""
+    """The relevant differences between the machines of two documents, in words; empty if there are none."""
     one, other = baseline["machine"], new["machine"]
     keys = ("processor", "cores", "blas", "torch_threads", "gpu")
     return ", ".join(f"{key} {one.get(key)} and {other.get(key)}" for key in keys if one.get(key) != other.get(key))

@@ -1,4 +1,4 @@
-"""The work: a model, a batch size, and batches of real text that never repeat."""
+"""The work to measure: a model, a batch size, and batches of real text that never repeat."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from numpy_gpt.typing import Array
 class Job:
     """B windows of T tokens through a model of this configuration.
 
-    judged: the issue asks something of this job, so its ratios get a verdict; a quick form's do not.
+    judged: its ratios have limits and get a verdict, unlike those of the quick jobs.
     """
 
     model: str
@@ -34,7 +34,7 @@ class Job:
 
 BOOK = Job("124M untied", GPTConfig(context_length=256, drop_rate=0.1), B=2, T=256, judged=True)
 LONG = Job("124M untied", GPTConfig(context_length=1024, drop_rate=0.1), B=1, T=1024, judged=True)
-SMALL = Job(  # nanoGPT's example for a CPU, six layers of its baby GPT; 65 characters, as in its Shakespeare
+SMALL = Job(  # after nanoGPT's CPU example: six layers of its baby GPT, and the 65 characters of its Shakespeare
     "6 × 384, V=65",
     GPTConfig(vocab_size=65, context_length=64, emb_dim=384, n_heads=6, n_layers=6, drop_rate=0.1),
     B=12,
@@ -49,16 +49,16 @@ QUICK_SMALL = Job("2 × 128, V=65", GPTConfig(context_length=64, **_TWO_LAYERS |
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids (n,) below the job's vocabulary, and what they are of."""
+    """Token ids (n,) below the job's vocabulary, and the name of their text and encoding."""
 
     ids: Array
     name: str
 
 
 def text_for(vocab_size: int) -> Text:
-    """The story, where $NUMPY_GPT_DATA has it, in gpt2's encoding; else the embedded manual, or bytes: no downloads.
+    """The story from $NUMPY_GPT_DATA in gpt2's encoding; if missing, Python's manual and bytes. Without a network.
 
-    Below 257 tokens: single characters, the commonest ones, and the last id for all others.
+    Below 257 tokens: one id for each of the commonest characters, and the last for all others.
     """
     story = data_folder_file("the-verdict.txt")
     name = "the-verdict" if isinstance(story, Path) and story.exists() else "python-manual"
@@ -71,12 +71,12 @@ def text_for(vocab_size: int) -> Text:
         try:
             return Text(encode(get_encoding("gpt2"), text), f"{name}, gpt2")
         except InputError:
-            pass  # its vocabulary is not here, and there is no network
+            pass  # its vocabulary is not on this machine, and there is no network
     return Text(encode(get_encoding("bytes"), text), f"{name}, bytes")
 
 
 def batches(job: Job, text: Text, seed: int = 0) -> Iterator[tuple[Array, Array]]:
-    """Endless (x (B, T), y (B, T)): windows from random places, so that each is new, and the same one token later."""
+    """Endless (x (B, T), y (B, T)): windows at random positions, so that each is new, and the same one token later."""
     if len(text.ids) <= job.T:
         raise InputError(f"{text.name} has {len(text.ids)} tokens, too few for a window of {job.T}")
     rng = np.random.default_rng(seed)

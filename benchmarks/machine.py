@@ -1,4 +1,4 @@
-"""What the figures were measured on: processor, BLAS and its kernel, threads, versions, environment."""
+"""The machine of a measurement: processor, BLAS and its kernel, threads, versions, environment."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info
 from benchmarks.environment import removed
 
 THREAD_VARIABLES = ("OPENBLAS", "OMP", "GOMP", "MKL", "KMP", "GOTO", "VECLIB")
-"""Beginnings of the names of environment variables that change how fast a product is."""
+"""Prefixes of environment variables that change the speed of a product."""
 
 
 def processor() -> str:
@@ -24,7 +24,7 @@ def processor() -> str:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on: fewer than the machine's inside a container or under taskset."""
+    """Cores this process may run on, fewer than the machine has in a container or under taskset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -45,7 +45,7 @@ def accelerator() -> str | None:
 
 
 def machine() -> str:
-    """The machine and the versions in one line, for beside a figure."""
+    """The machine and the versions in one line, to print with the figures."""
     return (
         f"{processor()}, {usable_cores()} cores; NumPy {np.__version__} with {blas()}; torch {torch.__version__} "
         f"({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads; "
@@ -54,7 +54,7 @@ def machine() -> str:
 
 
 def details() -> dict[str, Any]:
-    """The same for a program to read. load: processes that wanted to run as the benchmark began, over one minute."""
+    """The same for programs. load: the one-minute load average when the benchmark started."""
     return {
         "line": machine(),
         "processor": processor(),

@@ -1,7 +1,7 @@
-"""python -m benchmarks.peak_memory WHAT …: does one piece of work in this process, and prints the memory it took.
+"""python -m benchmarks.peak_memory WORK …: runs one piece of work in this process and prints the memory it took.
 
-A process of its own each, for a peak is never forgotten. Prints {"before": bytes, "peak": bytes} of resident memory;
-before: with everything imported (for attention: with the inputs made), and nothing done yet.
+Each needs a separate process, because a process's peak never falls. Prints {"before": bytes, "peak": bytes} of resident
+memory; before: with everything imported (for attention: and the inputs created), before the work starts.
 """
 
 import json
@@ -16,14 +16,14 @@ from numpy_gpt import GPTConfig
 from numpy_gpt.errors import InputError
 
 STEPS = 3
-"""Of training: the first allocates the moments, the second finds everything allocated."""
+"""Training steps: the first allocates the moments, from the second on everything is allocated."""
 
 
 def resident(which: str) -> int:
-    """Bytes of resident memory: VmRSS now or VmHWM at its highest.
+    """Bytes of resident memory: VmRSS (current) or VmHWM (peak).
 
-    Not getrusage's ru_maxrss: Linux hands that on through fork and exec, so a small process started by a large one
-    would begin with the large one's peak. Where there is no /proc it is all there is, and its "now" is the peak so far.
+    Not getrusage's ru_maxrss: on Linux a process inherits it through fork and exec, so a small process started by a
+    large one would begin with that one's peak. Without /proc it is used anyway, and "current" is the peak so far.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -32,13 +32,13 @@ def resident(which: str) -> int:
     try:
         import resource
     except ImportError as error:
-        raise InputError("this system does not tell a process's peak memory") from error
+        raise InputError("this system does not report a process's peak memory") from error
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def in_own_process(*arguments: str) -> dict[str, float]:
-    """What this module prints, run with these arguments. Raises CalledProcessError if it fails."""
+    """Run this module with these arguments and parse its output. Raises CalledProcessError if it fails."""
     command = [sys.executable, "-m", "benchmarks.peak_memory", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -54,14 +54,14 @@ def step(backend: str, config: GPTConfig, B: int, T: int) -> dict[str, int]:
     if backend == "NumPy":
         before = resident("VmRSS")
         chosen = NumPyBackend(config)
-    else:  # only now: NumPy's process does not load torch
+    else:  # imported here, because NumPy's process must not load torch
         import torch
 
         from benchmarks.contenders.torch_backends import TorchBackend, Way
 
         before = resident("VmRSS")
         style, device = backend.split()
-        # NumPy's weights are gone before the first step, so its memory is not counted as torch's
+        # NumPy's weights are freed before the first step, so that they do not count as torch's memory
         chosen = TorchBackend(Way(style, device), config, GPT(config, SEED).params)
     for _ in range(STEPS):
         chosen.step(*next(stream), dropout=False)
@@ -81,7 +81,7 @@ def attention(heads: int, T: int, head_size: int) -> dict[str, int]:
         attention_backward(dy, cache)
 
     rng = np.random.default_rng(0)
-    once(*(rng.standard_normal((1, heads, 128, head_size), np.float32) for _ in range(4)))  # BLAS takes its buffers
+    once(*(rng.standard_normal((1, heads, 128, head_size), np.float32) for _ in range(4)))  # BLAS allocates its buffers
     inputs = [rng.standard_normal((1, heads, T, head_size), np.float32) for _ in range(4)]
     before = resident("VmRSS")
     once(*inputs)
@@ -89,7 +89,7 @@ def attention(heads: int, T: int, head_size: int) -> dict[str, int]:
 
 
 def load(way: str, file: str) -> dict[str, float]:
-    """Peak and seconds of loading a checkpoint's file, in one of the ways of contenders/loaders.py."""
+    """Peak memory and seconds of loading a checkpoint's file in one of the WAYS of contenders/loaders.py."""
     from benchmarks.contenders.loaders import WAYS
 
     read = WAYS[way]()
@@ -102,11 +102,11 @@ def load(way: str, file: str) -> dict[str, float]:
 
 def main(arguments: list[str]) -> None:
     """step BACKEND CONFIG B T, with the configuration as JSON; attention HEADS T HEAD_SIZE; or load WAY FILE."""
-    what, *rest = arguments
+    work, *rest = arguments
     found: dict[str, float]
-    if what == "attention":
+    if work == "attention":
         found = {**attention(*map(int, rest))}
-    elif what == "load":
+    elif work == "load":
         found = load(*rest)
     else:
         backend, config, B, T = rest

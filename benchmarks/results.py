@@ -1,4 +1,4 @@
-"""What was measured: rows with their ratios, as tables for people, JSON for programs, and a plot."""
+"""The results: rows with ratios, as tables for people, JSON for programs, and a plot."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.timing import Spread
 
-FORMATS = {  # of a row's figures: column heading -> format
+FORMATS = {  # a figure's column heading -> its format
     "tokens/s": ",.0f",
     "GFLOP/s": ",.0f",
     "GB/s": ".1f",
@@ -37,7 +37,7 @@ NOT_MEASURED = "not measured here"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a ratio is asked to be and what is hoped for: at most, or at least where better is "higher"."""
+    """The required and the hoped-for limit of a ratio: upper limits, or lower ones if better is "higher"."""
 
     asked: float | None = None
     goal: float | None = None
@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ratio:
-    """value: the ratio of the medians; pairs: the ratios round by round, where there are rounds."""
+    """value: the ratio of the medians; pairs: the spread of the ratios round by round, if there are rounds."""
 
     value: float
     pairs: Spread | None = None
@@ -54,7 +54,7 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """Which of its limits the value keeps: "goal", "asked", "missed", or nothing where nothing is asked."""
+        """The strictest limit that the value meets: "goal" or "asked"; else "missed", or "" if there is no limit."""
         for name in ("goal", "asked"):
             limit = getattr(self.limits, name)
             if limit is not None and (self.value <= limit if self.limits.better == "lower" else self.value >= limit):
@@ -64,7 +64,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender in one case. ratios: what its seconds (or bytes) are of, under the name of the ratio."""
+    """One contender in one case. ratios: of its seconds (or bytes) to others', by the ratio's name."""
 
     case: str
     backend: str
@@ -74,7 +74,7 @@ class Row:
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """As in the file: "name" is the case, limits and verdict stand beside their ratio."""
+        """The row as in the file: "name" is the case; each ratio comes with its limits and verdict."""
         ratios = {
             name: {"ratio": r.value, "pairs": r.pairs and asdict(r.pairs), **asdict(r.limits), "verdict": r.verdict}
             for name, r in self.ratios.items()
@@ -85,7 +85,7 @@ class Row:
 
 
 class Report:
-    """Tables on stdout as they come, progress on stderr; keeps every row."""
+    """Prints tables on stdout as soon as they are ready and progress on stderr; keeps every row."""
 
     def __init__(self) -> None:
         terminal = Console(highlight=False)
@@ -97,12 +97,12 @@ class Report:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def remark(self, text: str) -> None:
-        """On stderr."""
+        """Print a line on stderr."""
         self._errors.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Any]:
-        """Gives tick(name): name is at work now, the one before it is done."""
+        """Gives tick(name), to call when name starts and the one before it is done."""
         columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=self._errors, transient=True, disable=not self._errors.is_terminal) as bar:
             task, begun = bar.add_task(what, total=total), count()
@@ -129,7 +129,7 @@ class Report:
 
 
 def times_table(rows: list[Row]) -> Table:
-    """Who, how long, and the figures any of the rows has."""
+    """The contenders, their times, and every figure that any row has."""
     columns = [name for name in FORMATS if any(name in row.figures for row in rows)]
     timed = any(row.seconds for row in rows)
     table = Table(
@@ -167,7 +167,7 @@ def ratios_table(rows: list[Row]) -> Table:
 
 
 def colour(contender: str) -> str:
-    """NumPy blue, PyTorch orange, what is only a ceiling grey."""
+    """Blue for NumPy, orange for PyTorch, grey for ceilings."""
     ceiling = "products" in contender or "vector" in contender or "sum" in contender
     return "0.7" if ceiling else "C1" if "PyTorch" in contender else "C0"
 
@@ -183,12 +183,12 @@ def duration(spread: Spread) -> tuple[str, str]:
 
 
 def as_document(command: str, machine: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
-    """The JSON file's content, and the last line of stdout where no person reads it."""
+    """The JSON file's content, also printed as the last line if stdout is not a terminal."""
     return {"machine": machine, "command": command, "rows": [row.as_json() for row in rows]}
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """One row a line, so that a changed figure is a changed line."""
+    """Write one row per line, so that a changed figure changes one line."""
     head = {key: value for key, value in document.items() if key != "rows"}
     rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in document["rows"])
     text = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
@@ -196,7 +196,7 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def draw(path: Path, rows: list[Row], machine: str) -> None:
-    """A panel a case: the medians as bars with their ranges; where nothing was timed, peak memory."""
+    """Draw one panel per case: the medians as bars with their ranges, or peak memory if nothing was timed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -205,18 +205,18 @@ def draw(path: Path, rows: list[Row], machine: str) -> None:
         if row.seconds or "peak GB" in row.figures:
             cases.setdefault(row.case, []).append(row)
     columns = 1 if len(cases) < 4 else 2
-    counts = [len(each) for each in cases.values()]
+    counts = [len(case_rows) for case_rows in cases.values()]
     heights = [1 + 0.3 * max(counts[i : i + columns]) for i in range(0, len(cases), columns)]
     figure = Figure(figsize=(9 * columns, 0.6 + sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights).flat
     for axes in panels[len(cases) :]:
         axes.remove()
-    for axes, (case, each) in zip(panels, cases.items(), strict=False):
+    for axes, (case, case_rows) in zip(panels, cases.items(), strict=False):
         axes.set_title(case, loc="left", fontsize=9)
-        timed = [row for row in each if row.seconds]
-        values = [row.seconds.median if row.seconds else row.figures["peak GB"] for row in timed or each]
-        names = [row.backend for row in timed or each]
+        timed = [row for row in case_rows if row.seconds]
+        values = [row.seconds.median if row.seconds else row.figures["peak GB"] for row in timed or case_rows]
+        names = [row.backend for row in timed or case_rows]
         axes.barh(names, values, color=[colour(name) for name in names], height=0.7)
         ends = [row.seconds.max for row in timed] or values
         if timed:

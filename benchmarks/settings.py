@@ -1,4 +1,4 @@
-"""What the command line chose, for every measurement alike."""
+"""The command line's settings, shared by all measurements."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from torch_gpt.train import choose_device
 
 @dataclass(frozen=True)
 class Settings:
-    """quick: a smaller model; runs: timed rounds; compiled: torch.compile's tuned model too; gpus: what a GPU does."""
+    """quick: a smaller model; runs: timed rounds; compiled: also torch.compile's tuned model; gpus: ways on a GPU."""
 
     quick: bool = False
     runs: int = 9
@@ -17,6 +17,6 @@ class Settings:
 
 
 def gpus_here() -> list[Way]:
-    """The ways on this machine's GPU; none without one."""
+    """The ways to run on this machine's GPU; empty without a GPU."""
     device = choose_device().type
     return gpu_ways(None if device == "cpu" else device)

@@ -1,4 +1,4 @@
-"""The clock: contenders in turn, after a warm-up, on a quiet process; medians, spreads, and ratios pair by pair."""
+"""The clock: contenders in turn, after a warm-up, in an idle process; medians, spreads, and ratios pair by pair."""
 
 import os
 import statistics
@@ -13,7 +13,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 WARM_UPS = 2
-"""Rounds that are not counted: buffers are allocated, kernels chosen, code compiled."""
+"""Rounds that are not counted, for allocating buffers, choosing kernels and compiling code."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Contender:
-    """run(round) does the work of one round and returns what it likes; wait() returns when a device has done it."""
+    """run(round) does the work of one round, its result is ignored; wait() returns when a device has finished it."""
 
     run: Callable[[int], Any]
     wait: Callable[[], None] = lambda: None
@@ -46,9 +46,9 @@ def interleaved(
     tick: Callable[[str], None] = lambda name: None,
     warm_ups: int = WARM_UPS,
 ) -> dict[str, list[float]]:
-    """Seconds of each contender in each of the rounds: A B C, B C A, C A B, … after warm_ups rounds more.
+    """Seconds of each contender in each round, in turn: A B C, B C A, C A B, … after warm_ups uncounted rounds.
 
-    run is given the number of the round, from 0 with the warm-up's, so that all do the same work in a round.
+    run receives the round's number, counted from the first warm-up, so that all do the same work in a round.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -71,9 +71,9 @@ def interleaved(
 def settle(slice_seconds: float = 0.01, patience: float = 1.0) -> None:
     """Wait until no thread of this process is running.
 
-    After a product the worker threads of OpenBLAS spin for 0.1 s in the hope of the next one (torch's OpenMP: 0.01 s),
-    on the cores that the next contender needs. Their time counts as the process's, so it is quiet once that stands
-    still. patience: seconds after which to go on all the same.
+    After a product OpenBLAS's worker threads spin for 0.1 s waiting for the next one (torch's OpenMP: 0.01 s), on the
+    cores that the next contender needs. Spinning counts as process time, so the process is idle once that stops
+    increasing. patience: seconds after which to continue anyway.
     """
     give_up = time.perf_counter() + patience
     while time.perf_counter() < give_up:
@@ -91,7 +91,7 @@ def ratio(times: dict[str, list[float]], numerator: str, denominator: str) -> tu
 
 @contextmanager
 def cores(n: int) -> Iterator[None]:
-    """NumPy's BLAS, torch, and (on Linux) every thread there is or will be, on n cores."""
+    """Limit NumPy's BLAS, torch, and (on Linux) every present and future thread to n cores."""
     torch_threads, here = torch.get_num_threads(), _affinity()
     _set_affinity(sorted(here)[:n])
     torch.set_num_threads(n)
@@ -108,7 +108,7 @@ def _affinity() -> set[int]:
 
 
 def _set_affinity(numbers: list[int]) -> None:
-    """Of every thread of this process: those that come later inherit it."""
+    """Set the affinity of every thread of this process; later threads inherit it."""
     tasks = Path("/proc/self/task")
     if numbers and tasks.exists():
         for task in tasks.iterdir():

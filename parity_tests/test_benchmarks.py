@@ -351,7 +351,7 @@ def test_compare_uses_common_measurements(tmp_path):
 
 def test_compare_notes_another_machine(tmp_path):
     one, other = (a_run(tmp_path, machine={"processor": "P", "cores": n}, step=(1.0, Limits())) for n in (2, 8))
-    assert "on different machines, which may be why a ratio moved: cores 2 and 8" in compared(other, one).stdout
+    assert "different machines, which may explain a changed ratio: cores 2 and 8" in compared(other, one).stdout
     assert "different machines" not in compared(one, one).output
 
 

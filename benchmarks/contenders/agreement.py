@@ -1,4 +1,4 @@
-"""Nobody is timed who computes something else: loss and every gradient against float64, before the clock runs."""
+"""Checks, before anything is timed, that all backends compute the same: loss and every gradient against float64."""
 
 import math
 from typing import NamedTuple
@@ -13,18 +13,18 @@ from torch_gpt.model import from_params, loss_and_grads
 
 
 class DisagreementError(AssertionError):
-    """A backend's number is too far from the truth; names the backend and the tensor."""
+    """A backend's result is too far from the truth; the message names the backend and the tensor."""
 
 
 class Truth(NamedTuple):
-    """The reference in float64: the loss in nats a token, and every gradient by name."""
+    """The reference in float64: the loss in nats per token, and every gradient by name."""
 
     loss: float
     grads: Params
 
 
 class Errors(NamedTuple):
-    """Distance from the truth: of the loss, as its share; of the gradients, as a share of the largest of them all."""
+    """Errors relative to the true loss, and to the largest element of all true gradients."""
 
     loss: float
     gradient: float
@@ -36,17 +36,17 @@ def truth(config: GPTConfig, params: Params, tokens: Array, targets: Array) -> T
 
 
 def check(backend: Backend, config: GPTConfig, tokens: Array, targets: Array, want: Truth) -> Errors:
-    """The backend's errors. Raises DisagreementError if one is over its bound.
+    """The backend's errors. Raises DisagreementError if one exceeds its bound.
 
-    eps is the precision's, G the model's largest gradient, g that of one tensor, n = 12 L + 3 the products on the way
+    eps is the precision's, G the model's largest gradient, g that of one tensor, n = 12 L + 3 the products on the path
     from a weight through the loss and back. A gradient may be off by
 
         float64, float32    2^16 eps g + 64 eps G    the suite's rule, tensor by tensor; the second term is for
                                                      tensors whose true gradient is 0
-        TF32, bf16          4 √n eps G               each product rounds its operands, and independent roundings add
-                                                     up as their squares do: four standard deviations
+        TF32, bf16          4 √n eps G               each product rounds its operands, and the squares of independent
+                                                     errors add up: four standard deviations
 
-    and the loss by 64 √n eps of itself (float64, float32) or 4 √n eps.
+    and the loss by 64 √n eps (float64, float32) or 4 √n eps of its value.
     """
     loss, grads = backend.loss_and_grads(tokens, targets)
     if missing := want.grads.keys() ^ grads.keys():
@@ -67,9 +67,10 @@ def check(backend: Backend, config: GPTConfig, tokens: Array, targets: Array, wa
 
 
 def check_logits(backends: list[Backend], config: GPTConfig, params: Params, tokens: Array) -> dict[str, float]:
-    """Largest error of each backend's logits, by name, as a share of the largest logit. Raises DisagreementError over
+    """Largest error of each backend's logits, by name, as a share of the largest logit.
 
-    2^16 eps (float64, float32), the suite's rule, or 4 √n eps (TF32, bf16) with n = 6 L + 1 products on the way.
+    Raises DisagreementError above 2^16 eps (float64, float32: the suite's rule) or 4 √n eps (TF32, bf16), with
+    n = 6 L + 1 products on the path.
     """
     with torch.no_grad():
         want = from_params(config, params, dtype=torch.float64).eval()(torch.from_numpy(tokens)).numpy()
@@ -85,7 +86,7 @@ def check_logits(backends: list[Backend], config: GPTConfig, params: Params, tok
 
 
 def check_training(losses: dict[str, list[float]]) -> None:
-    """After the same batches the losses are still the same to 1 %: an AdamW that did nothing is 10 % off in ten steps.
+    """Check that after the same batches the losses agree to 1 %; an AdamW that did nothing is 10 % off in ten steps.
 
     losses: of every float32 backend, step by step, without dropout. Raises DisagreementError naming backend and step.
     """
@@ -103,5 +104,5 @@ def _largest(x: Array) -> float:
 
 
 def _judge(backend: Backend, tensor: str, error: float, bound: float) -> None:
-    if not error <= bound:  # a NaN is over every bound
+    if not error <= bound:  # a NaN exceeds every bound
         raise DisagreementError(f"{backend.name}: {tensor} is off by {error:.2e} of the largest, allowed {bound:.2e}")

@@ -1,4 +1,4 @@
-"""What a backend does, and NumPy as one. PyTorch is elsewhere: where NumPy's memory counts, it is not loaded."""
+"""The backend interface, and the NumPy backends. PyTorch's are in torch_backends, so that NumPy runs without torch."""
 
 from typing import Any, Literal, Protocol
 
@@ -10,10 +10,10 @@ from numpy_gpt.typing import Array, Params
 
 SEED = 123
 LR, WEIGHT_DECAY = 4e-4, 0.1
-"""The book's."""
+"""The book's settings."""
 
 Precision = Literal["float64", "float32", "TF32", "bf16"]
-"""TF32: float32 whose products are rounded to 10 bits on the way in; bf16: autocast over float32 parameters."""
+"""TF32: float32 with products' operands rounded to 10 bits; bf16: autocast over float32 parameters."""
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "TF32": 2.0**-10, "bf16": 2.0**-7}
 """Distance from 1 to the next number that a product's operands can take."""
@@ -26,26 +26,26 @@ class Backend(Protocol):
     precision: Precision
 
     def loss_and_grads(self, tokens: Array, targets: Array) -> tuple[float, Params]:
-        """Without dropout, in nats a token, and NumPy gradients under numpy_gpt's names; good until the next call."""
+        """Loss without dropout, in nats per token, and gradients by numpy_gpt's names, valid until the next call."""
 
     def step(self, tokens: Array, targets: Array, dropout: bool) -> Any:
-        """Forward, backward and AdamW. The loss before it, not yet waited for."""
+        """Forward, backward and AdamW. Returns the loss before the update, not yet synchronised."""
 
     def forward(self, tokens: Array) -> Any:
         """Logits (B, T, V), without dropout; nothing is kept for a backward pass."""
 
     def generate(self, tokens: Array, max_new_tokens: int) -> Array:
-        """The ids with the likeliest ones after them, (B, T + max_new_tokens)."""
+        """The ids followed by greedily chosen ones, (B, T + max_new_tokens)."""
 
     def touch_every_row(self) -> None:
-        """One AdamW step in which every row of the token embedding has a gradient, so that no row's moments are 0."""
+        """One AdamW step with a gradient in every row of the token embedding, so that no row's moments are 0."""
 
     def synchronise(self) -> None:
-        """Return when all that was asked for is done."""
+        """Wait for all pending work."""
 
 
 class NumPyBackend:
-    """numpy_gpt, by its public interface."""
+    """numpy_gpt, through its public interface."""
 
     name, precision = "NumPy", "float32"
 
@@ -113,14 +113,14 @@ class PlainBackend:
         plain.adamw_step(self.params, grads, self._m, self._v, self._t, LR, WEIGHT_DECAY)
 
     def _masks(self, B: int, T: int) -> list[Array | None]:
-        """One pass's, drawn as numpy_gpt's model draws them."""
+        """The masks of one pass, drawn as in numpy_gpt's model."""
         config, drop = self.config, Dropout(self.config.drop_rate, self._rng, np.float32)
         x, p = (B, T, config.emb_dim), (B, config.n_heads, T, T)
         return [drop.mask(shape) for shape in [x] + config.n_layers * [p, x, x]]
 
 
 def _of_every_row(params: Params) -> Params:
-    """Gradients that are 0 but in the token embedding."""
+    """Gradients that are 0 except in the token embedding."""
     grads = {name: np.zeros_like(p) for name, p in params.items()}
     grads["tok_emb.weight"][...] = 1e-6
     return grads

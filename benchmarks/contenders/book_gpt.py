@@ -1,4 +1,4 @@
-"""GPT-2 in PyTorch as the book teaches it: every part written out, nothing fused. What a reader of the book runs."""
+"""GPT-2 in PyTorch as the book teaches it, and as its readers run it: every part written out, nothing fused."""
 
 import math
 
@@ -31,7 +31,7 @@ class GELU(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Three projections, a mask kept as a buffer, the whole (T, T) of scores: (B, T, C) -> (B, T, C)."""
+    """Three projections, a mask kept as a buffer, all (T, T) scores: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -57,7 +57,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward, each normed before, dropped out and added after."""
+    """Attention and feed-forward, each with a norm before and dropout and a residual sum after."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -92,15 +92,15 @@ class BookGPT(nn.Module):
         return self.out_head(self.final_norm(self.trf_blocks(x)))
 
     def load(self, params: Params) -> None:
-        """Take numpy_gpt's parameters, whose names are these."""
+        """Load numpy_gpt's parameters, which have the same names."""
         self.load_state_dict({name: torch.from_numpy(array) for name, array in params.items()})
 
     def gradients(self) -> dict[str, Tensor]:
-        """What backward left, under numpy_gpt's names."""
+        """The gradients, under numpy_gpt's names."""
         return {name: p.grad for name, p in self.named_parameters()}
 
     def generate(self, tokens: Tensor, max_new_tokens: int) -> Tensor:
-        """The likeliest token, again and again, the whole window through the model for each: generate_text_simple."""
+        """Greedy decoding with the full window through the model for every token: the book's generate_text_simple."""
         for _ in range(max_new_tokens):
             logits = self(tokens[:, -self.context_length :])[:, -1]
             tokens = torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)

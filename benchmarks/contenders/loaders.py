@@ -1,11 +1,11 @@
-"""The ways to load a checkpoint's file; each imports what it needs before the clock starts."""
+"""Ways to load a checkpoint's file; each imports its packages before the clock starts."""
 
 from collections.abc import Callable
 from typing import Any
 
 
 def with_numpy_gpt() -> Callable[[str], Any]:
-    import safetensors  # noqa: F401 (imported before the clock starts, as all else here is)
+    import safetensors  # noqa: F401 (imported before the clock starts)
 
     from numpy_gpt import load
 
@@ -35,4 +35,4 @@ WAYS: dict[str, Callable[[], Callable[[str], Any]]] = {
     "safetensors.torch.load_file": with_safetensors,
     "safetensors.torch.load_file, all read": with_safetensors_reading,
 }
-"""Name -> what imports all it needs and gives the function that loads a file."""
+"""Name -> a function that does the imports and returns the function that loads a file."""

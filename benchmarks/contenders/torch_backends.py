@@ -1,4 +1,4 @@
-"""PyTorch at work in its several ways, each with its own copy of NumPy's initial weights."""
+"""The PyTorch backends, each with its own copy of NumPy's initial weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +97,7 @@ class TorchBackend:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """How the products of the forward pass are rounded; autograd's follow them."""
+        """Set the precision of the forward pass's products, which autograd's follow."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.precision == "TF32" else "highest")
         try:
@@ -111,11 +111,11 @@ class TorchBackend:
 
 
 NOT_HERE = [Way(style, "cuda", precision) for precision in ("float32", "TF32", "bf16") for style in ("book", "tuned")]
-"""What a machine without a GPU cannot measure."""
+"""The ways that a machine without a GPU cannot measure."""
 
 
 def gpu_ways(device: str | None) -> list[Way]:
-    """The ways on this GPU; TF32 is CUDA's. None: on no GPU there are none."""
+    """The ways to run on this GPU (TF32 only on CUDA); empty for None."""
     if device is None:
         return []
     precisions: list[Precision] = ["float32", "TF32", "bf16"] if device.startswith("cuda") else ["float32", "bf16"]

@@ -1,4 +1,4 @@
-"""The same GPT-2 with what PyTorch offers for speed: one projection for q, k and v, fused attention, norm and GELU."""
+"""The same GPT-2 with PyTorch's fast paths: one projection for q, k and v, fused attention, norm and GELU."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ QKV = ("W_query", "W_key", "W_value")
 
 
 class Block(nn.Module):
-    """A transformer block, (B, T, C) -> (B, T, C). W_qkv (3C, C) is numpy_gpt's three, one under the other."""
+    """A transformer block, (B, T, C) -> (B, T, C). W_qkv (3C, C) stacks numpy_gpt's three."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -52,15 +52,15 @@ class TunedGPT(nn.Module):
         return self.out_head(self.final_norm(self.trf_blocks(x)))
 
     def load(self, params: Params) -> None:
-        """Take numpy_gpt's parameters."""
+        """Load numpy_gpt's parameters."""
         state = {}
         for name, p in self.named_parameters():
-            parts = [params[each] for each in book_names(name)]
+            parts = [params[book_name] for book_name in book_names(name)]
             state[name] = torch.cat([torch.from_numpy(part) for part in parts]).view(p.shape)
         self.load_state_dict(state)
 
     def gradients(self) -> dict[str, Tensor]:
-        """What backward left, under numpy_gpt's names."""
+        """The gradients, under numpy_gpt's names."""
         gradients = {}
         for name, p in self.named_parameters():
             names = book_names(name)
@@ -69,9 +69,9 @@ class TunedGPT(nn.Module):
 
 
 def book_names(name: str) -> list[str]:
-    """numpy_gpt's names of what is one parameter here: three for W_qkv, else one."""
+    """numpy_gpt's names for one parameter of this model: three for W_qkv, else one."""
     if "W_qkv" in name:
-        return [name.replace("W_qkv", each) for each in QKV]
+        return [name.replace("W_qkv", qkv) for qkv in QKV]
     if "norm" in name:
         return [name.replace("weight", "scale").replace("bias", "shift")]
     return [name]

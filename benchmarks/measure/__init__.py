@@ -1,1 +1,1 @@
-"""The measurements, one a file."""
+"""The measurements, one per file."""

@@ -1,4 +1,4 @@
-"""What is set beside: matrix products alone, on BLAS's own threads; the rate at which memory delivers the weights."""
+"""Upper limits of speed: the matrix products alone, on BLAS's own threads; reading the weights at memory speed."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from numpy_gpt import GPTConfig
 from numpy_gpt.typing import Array
 
 ROWS = 64
-"""Queries in a block of attention: with keys up to the block's end only, most of the upper triangle is skipped."""
+"""Queries in a block of attention: using only keys up to the block's end skips most of the upper triangle."""
 
 Product = tuple[Any, Any, Any]
 """a, b, out of matmul(a, b, out=out)."""
@@ -22,10 +22,10 @@ Product = tuple[Any, Any, Any]
 class MatrixProducts:
     """The matrix products of one training step (or forward pass) and nothing else, in np.matmul(out=).
 
-    Forward, dx and dw of qkv (one product), out_proj, ff.0, ff.2 and head, with weights (out, in), so x @ w.T, dy @ w
-    and dy.T @ x; and attention's two (backward: four) a head, in blocks of ROWS queries over the lower triangle.
-    Each layer has operands and results of its own, as in the model, so a round begins with none of them in the cache;
-    only a block's scores are where the layer before had them. flops counts a multiply-add as two.
+    Forward, dx and dw of qkv (one product), out_proj, ff.0, ff.2 and head, with weights (out, in): x @ w.T, dy @ w and
+    dy.T @ x. Attention's two (backward: four) per head, in blocks of ROWS queries over the lower triangle. Each layer
+    has separate operands and results, as in the model, so a round starts with none of them in the cache; only the
+    layers' scores share buffers. flops counts a multiply-add as two.
     """
 
     def __init__(self, config: GPTConfig, B: int, T: int, backward: bool = True):
@@ -45,7 +45,7 @@ class MatrixProducts:
             np.matmul(a, b, out=out)
 
     def in_torch(self) -> Callable[[], None]:
-        """The same products on the same arrays in torch.matmul: another BLAS, where torch brings its own."""
+        """The same products on the same arrays in torch.matmul, which may use another BLAS."""
         tensors = [tuple(map(torch.from_numpy, product)) for product in self.products]
 
         def run() -> None:
@@ -85,17 +85,20 @@ class MatrixProducts:
 
 
 def step_flops(config: GPTConfig, B: int, T: int, backward: bool = True) -> int:
-    """The formula: 2 · (12 L C² + V C) a token and pass, and 4 C a pair of query and key seen; three passes or one."""
+    """By formula: 2 · (12 L C² + V C) per token and pass, plus 4 C per layer, pass and computed pair of query and key.
+
+    Three passes with backward, else one.
+    """
     C, L, N = config.emb_dim, config.n_layers, B * T
     pairs = B * sum((min(start + ROWS, T) - start) * min(start + ROWS, T) for start in range(0, T, ROWS))
     return (3 if backward else 1) * (2 * N * (12 * L * C * C + config.vocab_size * C) + 4 * L * C * pairs)
 
 
 class WeightStream:
-    """All weights that one token of decoding needs, read once: linear layers and head, float32, as many bytes.
+    """Reads once all weights that decoding one token needs: linear layers and head, in float32.
 
-    Two ways to read them, each on as many Python threads as there are cores, BLAS on one thread in each: `products`,
-    a matrix-vector product with every weight, and `sums`, np.add.reduce over it. The faster is the memory's rate.
+    Two ways, each on as many Python threads as there are cores, with BLAS on one thread in each: `products`, a
+    matrix-vector product with every weight, and `sums`, np.add.reduce over it. The faster gives the memory's rate.
     """
 
     def __init__(self, config: GPTConfig):
@@ -129,7 +132,7 @@ class WeightStream:
 
 
 class LongArray:
-    """An array too large for any cache, added up by all cores together: what memory delivers at best."""
+    """An array too large for any cache, summed by all cores together: the memory's peak rate."""
 
     def __init__(self, gigabytes: float):
         self.bytes = int(gigabytes * 1e9)

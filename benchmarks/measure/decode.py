@@ -1,8 +1,8 @@
-"""Greedy decoding of one sequence: tokens a second, and the share of the rate at which memory delivers the weights.
+"""Greedy decoding of one sequence: tokens per second, and the share of the rate at which memory delivers the weights.
 
-A token of a sequence by itself uses each weight once, so no decoder is faster than reading them; that reading is timed
-in turn with the decoders. The book's own decoder sends the whole window through the model for every token; a tuned
-PyTorch would need a key-value cache, which torch does not bring along, and is not among the contenders.
+With one sequence, a token uses each weight once, so no decoder can be faster than reading them; that reading is timed
+in turn with the decoders. The book's decoder sends the full window through the model for every token. Tuned PyTorch is
+not included: it would need a key-value cache, which torch does not provide.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ PROMPT = 4
 """Tokens of the prompt."""
 
 OF_MEMORY = "of the rate at which memory delivers the weights"
-"""The faster of the two ways to read them, whichever it is."""
+"""The rate of the faster of the two ways to read them."""
 
 AGAINST_BOOKS, AGAINST_STREAM = Limits(15, better="higher"), Limits(0.9, better="higher")
 
@@ -33,7 +33,7 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def check_tokens(generated: dict[str, np.ndarray]) -> None:
-    """Raises DisagreementError naming the backend and the first token in which it differs from the first one."""
+    """Raise DisagreementError naming the backend and the first token that differs from the first backend's."""
     (first, want), *others = generated.items()
     for name, got in others:
         if not np.array_equal(got, want):
@@ -42,7 +42,7 @@ def check_tokens(generated: dict[str, np.ndarray]) -> None:
 
 
 def measure(job: Job, new_tokens: int, settings: Settings, report: Report) -> None:
-    """The case's rows, added to the report. Raises DisagreementError, before anything is timed, if tokens differ."""
+    """Add the case's rows to the report. Raises DisagreementError, before anything is timed, if tokens differ."""
     text = text_for(job.config.vocab_size)
     prompt = text.ids[None, :PROMPT]
     numpy = NumPyBackend(job.config)
@@ -59,7 +59,7 @@ def measure(job: Job, new_tokens: int, settings: Settings, report: Report) -> No
     contenders[products] = Contender(lambda i: stream.products(passes))
     contenders[sums] = Contender(lambda i: stream.sums(passes))
     contenders[reading] = Contender(lambda i: long_array.read())
-    # the book's takes a minute for 200 tokens of 124M: it was warmed up by the check, and so was everybody
+    # the check above already ran each once; the book's decoder takes a minute for 200 tokens of 124M
     rounds = min(settings.runs, 3)
     with report.progress(f"decode, {job}", (rounds + 1) * len(contenders)) as tick:
         times = interleaved(contenders, rounds, tick, warm_ups=1)
@@ -72,12 +72,12 @@ def measure(job: Job, new_tokens: int, settings: Settings, report: Report) -> No
     for name, spread in spreads.items():
         rate = moved.get(name, new_tokens * stream.bytes) / spread.median
         figures = {} if name in moved else {"tokens/s": new_tokens / spread.median}
-        if name in moved or name == numpy.name:  # the book's decoder is not about reading weights
+        if name in moved or name == numpy.name:  # the book's decoder is not limited by reading weights
             figures |= {"GB/s": rate / 1e9, "of streaming": rate / stream_rate}
         ratios = {}
         if name == numpy.name:
             of_pairs = ratio(times, fastest, name)[1]
-            scale = new_tokens / passes  # passes over the weights in the one, in the other
+            scale = new_tokens / passes  # each side's passes over the weights
             share = Spread(*(scale * each for each in vars(of_pairs).values()))
             against = ratio(times, BOOKS, name)
             ratios = {

@@ -19,7 +19,7 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def measure(job: Job, settings: Settings, report: Report) -> None:
-    """The case's rows, added to the report. Raises DisagreementError before anything is timed."""
+    """Add the case's rows to the report. Raises DisagreementError before anything is timed."""
     text = text_for(job.config.vocab_size)
     stream = batches(job, text)
     x, _ = next(stream)

@@ -1,4 +1,4 @@
-"""Peak memory, each measurement in a process of its own: of a training step, and of attention as T grows."""
+"""Peak memory of a training step, and of attention as T grows, each measured in a separate process."""
 
 import json
 
@@ -12,7 +12,7 @@ LIMITS = {str(Way("book")): Limits(0.6), str(Way("tuned")): Limits(0.95)}
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 LINEAR = 1.25
-"""Memory linear in T grows by at most this much more than T does; memory that goes with T² grows with T's square."""
+"""Memory counts as linear in T if it grows by at most this factor more than T."""
 
 
 def run(settings: Settings, report: Report) -> None:
@@ -52,7 +52,7 @@ def measure_step(job: Job, settings: Settings, report: Report) -> None:
 
 
 def measure_attention(job: Job, lengths: tuple[int, ...], report: Report) -> None:
-    """What NumPy's attention, forward and backward, takes beyond its inputs, of one sequence, at every length."""
+    """Memory of NumPy's attention, forward and backward, beyond its inputs, for one sequence of each length."""
     heads, size = str(job.config.n_heads), str(job.config.head_size)
     extra = {}
     with report.progress("memory of attention", len(lengths)) as tick:
@@ -71,5 +71,5 @@ def measure_attention(job: Job, lengths: tuple[int, ...], report: Report) -> Non
 
 
 def verdict(growth: float, longer: int) -> str:
-    """Of memory that grew so much as T grew longer times."""
+    """Classify memory that grew by the factor `growth` while T grew by the factor `longer`."""
     return "linear" if growth <= LINEAR * longer else "more than linear"

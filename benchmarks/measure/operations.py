@@ -1,8 +1,8 @@
-"""Each operation by itself, forward and backward, at the shapes of the book's job: where a step's time goes.
+"""Each operation separately, forward and backward, at the shapes of the book's job: where a step's time goes.
 
-Beside the time stands how much of what it is bound by an operation reaches: products by multiply-adds (GFLOP/s; in
-attention those of pairs that see each other), all others by the bytes that both passes cannot help moving (GB/s, and
-as a share of the rate at which all cores add up a long array).
+Each time comes with the rate of what limits the operation. For products these are multiply-adds (GFLOP/s; in attention
+those of visible pairs). For all others they are the bytes that both passes must at least move (GB/s, and as a share of
+the rate at which all cores sum a long array).
 """
 
 from collections.abc import Callable, Iterator
@@ -26,9 +26,9 @@ NUMPY, TORCH = "NumPy", "PyTorch"
 
 
 class Operation(NamedTuple):
-    """ours() and theirs() run forward and backward once and return what must agree, by name.
+    """ours() and theirs() run forward and backward once and return the arrays that must agree, by name.
 
-    flops: of both passes, where products bind it; else bytes: read or written by both passes at least.
+    flops: of both passes, if products limit the operation; else bytes: the least that both passes read and write.
     """
 
     name: str
@@ -122,12 +122,12 @@ def _operation(
         grads = torch.autograd.grad(y, list(tensors.values()), upstream)
         return {"y": y.detach()} | {f"d{key}": grad for key, grad in zip(inputs, grads, strict=True)}
 
-    arrays = sum(each.nbytes for each in inputs.values())
+    arrays = sum(array.nbytes for array in inputs.values())
     return Operation(name, ours, torchs, bytes=3 * arrays + 2 * dy.nbytes)  # inputs in both passes, gradients; y, dy
 
 
 def _adamw(p: Array, g: Array) -> Operation:
-    """One matrix as large as the head, every gradient of which is other than 0; torch's is the fused one."""
+    """AdamW on one matrix of the head's size, with no gradient 0; torch's is the fused one."""
     params, parameter = {"p": p.copy()}, torch.nn.Parameter(torch.from_numpy(p.copy()))
     ours = AdamW(params, lr=4e-4, weight_decay=0.1)
     theirs = torch.optim.AdamW([parameter], lr=4e-4, weight_decay=0.1, fused=True)
@@ -143,7 +143,7 @@ def _adamw(p: Array, g: Array) -> Operation:
 
     return Operation(
         f"AdamW, {p.shape[0]} × {p.shape[1]}", step, torch_step, bytes=7 * p.nbytes
-    )  # g; p, m, v there and back
+    )  # read g; read and write p, m, v
 
 
 def run(settings: Settings, report: Report) -> None:
@@ -152,20 +152,20 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def agreement(operation: Operation) -> float:
-    """Largest difference between the two, as a share of the largest. Raises DisagreementError over 2^16 eps."""
+    """Largest difference between the two, as a share of the largest value. Raises DisagreementError above 2^16 eps."""
     ours, theirs, worst = operation.ours(), operation.theirs(), 0.0
     for name, want in theirs.items():
         error = float(np.abs(ours[name] - want.numpy()).max() / np.abs(want.numpy()).max())
         if not error <= 2**16 * 2.0**-23:
             raise DisagreementError(
-                f"{operation.name}: {name} of NumPy and of PyTorch are {error:.1e} of the largest apart"
+                f"{operation.name}: NumPy's and PyTorch's {name} differ by {error:.1e} of the largest"
             )
         worst = max(worst, error)
     return worst
 
 
 def measure(job: Job, settings: Settings, report: Report) -> None:
-    """Two rows an operation, added to the report as one case, and one for the memory's rate."""
+    """Add two rows per operation to the report, as one case, and a row for the memory's rate."""
     case, rows = f"operations, forward and backward, {job}", []
     long_array = LongArray(0.1 if settings.quick else 1.0)
     reading = Spread.of(interleaved({"": Contender(lambda i: long_array.read())}, settings.runs)[""])
@@ -189,4 +189,4 @@ def measure(job: Job, settings: Settings, report: Report) -> None:
                 ratios = {f"{operation.name}: NumPy / PyTorch": Ratio(*ratio(times, NUMPY, TORCH))}
             rows.append(Row(case, f"{operation.name}: {name}", spread, figures, ratios))
     rows.append(Row(case, "sum of a long array", reading, {"GB/s": memory / 1e9, "of memory": 1.0}))
-    report.add(rows, "random inputs; dropout's masks are in `python -m benchmarks streams`")
+    report.add(rows, "random inputs; for dropout's masks see `python -m benchmarks streams`")

@@ -1,4 +1,4 @@
-"""How the step's ratio moves with T, with B and with the number of cores."""
+"""The step's ratio as a function of T, of B and of the number of cores."""
 
 from benchmarks.contenders.agreement import check, truth
 from benchmarks.contenders.backends import NumPyBackend
@@ -10,7 +10,7 @@ from benchmarks.settings import Settings
 from benchmarks.timing import WARM_UPS, Contender, Spread, cores, interleaved, ratio
 
 ROUNDS = 3
-"""Timed, of every point: many points, each a hint."""
+"""Timed rounds per point: few, because there are many points."""
 
 
 def run(settings: Settings, report: Report) -> None:
@@ -29,7 +29,7 @@ def measure(
     on_cores: tuple[int, int],
     report: Report,
 ) -> None:
-    """Rows of one model at several (B, T), and at one of them on 1, 2, … cores. The job's own B and T do not count."""
+    """Add rows of one model at several (B, T), and at one of them on 1, 2, … cores. The job's B and T are ignored."""
     text = text_for(job.config.vocab_size)
     numpy = NumPyBackend(job.config)
     tuned = TorchBackend(Way("tuned"), job.config, numpy.model.params)
@@ -41,7 +41,7 @@ def measure(
     points = [("T", B, T, usable_cores()) for B, T in lengths] + [("B", B, T, usable_cores()) for B, T in sizes]
     points += [("cores", *on_cores, n) for n in range(1, usable_cores() + 1)]
     cases: dict[str, list[Row]] = {}
-    for what, B, T, n in points:
+    for variable, B, T, n in points:
         stream = batches(Job(job.model, job.config, B, T), text)
         fresh = [next(stream) for _ in range(WARM_UPS + ROUNDS)]
         contenders = {
@@ -51,7 +51,7 @@ def measure(
         at = f"B={B}, T={T}, cores={n}"
         with cores(n), report.progress(f"scaling, {at}", 2 * len(fresh)) as tick:
             times = interleaved(contenders, ROUNDS, tick)
-        case = f"step as {what} grows, {job.model}, dropout 0"
+        case = f"step as {variable} grows, {job.model}, dropout 0"
         for name, each in times.items():
             spread = Spread.of(each)
             ratios = {f"{at}: NumPy / {tuned.name}": Ratio(*ratio(times, name, tuned.name))} if name == "NumPy" else {}

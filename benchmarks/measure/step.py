@@ -1,9 +1,9 @@
 """A training step: loss, every gradient, AdamW, on a fresh batch of real text.
 
-Beside PyTorch stands numpy_gpt/plain.py, in the first of them: the same formulas without what makes them fast.
+Up to three measurements on the same contenders: dropout off, on, and (off again) after touching every row of the token
+embedding once, so that no time is saved on rows whose moments are still zero.
 
-Up to three measurements on the same contenders: dropout off, on, and (off again) with every row of the token embedding
-touched once before, so that nothing is saved on rows whose moments are still zero.
+The first also times numpy_gpt/plain.py: the same formulas without optimisation.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ LIMITS = {
 
 
 def run(settings: Settings, report: Report) -> None:
-    """The book's job in all its forms; the long window and the small model without dropout."""
+    """The book's job in all forms; the long window and the small model without dropout."""
     book, *others = (QUICK_BOOK, QUICK_LONG, QUICK_SMALL) if settings.quick else (BOOK, LONG, SMALL)
     measure(book, FORMS, settings, report)
     for job in others:
@@ -40,15 +40,15 @@ def run(settings: Settings, report: Report) -> None:
 
 
 def measure(job: Job, forms: tuple[str, ...], settings: Settings, report: Report) -> None:
-    """One job's cases, added to the report. Raises DisagreementError before anything is timed.
+    """Add one job's cases to the report. Raises DisagreementError before anything is timed.
 
-    forms: of FORMS, in their order, for once every row is touched it stays so.
+    forms: of FORMS, in their order, because touched rows stay touched.
     """
     text = text_for(job.config.vocab_size)
     stream = batches(job, text)
     backends, errors = agreeing(job, settings, *next(stream), report)
     for form in forms:
-        if form != PLAIN:  # the textbook takes several times as long: it is timed in one form
+        if form != PLAIN:  # plain.py takes several times as long, so it is timed only once
             backends = [backend for backend in backends if backend.name != PlainBackend.name]
         if form == TOUCHED:
             for backend in backends:
@@ -65,7 +65,7 @@ def measure(job: Job, forms: tuple[str, ...], settings: Settings, report: Report
 def agreeing(
     job: Job, settings: Settings, x: np.ndarray, y: np.ndarray, report: Report
 ) -> tuple[list[Backend], dict[str, agreement.Errors]]:
-    """All the settings' backends on this job, each compared with float64 on one batch; and their errors by name."""
+    """All backends of the settings on this job, each compared with float64 on one batch, and their errors by name."""
     ways = [Way("tuned"), *([Way("tuned", compiled=True)] if settings.compiled else []), Way("book"), *settings.gpus]
     with report.progress(f"{job}: agreement", 2 + len(ways)) as tick:
         numpy = NumPyBackend(job.config)
@@ -104,7 +104,7 @@ def _timed(
     rounds = WARM_UPS + settings.runs
     with report.progress(f"step, {job}, {form}", rounds * len(contenders)) as tick:
         times = interleaved(contenders, settings.runs, tick)
-    if form == PLAIN:  # later each has its own dropout masks behind it
+    if form == PLAIN:  # after a step with dropout, each has used different masks
         alike = [backend.name for backend in backends if backend.precision == "float32"]
         agreement.check_training({name: [float(loss) for loss in losses[name]] for name in alike})
 

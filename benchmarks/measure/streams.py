@@ -1,7 +1,7 @@
 """python -m benchmarks streams: torch's random streams drawn by NumPy and by torch, in turn.
 
-A ratio is NumPy's time divided by torch's of the same pair; the median over the pairs counts, the range shows how
-noisy the machine was. Before a time counts, both must have drawn the same bits.
+A ratio is NumPy's time divided by torch's of the same pair; the median over the pairs is the result, the range shows
+how noisy the machine was. Before timing, both must draw the same bits.
 """
 
 import json
@@ -25,7 +25,7 @@ from torch_gpt.model import GPTModel
 
 
 class Case(NamedTuple):
-    """One piece of work: ours and theirs each draw it after a seeding, and return arrays that must be the same."""
+    """One piece of work: ours and theirs each draw it after seeding, and return arrays that must be equal."""
 
     name: str
     ours: Callable[[Generator], list[np.ndarray]]
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def mask_shapes(config: GPTConfig, B: int) -> list[tuple[int, ...]]:
-    """Of all dropout masks of a training step on B windows of the full context."""
+    """Shapes of all dropout masks of a training step on B windows of the full context."""
     T = config.context_length
     x, probabilities = (B, T, config.emb_dim), (B, config.n_heads, T, T)
     return [x] + config.n_layers * [probabilities, x, x]
@@ -57,7 +57,7 @@ def cases(config: GPTConfig, B: int) -> Iterator[Case]:
     yield Case(
         f"{len(shapes)} dropout masks of a training step",
         masks,
-        lambda: [torch.empty(shape).bernoulli_(1 - rate).div_(1 - rate) for shape in shapes],  # as torch's dropout
+        lambda: [torch.empty(shape).bernoulli_(1 - rate).div_(1 - rate) for shape in shapes],  # like torch's dropout
     )
     yield Case(
         f"a token out of {config.vocab_size:,}",
@@ -67,7 +67,7 @@ def cases(config: GPTConfig, B: int) -> Iterator[Case]:
 
 
 def measure(case: Case, pairs: int) -> list[tuple[float, float]]:
-    """(NumPy's, torch's) seconds of each pair, after one that is not counted but compared.
+    """(NumPy's, torch's) seconds of each pair, after an untimed one whose bits are compared.
 
     Raises AssertionError if the two draw different bits.
     """
@@ -91,9 +91,9 @@ def measure(case: Case, pairs: int) -> list[tuple[float, float]]:
 @click.command()
 @click.option("--pairs", type=AT_LEAST_1, default=9, show_default=True, help="Timed pairs of each case.")
 def main(pairs: int) -> None:
-    """Times torch's random streams in NumPy and in torch, in turn, at the size of the book's run.
+    """Time torch's random streams in NumPy and in torch, in turn, at the size of the book's run.
 
-    The last line is all of it as JSON.
+    The last line has all results as JSON.
     """
     console = Console(highlight=False)
     table = Table("", "NumPy, s", "torch, s", "ratio (median)", "range")
