@@ -39,7 +39,7 @@ def fma64(x: list[float], y: float, c: float) -> list[float]:
 def box_muller64(u: Doubles) -> None:
     """Transform u (16 k,), uniform on [0, 1), to standard normal in place, in box_muller's order."""
     u1, u2 = u.reshape(-1, 2, 8).swapaxes(0, 1)  # views, (k, 8) each
-    radius = np.sqrt([-2 * math.log(u) for u in (1 - u1).ravel().tolist()])  # sqrt rounds exactly everywhere
+    radius = np.sqrt([-2 * math.log(v) for v in (1 - u1).ravel().tolist()])  # sqrt rounds exactly everywhere
     angles = (2 * math.pi * u2).ravel().tolist()
     for part, wave in ((u1, math.cos), (u2, math.sin)):
         part[:] = (radius * [wave(angle) for angle in angles]).reshape(-1, 8)
