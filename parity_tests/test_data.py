@@ -198,7 +198,7 @@ def test_loader_without_a_batch_is_refused():
 def test_position_of_another_run_is_refused(order, start):
     loader = Loader(*sliding_windows(np.arange(7), 2, 2), 2, False)
     with pytest.raises(
-        InputError, match=rf"^batch {start} of an order of . windows .* has 3 windows in 2 batches: go on"
+        InputError, match=rf"^batch {start} of an order of . windows .* has 3 windows in 2 batches: resume"
     ):
         loader.batches(order, start)
 

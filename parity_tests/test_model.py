@@ -681,7 +681,7 @@ def test_mismatched_parameters_are_named():
         GPT.from_params(SMALL, {n: a for n, a in params.items() if n != "final_norm.scale"})
     with pytest.raises(InputError, match="parameter extra is not one of"):
         GPT.from_params(SMALL, params | {"extra": np.zeros(1)})
-    with pytest.raises(InputError, match=r"pos_emb\.weight has shape \(6, 11\).*asks \(6, 12\)"):
+    with pytest.raises(InputError, match=r"pos_emb\.weight has shape \(6, 11\).*needs \(6, 12\)"):
         GPT.from_params(SMALL, params | {"pos_emb.weight": np.zeros((6, 11))})
     with pytest.raises(InputError, match=r"out_head\.weight is float32.*float64"):
         GPT.from_params(SMALL, params | {"out_head.weight": params["out_head.weight"].astype(np.float32)})

@@ -364,7 +364,7 @@ def test_generate_names_the_missing_vocabulary(tmp_path):
     assert "has no vocab.bpe and no encoder.json" in run("generate", tmp_path / "out", "x", code=2)
     assert run("generate", tmp_path / "out", "x", "--encoding", "bytes", "--max-new-tokens", 2).startswith("x")
     shutil.copy(FIXTURE / "encoder.json", tmp_path / "out")
-    assert "has no vocab.bpe, the vocabulary" in run("generate", tmp_path / "out", "x", code=2)
+    assert "has no vocab.bpe, needed" in run("generate", tmp_path / "out", "x", code=2)
 
 
 def test_nothing_is_overwritten(tmp_path):
