@@ -48,7 +48,7 @@ def measure_step(job: Job, settings: Settings, report: Report) -> None:
         rows.append(Row(case, name, figures=figures, ratios=ratios))
     if not gpus:
         rows += [Row(case, str(way), note=NOT_MEASURED) for way in NOT_HERE if way.precision == "float32"]
-    report.add(rows, "resident memory of the whole process; before: libraries loaded, nothing done")
+    report.add(rows, "resident memory of the process; before: libraries loaded, nothing done")
 
 
 def measure_attention(job: Job, lengths: tuple[int, ...], report: Report) -> None:

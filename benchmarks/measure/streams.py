@@ -40,7 +40,7 @@ def mask_shapes(config: GPTConfig, B: int) -> list[tuple[int, ...]]:
 
 
 def cases(config: GPTConfig, B: int) -> Iterator[Case]:
-    """Initial parameters, a training step's dropout masks, and a token drawn from the whole vocabulary."""
+    """Initial parameters, a training step's dropout masks, and a token drawn from the full vocabulary."""
     rate = config.drop_rate
     shapes = mask_shapes(config, B)
     p = np.random.default_rng(0).dirichlet(np.ones(config.vocab_size)).astype(np.float32)[None]
