@@ -248,7 +248,7 @@ HUGE = 2**62
 MINUS_1 = 2**64 - 1
 """−1 as a stored varint."""
 
-LIES = {
+FALSE_FIELDS = {
     "an empty index": ({"m.index": b""}, "does not end like TensorFlow's index files"),
     "another kind of file": ({"m.index": b"PK" * 99}, "does not end like TensorFlow's index files"),
     "no block": (index(), "no header"),

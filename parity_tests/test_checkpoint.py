@@ -294,7 +294,7 @@ def test_two_writers_never_leave_a_partial_file(tmp_path):
 
 
 @pytest.mark.parametrize("about", [{"step": 3}, {"x": "\udcff"}, {"numpy-gpt.sha256": "x"}, {"config": "{}"}])
-def test_what_cannot_be_metadata_is_refused_before_anything_is_written(tmp_path, about):
+def test_invalid_metadata_is_refused_before_writing(tmp_path, about):
     with pytest.raises(InputError, match=r"cannot be stored|is a reserved name"):
         save(GPT(CONFIG), tmp_path, about=about)
     assert not list(tmp_path.iterdir())

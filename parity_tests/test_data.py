@@ -216,7 +216,7 @@ def test_split_text_rejoins(text, ratio):
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
 def test_share_outside_0_to_1_is_refused(ratio):
-    with pytest.raises(InputError, match=f"^the training share of the text is from 0 to 1, not {ratio}$"):
+    with pytest.raises(InputError, match=f"^the training share of the text must be from 0 to 1, not {ratio}$"):
         split_text("text", ratio)
 
 

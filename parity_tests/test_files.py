@@ -201,7 +201,7 @@ def test_missing_temporary_folder_is_named(temporary, tmp_path, monkeypatch):
     message = (
         rf"needs a temporary folder, but none is usable \(.*{temporary}.*\): set TMPDIR to a folder with free space"
     )
-    with pytest.raises(InputError, match=f"a text out of a pipe {message}"), rereadable(str(fifo)):
+    with pytest.raises(InputError, match=f"the text read from a pipe {message}"), rereadable(str(fifo)):
         pytest.fail("there is no such folder")
     _gpt2.cache_clear()
     with pytest.raises(InputError, match=f"the vocabulary of the encoding gpt2 {message}"):

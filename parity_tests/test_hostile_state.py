@@ -49,7 +49,7 @@ def test_invalid_counters_are_refused(what):
 
 @pytest.mark.parametrize("what", ORDERS)
 def test_order_that_is_not_a_permutation_is_refused(what):
-    with pytest.raises(InputError, match="order of windows does not name each of them once"):
+    with pytest.raises(InputError, match="order of windows is not a permutation of them"):
         Position.restored({"loop.counters": np.array([3, 0, 3, 96]), "loop.order": ORDERS[what]})
 
 

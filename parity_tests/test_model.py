@@ -393,7 +393,7 @@ def test_queries_keys_and_values_are_one_product(monkeypatch):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), copy.copy])
-def test_a_copied_model_follows_its_own_parameters(copied):
+def test_copied_model_follows_its_own_parameters(copied):
     """In place and in a pass, and without concatenating the query's, key's and value's weights again."""
     case = ModelCase(SMALL)
     original = case.model()

@@ -724,8 +724,8 @@ def broken_states():
 @pytest.mark.parametrize("state", [torch.get_rng_state(), b"", None])
 def test_tensor_state_error_names_the_fix(state):
     """Only a tensor's error has this hint."""
-    fix = ": of a torch tensor give .numpy()" if isinstance(state, torch.Tensor) else ""
-    message = f"a random state is a uint8 array of 5056 bytes; this is not one{fix}"
+    fix = ": pass a torch tensor's .numpy()" if isinstance(state, torch.Tensor) else ""
+    message = f"a random state must be a uint8 array of 5056 bytes{fix}"
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         Generator(0).set_state(state)
 
