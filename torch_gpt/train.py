@@ -65,7 +65,7 @@ def check_compiler(device: torch.device) -> None:
         words = str(error)
         fault = found[0] if (found := re.search(r"(fatal )?error: .*", words)) else words.partition("\n")[0]
         raise InputError(
-            f"--compile needs a working C++ compiler and Python's headers, but torch.compile fails here ({fault}): "
+            f"--compile needs a C++ compiler and Python's headers, but torch.compile fails here ({fault}): "
             "install g++ and python3-dev, correct $CXX, or omit --compile"
         ) from error
 
