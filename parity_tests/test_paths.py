@@ -201,7 +201,7 @@ def test_pipe_can_be_evaluated_and_trained_on(tmp_path, checkpoint):
     os.close(reader)
     assert result.exit_code == 0, result.output
     assert "960 characters" in result.output
-    check_refused(invoke("evaluate", tmp_path / "run"), "was not found: put it back")
+    check_refused(invoke("evaluate", tmp_path / "run"), "was not found: restore it")
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/tty"])

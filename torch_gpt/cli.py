@@ -11,6 +11,7 @@ from numpy_gpt.cli.flags import AT_LEAST_1, PATH
 from numpy_gpt.cli.main import Commands, pretrain_options, run_pretrain
 from numpy_gpt.cli.weights import bring_in
 from torch_gpt.chapter5 import answer
+from torch_gpt.explore import write_pass
 from torch_gpt.model import Attention
 from torch_gpt.train import DTYPES, TorchLearner, check_compiler, check_dtype, choose_device
 from torch_gpt.weights import read_pth
@@ -70,6 +71,14 @@ def import_command(file: Path, out: Path, n_heads: int | None) -> None:
 def chapter5_command(text: str, quick: bool) -> None:
     """The torch column of `numpy-gpt chapter5`: a figure as JSON for every line on stdin."""
     answer(text, quick)
+
+
+@main.command("explore", hidden=True)
+@click.argument("checkpoint", type=PATH)
+@click.argument("file", type=PATH)
+def explore_command(checkpoint: Path, file: Path) -> None:
+    """The torch column of `numpy-gpt explore`: tokens and targets on stdin, every activation and gradient to FILE."""
+    write_pass(checkpoint, file)
 
 
 if __name__ == "__main__":

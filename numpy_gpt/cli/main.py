@@ -11,8 +11,10 @@ from typing import Any
 import click
 import numpy as np
 
+from numpy_gpt.cli.explore import explore_command
 from numpy_gpt.cli.flags import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, PATH, POSITIVE, PROBABILITY, SHARE
 from numpy_gpt.cli.info import describe, enough_memory
+from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
 from numpy_gpt.cli.weights import download_command, export_command, import_command
 from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.console import Report, printable
@@ -20,15 +22,14 @@ from numpy_gpt.data import CORPORA, load_text, rereadable, split_text
 from numpy_gpt.errors import InputError
 from numpy_gpt.files import disk_fix
 from numpy_gpt.io.outermost import INTERRUPTED, outermost, say
-from numpy_gpt.io.paths import kind_of
 from numpy_gpt.runs.batches import TRAIN_RATIO
 from numpy_gpt.runs.evaluation import mean_loss
-from numpy_gpt.runs.pretrain import MakeLearner, defaults_for, encoding_of, pretrain, text_of
+from numpy_gpt.runs.pretrain import MakeLearner, defaults_for, pretrain, text_of
 from numpy_gpt.runs.settings import Settings
-from numpy_gpt.tokenizer import ENCODINGS, encode, end_id, get_encoding, least_vocab_size, stream_decode
+from numpy_gpt.tokenizer import ENCODINGS, encode, end_id, get_encoding, stream_decode
 from numpy_gpt.train import Learner
 from numpy_gpt.typing import Weights
-from numpy_gpt.weights.checkpoint import Header, load, read_header
+from numpy_gpt.weights.checkpoint import load, read_header
 
 MODELS = ("tiny", *GPT2_SIZES)
 
@@ -215,7 +216,7 @@ def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str 
     The text is cut into consecutive windows of the context length; the last one may be shorter.
     """
     header = read_header(checkpoint)
-    tokens = _encoding(header, encoding)
+    tokens = fitting_encoding(header, encoding)
     if text is not None:
         name, content = text, load_text(text)
     else:
@@ -240,17 +241,6 @@ def _perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-def _encoding(header: Header, asked: str | None) -> Any:
-    """The encoding asked for, else the checkpoint's; InputError if the model does not know all of its tokens."""
-    encoding = get_encoding(encoding_of(header) if asked is None else asked)
-    if least_vocab_size(encoding) > header.config.vocab_size:
-        raise InputError(
-            f"{header.file} knows {header.config.vocab_size:,} tokens, but the encoding {encoding.name} has "
-            f"{least_vocab_size(encoding):,}: pass the one it was trained with as --encoding"
-        )
-    return encoding
 
 
 @main.command(short_help="Continue a prompt.")
@@ -293,11 +283,11 @@ def generate(
 
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise InputError("--top-k and --top-p limit which tokens are drawn: give a --temperature above 0 with them")
-    if _exists(prompt) and not _exists(checkpoint):
+    if exists(prompt) and not exists(checkpoint):
         raise InputError(f"the prompt and the checkpoint are swapped: give {prompt} first, then the prompt")
     header = read_header(checkpoint)
-    words, T = _encoding(header, encoding), header.config.context_length
-    ids = encode(words, _as_typed(prompt))
+    words, T = fitting_encoding(header, encoding), header.config.context_length
+    ids = encode(words, as_typed(prompt, "prompt"))
     if not ids.size:
         raise InputError("the prompt is empty: give at least one character to continue from")
     rng = Generator(seed)
@@ -307,26 +297,10 @@ def generate(
     with enough_memory(header.config, 4, "generating"):
         sampling = Sampling(temperature, top_k, top_p, end_id(words), rng, words.n_vocab)
         columns = stream(load(checkpoint), ids[None], max_new_tokens, sampling)
-        report.piece(_as_typed(prompt))
+        report.piece(as_typed(prompt, "prompt"))
         for piece in stream_decode(words, (int(column[0]) for column in columns)):
             report.piece(printable(piece))
         report.line()
-
-
-def _as_typed(text: str) -> str:
-    """Decode as UTF-8 an argument that Python read in a locale without its characters (LC_ALL=C)."""
-    try:
-        return os.fsencode(text).decode() if any("\udc80" <= c <= "\udcff" for c in text) else text
-    except UnicodeDecodeError as error:
-        raise InputError("the prompt is not valid UTF-8: give it in that encoding") from error
-
-
-def _exists(path: str | Path) -> bool:
-    """Whether a path exists; the argument may just as well be a text."""
-    try:
-        return kind_of(path) != "missing"
-    except InputError:
-        return False
 
 
 @main.command(short_help="Parameters, memory and FLOPs of a model.")
@@ -387,5 +361,5 @@ def chapter5(text: str, quick: bool, no_torch: bool) -> None:
         raise SystemExit(1)
 
 
-for command in (download_command, import_command, export_command):
+for command in (explore_command, download_command, import_command, export_command):
     main.add_command(command)

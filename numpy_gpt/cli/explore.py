@@ -1,0 +1,109 @@
+"""The command explore."""
+
+import webbrowser
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from numpy_gpt.cli.flags import PATH, Count
+from numpy_gpt.cli.info import enough_memory
+from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
+from numpy_gpt.console import Report
+from numpy_gpt.errors import InputError
+from numpy_gpt.io.paths import kind_of
+from numpy_gpt.tokenizer import ENCODINGS
+from numpy_gpt.weights.checkpoint import find_model, load, read_header
+
+EXTRA = ("starlette", "uvicorn", "latex2mathml", "pygments")
+"""What the page needs beyond numpy_gpt."""
+
+
+@click.command("explore", short_help="Look inside a pass: every activation, gradient and number.")
+@click.argument("checkpoint")  # a path, unless swapped with the text
+@click.argument("text")
+@click.option("--targets", metavar="TEXT", help="What comes after TEXT.  [default: TEXT's last token is a target only]")
+@click.option(
+    "--encoding",
+    metavar="NAME|DIR",
+    help=f"How text becomes tokens: {' or '.join(ENCODINGS)}, or a folder with encoder.json and vocab.bpe."
+    "  [default: the checkpoint's]",
+)
+@click.option("--port", type=Count(1, 65535), metavar="N", help="Port of the page.  [default: a free one]")
+@click.option("--no-browser", is_flag=True, help="Print the page's address without opening a browser.")
+@click.option("--out", type=PATH, metavar="FILE.html", help="Write the page to a file instead, for a small model.")
+def explore_command(
+    checkpoint: str,
+    text: str,
+    targets: str | None,
+    encoding: str | None,
+    port: int | None,
+    no_browser: bool,
+    out: Path | None,
+) -> None:
+    """Show what CHECKPOINT makes of TEXT on a page in the browser: each tensor and its gradient, the lines that
+    compute it, and the terms that each number is the sum of.
+
+    The page is served on 127.0.0.1 until Ctrl-C, and asks the network for nothing.
+    """
+    if missing := [name for name in EXTRA if find_spec(name) is None]:
+        raise InputError(f"the page needs {' and '.join(missing)}: pip install -e '.[explore]'")
+    from numpy_gpt.explore.file import check_fits, write_page
+    from numpy_gpt.explore.payload import Page, read_text
+    from numpy_gpt.explore.reference import torch_arrays, torch_is_here
+    from numpy_gpt.explore.server import Pages, listen, serve
+
+    if exists(text) and not exists(checkpoint):
+        raise InputError(f"the text and the checkpoint are swapped: give {text} first, then the text")
+    header = read_header(checkpoint)
+    words = fitting_encoding(header, encoding)
+    text, targets = as_typed(text, "text"), None if targets is None else as_typed(targets, "text of --targets")
+    if out is not None:
+        check_new_file(out)
+        check_fits(header.config, next(iter(header.tensors.values())).dtype.itemsize)
+    ids = read_text(words, header.config, text, targets)
+    sock = None if out is not None else listen(port or 0)
+    report = Report(required=True)
+    with report.status() as progress, enough_memory(header.config, 16, "showing every activation and gradient"):
+        progress("reading the model")
+        model = load(checkpoint)
+        progress(f"running {ids.tokens.size} tokens forward and backward")
+        page = Page(model, words, str(checkpoint), ids)
+        if sock is None:
+            assert out is not None
+            progress("writing the page")
+            write_page(page, out)
+        else:
+            torch = partial(torch_arrays, find_model(checkpoint)) if torch_is_here() else None
+            pages = Pages(page, torch)
+    if sock is None:
+        assert out is not None
+        report.line(f"Saved {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser, no network needed")
+        return
+
+    def ready(address: str) -> None:
+        opened = not no_browser and open_browser(address)
+        report.line(f"{'Opened' if opened else 'Open'} {address} in a browser; Ctrl-C ends it")
+
+    with sock:
+        serve(pages, sock, ready)
+
+
+def check_new_file(out: Path) -> None:
+    """Raise InputError unless a new file can be written here."""
+    if kind_of(out) != "missing":
+        raise InputError(f"{out} exists already: choose another name for the page")
+    if kind_of(out.parent) != "folder":
+        raise InputError(f"{out.parent} is not a folder: create it first, or choose another place for the page")
+
+
+def open_browser(address: str) -> bool:
+    """Open a browser's window, if there is one; not a browser that would take over this terminal."""
+    try:
+        browser = webbrowser.get()
+        if type(browser) is webbrowser.GenericBrowser:  # w3m, lynx and the like
+            return False
+        return browser.open(address)
+    except (webbrowser.Error, OSError):
+        return False

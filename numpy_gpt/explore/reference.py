@@ -1,0 +1,56 @@
+"""PyTorch's values and gradients of the same pass, in a process of its own: numpy_gpt does not import torch."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from numpy_gpt.errors import InputError
+from numpy_gpt.explore.payload import Page
+from numpy_gpt.typing import Params
+
+
+def torch_is_here() -> bool:
+    """Whether PyTorch and torch_gpt are installed."""
+    return find_spec("torch") is not None and find_spec("torch_gpt") is not None
+
+
+def torch_arrays(checkpoint: Path, page: Page, go_on: Callable[[], None]) -> dict[str, Params]:
+    """group -> name -> array of `torch-gpt explore`. go_on is called again and again, and may raise to end it."""
+    from safetensors.numpy import load_file
+
+    with tempfile.TemporaryDirectory(prefix="numpy-gpt-") as folder:
+        file = Path(folder, "torch.safetensors")
+        command = [sys.executable, "-m", "torch_gpt", "explore", str(checkpoint), str(file)]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for this process, which ends the other
+        ) as process:
+            try:
+                assert process.stdin is not None
+                process.stdin.write(json.dumps([page.ids.tokens.tolist(), page.ids.targets.tolist()]))
+                process.stdin.close()
+                while process.poll() is None:
+                    go_on()
+                    try:
+                        process.wait(0.1)
+                    except subprocess.TimeoutExpired:
+                        continue
+            except BrokenPipeError:
+                process.wait()
+            finally:
+                process.kill()
+        if process.returncode or not file.is_file():
+            raise InputError(f"PyTorch could not run this pass: try torch-gpt explore {checkpoint} FILE in a terminal")
+        found: dict[str, Params] = {}
+        for key, array in load_file(file).items():
+            group, _, name = key.partition("/")
+            found.setdefault(group, {})[name] = array
+        return found

@@ -1,0 +1,370 @@
+"""The page's server: on 127.0.0.1 only, under a secret path, for one Host and Origin, and nothing but the page.
+
+All arithmetic runs in one thread, one request at a time; arrays are read from a pass that never changes.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+import socket
+from asyncio import get_running_loop
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from errno import EADDRINUSE
+from typing import Any, TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from numpy_gpt.errors import InputError
+from numpy_gpt.explore.payload import Page, parse_slice, raw, read_text
+from numpy_gpt.explore.static_files import STATIC, index_html
+from numpy_gpt.io.bounded_json import SMALL, parse_json
+from numpy_gpt.io.outermost import report_unforeseen
+from numpy_gpt.typing import Array, Params
+
+T = TypeVar("T")
+Torch = Callable[[Page, Callable[[], None]], dict[str, Params]]
+
+HOST = "127.0.0.1"
+TYPES = {"js": "text/javascript", "css": "text/css"}
+LARGEST_BODY = 1 << 20
+INLINE_SCRIPT = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL)
+
+
+class StoppedError(Exception):
+    """The server ends: whatever is being computed may stop."""
+
+
+class Pages:
+    """The pass that is shown now, and the thread that computes the next one.
+
+    torch: computes PyTorch's values and gradients of a page, by group, calling its second argument again and again;
+    None where it is not installed.
+    """
+
+    def __init__(self, page: Page, torch: Torch | None = None):
+        self._worker = ThreadPoolExecutor(1, "explore")
+        self._torch, self.run, self._ended = torch, 0, False
+        self.progress: tuple[int, int] | None = None
+        self._worker.submit(self.show, page).result()
+
+    def show(self, page: Page) -> None:
+        """Make this the page that is shown."""
+        summary = {"run": self.run + 1, **page.summary(served=True, torch=self._torch is not None)}
+        self.page, self.summary, self.run = page, json.dumps(summary, allow_nan=False).encode(), self.run + 1
+        self._heads: dict[str, Any] | None = summary["heads"]
+        self._reference: dict[str, Params] | None = None
+
+    async def compute(self, work: Callable[..., T], *args: Any) -> T:
+        """Run this in the one thread that computes."""
+        return await get_running_loop().run_in_executor(self._worker, work, *args)
+
+    def read(self, text: str, following: str | None) -> bytes:
+        """Show another text's pass; its summary."""
+        old = self.page
+        ids = read_text(old.encoding, old.model.config, text, following)
+        self.show(Page(old.model, old.encoding, old.checkpoint, ids))
+        return self.summary
+
+    def heads(self) -> dict[str, Any]:
+        """The loss with each head zeroed, made once a pass."""
+        if self._heads is None:
+            try:
+                self._heads = self.page.zeroed_heads(self._tick)
+            finally:
+                self.progress = None
+        return self._heads
+
+    def reference(self) -> dict[str, Params]:
+        """PyTorch's arrays of this pass by group, made once."""
+        if self._torch is None:
+            raise HTTPException(404, "PyTorch is not installed: pip install -e '.[torch]'")
+        if self._reference is None:
+            self._reference = self._torch(self.page, self._check)
+        return self._reference
+
+    def _tick(self, done: int, of: int) -> None:
+        self.progress = done, of
+        self._check()
+
+    def _check(self) -> None:
+        if self._ended:
+            raise StoppedError
+
+    def close(self) -> None:
+        self._ended = True
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+def policy(html: str) -> str:
+    """The Content-Security-Policy of the page: itself, and the inline scripts that are in it now."""
+    digests = [hashlib.sha256(script.encode()).digest() for script in INLINE_SCRIPT.findall(html)]
+    scripts = " ".join(["'self'", *(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)])
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src 'self'; img-src data:; connect-src 'self'; "
+        "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def application(pages: Pages, secret: str, port: int) -> ASGIApp:
+    """The app under /secret/, for http://127.0.0.1:port or localhost."""
+
+    def current(request: Request) -> Page:
+        run = request.query_params.get("run")
+        if run is not None and run != str(pages.run):
+            raise HTTPException(409, "another text has been run since: reload the page")
+        return pages.page
+
+    async def index(request: Request) -> Response:
+        return Response(index_html(), media_type="text/html; charset=utf-8")
+
+    async def static(request: Request) -> Response:
+        name = request.path_params["name"]
+        if not re.fullmatch(r"[a-z]+\.(js|css)", name) or not (STATIC / name).is_file():
+            raise HTTPException(404, "there is no such file")
+        return Response((STATIC / name).read_bytes(), media_type=f"{TYPES[name.rpartition('.')[2]]}; charset=utf-8")
+
+    async def summary(request: Request) -> Response:
+        return Response(pages.summary, media_type="application/json")
+
+    async def progress(request: Request) -> Response:
+        done, of = pages.progress or (None, None)
+        return JSONResponse({"done": done, "of": of})
+
+    async def vocabulary(request: Request) -> Response:
+        page = current(request)
+        return JSONResponse([page.piece(i) for i in range(page.model.config.vocab_size)])
+
+    async def array(request: Request) -> Response:
+        page, group = current(request), request.path_params["group"]
+        try:
+            found = page.group(group)
+        except KeyError:
+            raise HTTPException(404, "there is no such group of arrays") from None
+        return await numbers(request, found)
+
+    async def torch(request: Request) -> Response:
+        current(request)
+        found = await pages.compute(pages.reference)
+        return await numbers(request, found.get(request.path_params["group"], {}))
+
+    async def numbers(request: Request, arrays: Any) -> Response:
+        name, at = request.path_params["name"], request.query_params.get("at")
+        if name not in arrays:
+            raise HTTPException(404, "there is no such array")
+        found: Array = arrays[name]
+        index = () if at is None else parse_slice(at, found.shape)
+        return Response(await run_in_threadpool(raw, found, index), media_type="application/octet-stream")
+
+    async def run(request: Request) -> Response:
+        body = await json_body(request)
+        text, targets = body.get("text"), body.get("targets")
+        if not isinstance(text, str) or not isinstance(targets, str | None):
+            raise InputError("text and targets are strings; targets may be null")
+        return Response(await pages.compute(pages.read, text, targets), media_type="application/json")
+
+    async def nudge(request: Request) -> Response:
+        page, body = current(request), await json_body(request)
+        name, index, h = body.get("name"), body.get("index"), finite(body, "h")
+        if not isinstance(name, str) or name not in page.trace.params:
+            raise InputError("name is a parameter's")
+        if not isinstance(index, list) or not all(type(i) is int for i in index):
+            raise InputError("index is a list of whole numbers")
+        at = parse_slice(",".join(map(str, index)), page.trace.params[name].shape)
+        return JSONResponse(await pages.compute(page.nudge, name, at, h))
+
+    async def ablate(request: Request) -> Response:
+        page, body = current(request), await json_body(request)
+        return JSONResponse(await pages.compute(page.ablate, zeroed(page, body)))
+
+    async def updated(request: Request) -> Response:
+        page, lr = current(request), finite(await json_body(request), "lr")
+        return JSONResponse(await pages.compute(page.updated, lr))
+
+    async def heads(request: Request) -> Response:
+        current(request)
+        return JSONResponse(await pages.compute(pages.heads))
+
+    routes = [
+        Route("/", index),
+        Route("/summary", summary),
+        Route("/progress", progress),
+        Route("/vocabulary", vocabulary),
+        Route("/array/{group}/{name}", array),
+        Route("/torch/{group}/{name}", torch),
+        *(Route(f"/{each.__name__}", each, methods=["POST"]) for each in (run, nudge, ablate, updated, heads)),
+        Route("/{name}", static),
+    ]
+    kinds = (HTTPException, InputError, MemoryError, StoppedError, Exception)
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _answer))
+    app.router.redirect_slashes = False
+    return Guard(app, secret, {f"{host}:{port}" for host in (HOST, "localhost")})
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    """A sentence, and its status. An error that was not foreseen is raised again afterwards, for Guard to report."""
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code)
+    if isinstance(error, InputError):
+        return JSONResponse({"error": str(error)}, 400)
+    if isinstance(error, MemoryError):
+        said = "this takes more memory than there is: a shorter text or a smaller model needs less"
+        return JSONResponse({"error": said}, 413)
+    if isinstance(error, StoppedError):
+        return JSONResponse({"error": "the server is ending"}, 409)
+    return JSONResponse({"error": "something unforeseen happened: the terminal says what"}, 500)
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The request's body, a JSON object of at most a megabyte; InputError for anything else."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise HTTPException(415, "the body is JSON: say so in Content-Type")
+    data = bytearray()
+    async for part in request.stream():
+        data += part
+        if len(data) > LARGEST_BODY:
+            raise HTTPException(413, "the body is larger than a megabyte")
+    try:
+        body = parse_json(bytes(data), SMALL)
+    except (ValueError, RecursionError) as error:
+        raise InputError("the body is not JSON") from error
+    if not isinstance(body, dict):
+        raise InputError("the body is a JSON object")
+    return body
+
+
+def finite(body: dict[str, Any], key: str) -> float:
+    value = body.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e300 < value < 1e300:
+        raise InputError(f"{key} is a finite number")
+    return float(value)
+
+
+def zeroed(page: Page, body: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
+    """What an ablation sets to 0: activation -> indices."""
+    config = page.model.config
+    if "heads" in body:
+        pairs, HS = body["heads"], config.head_size
+        known = isinstance(pairs, list) and len(pairs) <= config.n_layers * config.n_heads
+        found: dict[str, list[tuple[Any, ...]]] = {}
+        for pair in pairs if known else [None]:
+            if (
+                not isinstance(pair, list)
+                or [type(i) for i in pair] != [int, int]
+                or not (0 <= pair[0] < config.n_layers and 0 <= pair[1] < config.n_heads)
+            ):
+                raise InputError("heads is a list of pairs: layer and head, each once")
+            cells = (..., slice(pair[1] * HS, (pair[1] + 1) * HS))
+            found.setdefault(f"trf_blocks.{pair[0]}.att.heads", []).append(cells)
+        return found
+    name, at = body.get("name"), body.get("at")
+    if not isinstance(name, str) or name not in page.trace.values or not isinstance(at, str):
+        raise InputError("name is an activation's, and at a slice such as 0,:,3,:")
+    return {name: [parse_slice(at, page.trace.values[name].shape)]}
+
+
+class Guard:
+    """Lets through what comes from the page itself, and puts the headers on that keep it alone."""
+
+    def __init__(self, app: ASGIApp, secret: str, hosts: set[str]):
+        self.app, self.prefix, self.hosts = app, f"/{secret}/", hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._headers()]
+            await send(message)
+
+        try:
+            await self._route(scope)(scope, receive, answer)
+        except ClientDisconnect:
+            pass
+        except Exception as error:  # it has been answered
+            report_unforeseen(error)
+
+    def _route(self, scope: Scope) -> ASGIApp:
+        """The app with the path below the secret; or who refuses the request."""
+        headers: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name, []).append(value)
+        hosts = [value.decode("latin-1").lower() for value in headers.get(b"host", [])]
+        if len(hosts) != 1 or hosts[0] not in self.hosts:
+            return JSONResponse({"error": "this server answers to 127.0.0.1 only"}, 403)
+        origins = {value.decode("latin-1").lower() for value in headers.get(b"origin", [])}
+        if origins - {f"http://{hosts[0]}"}:
+            return JSONResponse({"error": "this request comes from another page"}, 403)
+        path = scope["path"]
+        given = path[: len(self.prefix)].encode("utf-8", "surrogatepass")
+        if secrets.compare_digest(path.encode("utf-8", "surrogatepass"), self.prefix[:-1].encode()):
+            return RedirectResponse(self.prefix)
+        if not secrets.compare_digest(given, self.prefix.encode()):
+            return JSONResponse({"error": "there is nothing here: use the address that numpy-gpt explore printed"}, 404)
+        scope["path"] = path[len(self.prefix) - 1 :]
+        scope["raw_path"] = scope["path"].encode("utf-8", "surrogatepass")
+        return self.app
+
+    def _headers(self) -> list[tuple[bytes, bytes]]:
+        headers = {
+            "content-security-policy": policy(index_html()),
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+            "cross-origin-resource-policy": "same-origin",
+            "cross-origin-opener-policy": "same-origin",
+            "cache-control": "no-store",
+        }
+        return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+def listen(port: int) -> socket.socket:
+    """A socket on 127.0.0.1; port 0: any free one. Raises InputError if the port is in use or not allowed."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.bind((HOST, port))
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        why = "is in use" if error.errno == EADDRINUSE else f"cannot be used ({error.strerror})"
+        raise InputError(f"port {port} {why}: choose another, or leave --port out for a free one") from error
+    return sock
+
+
+def server(pages: Pages, sock: socket.socket) -> tuple[uvicorn.Server, str]:
+    """A server for this socket, not yet running, and the page's address."""
+    secret, port = secrets.token_urlsafe(24), sock.getsockname()[1]
+    config = uvicorn.Config(
+        application(pages, secret, port),
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
+    return uvicorn.Server(config), f"http://{HOST}:{port}/{secret}/"
+
+
+def serve(pages: Pages, sock: socket.socket, ready: Callable[[str], None]) -> None:
+    """Serve until Ctrl-C. ready is called with the page's address, which can be opened from then on."""
+    made, address = server(pages, sock)
+    ready(address)  # the socket listens already: a browser waits until it is served
+    try:
+        with suppress(KeyboardInterrupt):  # uvicorn has closed everything, and raises it again
+            made.run(sockets=[sock])
+    finally:
+        pages.close()

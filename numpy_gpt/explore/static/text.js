@@ -1,0 +1,151 @@
+/** Text for the page: numbers, names, labels of cells, and pieces of text made harmless to look at. */
+
+import { store } from "explore/store.js";
+
+/** Invisible and direction-changing characters, which would make a label lie about what it contains. */
+const HIDDEN = /[\u0000-\u001f\u007f-\u00a0\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff\ud800-\udfff]/gu;
+const PICTURES = { "\n": "⏎", "\t": "⇥" };
+
+/** A piece of text with everything invisible in it made visible; a space on its own shows as ␣. */
+export function piece(text) {
+  if (text === undefined || text === null) return "?";
+  if (text === "") return "∅";
+  const seen = text.replace(HIDDEN, (c) => PICTURES[c] ?? `⟨${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+  return seen.trim() === "" ? "␣".repeat(seen.length) : seen;
+}
+
+/** The same in quotes: “ moves”. */
+export const quoted = (text) => `“${piece(text)}”`;
+
+/** The piece of the token at a position of the text. */
+export const pieceAt = (t) => store.summary.pieces[t];
+
+/** The piece of the target that belongs to a position; undefined without targets. */
+export const targetAt = (t) => store.summary.targetPieces?.[t];
+
+/** The piece of a token id, where the page knows it. */
+export const pieceOf = (id) => store.summary.words[id];
+
+/** A number in at most `digits` significant digits, always one that Python and JavaScript read back. */
+export function number(x, digits = 4) {
+  if (x === null || x === undefined) return "";
+  if (Number.isNaN(x)) return "nan";
+  if (!Number.isFinite(x)) return x > 0 ? "inf" : "-inf";
+  if (x === 0) return "0";
+  const size = Math.abs(x);
+  if (size >= 1e-3 && size < 1e5) {
+    return x.toFixed(Math.max(0, Math.min(20, digits - 1 - Math.floor(Math.log10(size)))));
+  }
+  return x.toExponential(digits - 1).replace(/e([+-])(\d)$/, "e$10$2");
+}
+
+/** A probability as a percentage: 61 %, 0.4 %, 0.0021 %. */
+export function percent(p) {
+  if (p >= 0.0995) return `${Math.round(p * 100)} %`;
+  return p >= 0.001 ? `${(p * 100).toFixed(1)} %` : `${number(p * 100, 2)} %`;
+}
+
+/** 163037184 as 163,037,184. */
+export const count = (n) => n.toLocaleString("en-US");
+
+/** (1, 4, 30, 32) */
+export const shapeText = (shape) => `(${shape.join(", ")}${shape.length === 1 ? "," : ""})`;
+
+/** A name without its block: {block: 1 | null, rest: "att.k"}. */
+export function split(name) {
+  const found = /^trf_blocks\.(\d+)\.(.+)$/.exec(name);
+  return found ? { block: Number(found[1]), rest: found[2] } : { block: null, rest: name };
+}
+
+/** att.W_query of att.W_query.weight, for a line with little room. */
+export const short = (name) => split(name).rest.replace(/^att\.(?=W_|out_proj)/, "").replace(/\.weight$/, "");
+
+/** Whether a name is a parameter's. */
+export const isParameter = (name) => Boolean(store.summary.arrays.params?.[name]);
+
+/** The group that holds an array: values, grads or params. */
+export const groupOf = (name, gradient) => (gradient ? "grads" : isParameter(name) ? "params" : "values");
+
+/** What each axis of an array counts: "text", "head", "token", "key" (also a token), "feature", "id", "position", "output", "input". */
+export function axes(name) {
+  const { rest } = split(name);
+  if (name === "loss") return [];
+  if (rest === "att.scores" || rest === "att.probs") return ["text", "head", "token", "key"];
+  if (/^att\.[qkv]$/.test(rest)) return ["text", "head", "token", "feature"];
+  if (name === "logits") return ["text", "token", "id"];
+  if (name === "pos_emb") return ["token", "feature"];
+  if (name === "pos_emb.weight") return ["position", "feature"];
+  if (name === "tok_emb.weight" || name === "out_head.weight") return ["id", "feature"];
+  if (isParameter(name)) {
+    const rank = store.summary.arrays.params[name].shape.length;
+    return rank === 2 ? ["output", "input"] : [/norm/.test(rest) ? "feature" : "output"];
+  }
+  return ["text", "token", "feature"];
+}
+
+/** One index in words: token 5 “ moves”, id 464 “The”, head 2. */
+export function part(axis, i) {
+  if (axis === "token" || axis === "key") return `${axis} ${i} ${quoted(pieceAt(i))}`;
+  if (axis === "id") return pieceOf(i) === undefined ? `id ${i}` : `id ${i} ${quoted(pieceOf(i))}`;
+  return `${axis} ${i}`;
+}
+
+/** att.k · block 0 · head 2 · token 5 “ moves” · feature 7 */
+export function label(name, index) {
+  if (name === "tokens" || name === "targets") {
+    const t = index[index.length - 1];
+    return `${name.slice(0, -1)} ${t} ${quoted(name === "tokens" ? pieceAt(t) : targetAt(t))}`;
+  }
+  const { block, rest } = split(name);
+  const head = block === null ? [rest] : [rest, `block ${block}`];
+  const named = axes(name);
+  const cell = (index ?? []).map((i, at) => (named[at] === "text" ? null : part(named[at] ?? "index", i)));
+  return [...head, ...cell.filter(Boolean)].join(" · ");
+}
+
+/** #grad:NAME/0,2,5: the permanent link of a tensor, or of a number. */
+export function link(name, index = null, gradient = false) {
+  return `#${gradient ? "grad:" : ""}${name}${index ? `/${index.join(",")}` : name === "loss" ? "/" : ""}`;
+}
+
+/** Make an element: el("a", {href, class, onclick}, child, "text", …); text is always text. */
+export function el(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (key === "dataset") Object.assign(made.dataset, value);
+    else made.setAttribute(key, value === true ? "" : value);
+  }
+  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  return made;
+}
+
+/** A formula's MathML, as one line for each of its equations, so that long ones break between them. */
+export function formula(mathml) {
+  const box = trusted(el("div", { class: "formula" }), mathml);
+  const math = box.querySelector("math");
+  const row = math?.querySelector(":scope > mrow");
+  if (!row) return box;
+  const lines = [[]];
+  for (const part of [...row.childNodes]) {
+    if (part.nodeName === "mspace" && parseFloat(part.getAttribute("width")) >= 1) lines.push([]);
+    else lines[lines.length - 1].push(part);
+  }
+  const equations = lines.filter((line) => line.length).map((line) => {
+    const made = math.cloneNode(false);
+    const inner = row.cloneNode(false);
+    if (/^[,;]$/.test(line[line.length - 1].textContent)) line.pop();
+    inner.append(...line);
+    made.append(inner);
+    return made;
+  });
+  box.replaceChildren(...equations);
+  return box;
+}
+
+/** Set an element's content to HTML that Python made of this project's own sources and formulas, and of nothing else. */
+export function trusted(element, html) {
+  element.innerHTML = html;
+  return element;
+}
