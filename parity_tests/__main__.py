@@ -37,7 +37,7 @@ class Bench(Commands):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            if error.name not in ("google_crc32c", "hypothesis", "pytest", "tokenizers", "torch"):
+            if error.name not in ("google_crc32c", "hypothesis", "playwright", "pytest", "tokenizers", "torch"):
                 raise
             say(f"parity_tests needs {error.name}: pip install -e '.[test]'")
             raise SystemExit(2) from None
@@ -322,6 +322,57 @@ def interrupts(seed, share, again, kinds):
     for fault in found.faults:
         console.print(escape(fault), highlight=False, soft_wrap=True)
     sys.exit(1 if found.faults else 0)
+
+
+@main.command(short_help="Pictures of numpy-gpt explore's three zooms.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="docs",
+    show_default=True,
+    callback=can_be_written,
+)
+@click.argument("checkpoint")
+@click.argument("text", default="Every effort moves you forward")
+def screenshots(out, checkpoint, text):
+    """Take the pictures of docs/: map, tensor and number of CHECKPOINT's pass over TEXT, light and dark.
+
+    Needs Chromium and playwright.
+    """
+    from parity_tests.tools import pages
+
+    for file in pages.screenshots(pages.page_of(checkpoint, text), out):
+        print(f"{file} ({file.stat().st_size:,} bytes)")
+
+
+@main.command(short_help="How long numpy-gpt explore lets one wait.")
+@click.option("--gpt2", is_flag=True, help="Of GPT-2 124M's size, not trained, in place of CHECKPOINT.")
+@click.argument("checkpoint", required=False)
+@click.argument("text", default="Every effort moves you forward")
+def waits(gpt2, checkpoint, text):
+    """Measure in Chromium: the first picture of CHECKPOINT's pass over TEXT, and the answer to a click.
+
+    Needs Chromium and playwright.
+    """
+    import tempfile
+
+    from parity_tests.tools import pages
+
+    if gpt2 == (checkpoint is not None):
+        raise click.UsageError("give either a CHECKPOINT or --gpt2")
+    with tempfile.TemporaryDirectory() as folder:
+        file = None
+        if gpt2:
+            page = pages.gpt2_page(" ".join([text] * 8)[:150])
+        else:
+            from numpy_gpt.explore.file import write_page
+
+            page, file = pages.page_of(checkpoint, text), Path(folder, "page.html")
+            write_page(page, file)
+        table = Table("", "seconds", box=SIMPLE)
+        for what, seconds in pages.waits(page, file):
+            table.add_row(what, f"{seconds:.3f}")
+    Console().print(f"{page.ids.tokens.size} tokens", table)
 
 
 if __name__ == "__main__":
