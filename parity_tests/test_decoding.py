@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from numpy_gpt import GPT, Generator, GPTConfig, generate
 from numpy_gpt.block import KVCache
-from numpy_gpt.decoding import Sampling, keep_top_p, softmax, stream
+from numpy_gpt.decoding import Sampling, at_temperature, keep_top_p, softmax, stream
 from numpy_gpt.errors import InputError
 from numpy_gpt.parameters import parameter_shapes
 from parity_tests.judge import strategies
@@ -322,6 +322,8 @@ def test_seed_determines_the_text():
         ({"eos_id": "2"}, "eos_id must be a whole number, not '2'"),
         ({"eos_id": 2.5}, r"eos_id must be a whole number, not 2\.5"),
         ({"n_vocab": 2.0}, r"n_vocab must be a whole number, not 2\.0"),
+        ({"n_vocab": 0}, "n_vocab must be at least 1, not 0"),
+        ({"top_k": 2.0}, r"top_k must be a whole number, not 2\.0"),
         ({"temperature": 1.0, "top_k": 2.0, "rng": Draws()}, r"top_k must be a whole number, not 2\.0"),
         ({"temperature": "1"}, "temperature must be a number, not '1'"),
         ({"temperature": None}, "temperature must be a number, not None"),
@@ -358,3 +360,22 @@ def test_invalid_settings_are_named(settings_, message):
 def test_invalid_tokens_are_refused(tokens, message, max_new_tokens):
     with pytest.raises(InputError, match=message):
         generate(ModelCase(CONFIG).model(), tokens, max_new_tokens)
+
+
+@pytest.mark.parametrize(("dtype", "temperature"), [(np.float32, 1e-20), (np.float64, 1e-300)])
+def test_rows_far_apart_do_not_disturb_one_another(dtype, temperature):
+    """Divided by the temperature, the first row overflows to −inf and the second does not."""
+    logits = np.array([[-1e30, -2e30], [0, 1]], dtype)
+    check_exact("probabilities", at_temperature(logits, temperature), np.array([[1, 0], [0, 1]], dtype))
+    check_exact("probabilities", at_temperature(-logits[:1], temperature), np.array([[0, 1]], dtype))
+
+
+def test_nucleus_of_equal_probabilities_keeps_the_lowest_ids():
+    probs = np.full((3, 64), 1 / 64)
+    check_exact("nucleus", keep_top_p(probs, 0.5), np.where(np.arange(64) < 32, probs, 0))
+
+
+def test_one_token_and_a_whole_float_as_end_are_allowed():
+    model = chain_model(CHAIN)
+    assert generate(model, [[0]], 3, n_vocab=1).tolist() == [[0] * 4]
+    assert generate(model, [[3]], 7, eos_id=1.0).tolist() == generate(model, [[3]], 7, eos_id=1).tolist()

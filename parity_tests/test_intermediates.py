@@ -142,6 +142,11 @@ def test_a_trace_keeps_its_numbers_when_the_model_changes():
         check_exact(name, (t.values | t.params)[name], a)
 
 
+def test_a_replacement_takes_the_models_dtype():
+    t = trace(GPT(SMALL), [[1, 2]], [[2, 3]], replace={"emb": np.ones((1, 2, SMALL.emb_dim), int)})
+    assert {a.dtype.name for a in (*t.values.values(), *t.grads.values())} == {"float32"}
+
+
 def test_without_targets_a_trace_has_values_only():
     t = trace(UNTIED.model(), UNTIED.batch()[0])
     assert t.loss is None
