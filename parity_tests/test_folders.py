@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from numpy_gpt import files
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import HOST, being_written, flush, lock, partial_folder, replacing, sweep, unlock
+from numpy_gpt.io import files
+from numpy_gpt.io.files import HOST, being_written, flush, lock, partial_folder, replacing, sweep, unlock
 from numpy_gpt.io.folders import new_folder, taken
 
 
@@ -151,7 +151,7 @@ def test_folder_made_by_another_process_is_not_removed(tmp_path, monkeypatch):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from numpy_gpt.files import partial_folder
+from numpy_gpt.io.files import partial_folder
 with partial_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("a model")
     print(folder, flush=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from numpy_gpt import files
 from numpy_gpt.cli import weights as cli_weights
+from numpy_gpt.io import files
 from numpy_gpt.random.generator import Generator
 from numpy_gpt.runs import folder as run
 from numpy_gpt.weights.checkpoint import save_params

@@ -20,7 +20,7 @@ from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.console import Report, printable
 from numpy_gpt.data import CORPORA, load_text, rereadable, split_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import disk_fix
+from numpy_gpt.io.files import disk_fix
 from numpy_gpt.io.outermost import INTERRUPTED, outermost, say
 from numpy_gpt.runs.batches import TRAIN_RATIO
 from numpy_gpt.runs.evaluation import mean_loss

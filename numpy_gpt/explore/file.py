@@ -13,7 +13,7 @@ from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.explore.payload import GROUPS, Page
 from numpy_gpt.explore.static_files import STATIC, index_html
-from numpy_gpt.files import replacing, written
+from numpy_gpt.io.files import replacing, written
 from numpy_gpt.parameters import parameter_shapes
 from numpy_gpt.typing import Array
 

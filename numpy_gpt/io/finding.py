@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import disk_fix
+from numpy_gpt.io.files import disk_fix
 from numpy_gpt.io.network import NetworkError, ask, read, refused_by
 from numpy_gpt.io.paths import check_regular
 

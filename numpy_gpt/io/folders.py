@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import PARTIAL, flush, lock, partial_folder, remove, unlock
+from numpy_gpt.io.files import PARTIAL, flush, lock, partial_folder, remove, unlock
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import lock, remove, replacing, sweep_folder, unlock, written
 from numpy_gpt.io.bounded_json import read_json
+from numpy_gpt.io.files import lock, remove, replacing, sweep_folder, unlock, written
 from numpy_gpt.io.folders import check_free, taken
 from numpy_gpt.io.paths import is_file, is_folder, kind_of
 from numpy_gpt.runs.batches import Batches

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from numpy_gpt.errors import InputError, brief
-from numpy_gpt.files import replacing, written
 from numpy_gpt.io.bounded_json import SMALL
+from numpy_gpt.io.files import replacing, written
 from numpy_gpt.io.paths import check_regular
 from numpy_gpt.train import Step
 

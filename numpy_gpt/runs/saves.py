@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import PARTIAL, disk_fix, flush, partial_folder, replacing, written
+from numpy_gpt.io.files import PARTIAL, disk_fix, flush, partial_folder, replacing, written
 from numpy_gpt.io.paths import is_file
 from numpy_gpt.weights.checkpoint import MODEL_FILE, read_header
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError, NonFiniteError
-from numpy_gpt.files import being_written, flush, partial_folder, sweep_folder
 from numpy_gpt.io.bounded_json import SMALL, parse_json
+from numpy_gpt.io.files import being_written, flush, partial_folder, sweep_folder
 from numpy_gpt.io.paths import check_readable, is_file, kind_of
 from numpy_gpt.model import GPT
 from numpy_gpt.parameters import check_shapes, parameter_shapes

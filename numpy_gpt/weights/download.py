@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import disk_fix
+from numpy_gpt.io.files import disk_fix
 from numpy_gpt.parameters import parameter_shapes
 from numpy_gpt.tokenizer import GPT2_FILES
 from numpy_gpt.weights.transfer import Remote, fetch

@@ -16,8 +16,8 @@ from numpy_gpt.config import GPTConfig
 from numpy_gpt.encodings.huggingface import tokenizer_files
 from numpy_gpt.encodings.vocabulary import end_of
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import replacing
 from numpy_gpt.io.bounded_json import read_json
+from numpy_gpt.io.files import replacing
 from numpy_gpt.io.paths import is_file
 from numpy_gpt.tokenizer import ENCODINGS
 from numpy_gpt.typing import Weights

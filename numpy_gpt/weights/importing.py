@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import replacing
+from numpy_gpt.io.files import replacing
 from numpy_gpt.io.folders import new_folder
 from numpy_gpt.parameters import check_shapes
 from numpy_gpt.tokenizer import get_encoding, vocabulary_sha256

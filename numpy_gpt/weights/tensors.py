@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from numpy_gpt.errors import InputError
-from numpy_gpt.files import replacing
 from numpy_gpt.io.bounded_json import json_memory, parse_json
+from numpy_gpt.io.files import replacing
 from numpy_gpt.io.formats import foreign
 from numpy_gpt.io.paths import check_regular
 from numpy_gpt.typing import Array, Weights
