@@ -80,7 +80,8 @@ STREAMS = {
 def reported(tmp_path_factory, text):
     """The parameters of the same run with working output."""
     out = tmp_path_factory.mktemp("reported") / "run"
-    main(["pretrain", "--text", str(text), "--out", str(out), *SMALL], standalone_mode=False)
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["pretrain", "--text", str(text), "--out", str(out), *SMALL])
     return load(out).params
 
 
@@ -373,3 +374,15 @@ def test_ignored_signal_stays_ignored_in_commands(tmp_path):
     command = [sys.executable, "-c", ENDED.replace("signal.pause()", "signal.raise_signal(signal.SIGHUP)"), tmp_path]
     assert subprocess.run(command, stdout=subprocess.PIPE, preexec_fn=ignored).returncode == 0
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["half"]
+
+
+def test_ctrl_c_before_the_command_has_begun_is_an_interrupt(monkeypatch, capsys):
+    """While its arguments are read, where click would say "Aborted!" and exit with 1."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("click.Group.parse_args", interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        main(["info", "--model", "tiny"])
+    assert (exit_.value.code, capsys.readouterr().err.strip()) == (130, "interrupted")

@@ -41,10 +41,16 @@ class Commands(click.Group):
     other exception.
     """
 
-    def main(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         with outermost() if args is None else ExitStack():
             try:
-                return super().main(args, *rest, **kwargs)
+                code: Any = super().main(args, prog_name, standalone_mode=False, **extra)
+                raise SystemExit(code if isinstance(code, int) else 0)
+            except (click.Abort, KeyboardInterrupt) as error:  # while arguments are read: click would exit with 1
+                raise SystemExit(_interrupted()) from error
+            except click.ClickException as error:
+                error.show()
+                raise SystemExit(error.exit_code) from error
             except InputError as error:
                 say(f"Error: {error}")
                 raise SystemExit(error.exit_code) from error
@@ -60,9 +66,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:  # click would exit with code 1
-            say("interrupted")
-            raise SystemExit(INTERRUPTED) from error
+        except KeyboardInterrupt as error:  # click would print an empty line first
+            raise SystemExit(_interrupted()) from error
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,6 +77,11 @@ class Commands(click.Group):
         if not any(param.name == "debug" for param in cmd.params):
             cmd.params.append(_debug())
         super().add_command(cmd, name)
+
+
+def _interrupted() -> int:
+    say("interrupted")
+    return INTERRUPTED
 
 
 def _debug() -> click.Option:

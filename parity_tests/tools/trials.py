@@ -168,18 +168,25 @@ def small() -> None:
 def start(arguments: list[str], errors: Path, *within: AbstractContextManager) -> int:
     """Fork a process that runs the command within these contexts. -> its process id.
 
-    Its stderr goes to the file errors, its stdout to the file of the same name ending in .out.
+    Its stderr goes to the file errors, its stdout to the file of the same name ending in .out. A SIGINT that comes
+    before the command has begun ends it with 130 too: on a busy machine the fork takes as long as the test waits.
     """
 
     def job():
-        out = errors.with_suffix(".out")
-        sys.stdout, sys.stderr = (Path.open(file, "w", encoding="utf-8") for file in (out, errors))
-        small()
+        begun = False
         try:
+            out = errors.with_suffix(".out")
+            sys.stdout, sys.stderr = (Path.open(file, "w", encoding="utf-8") for file in (out, errors))
+            small()
             with ExitStack() as stack:
                 for context in within:
                     stack.enter_context(context)
+                begun = True
                 main(arguments, prog_name="numpy-gpt")
+        except KeyboardInterrupt:
+            if begun:
+                raise
+            os._exit(130)
         except SystemExit as end:
             sys.stderr.flush()
             sys.stdout.flush()
