@@ -15,6 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from numpy_gpt import optim
 from numpy_gpt.errors import InputError
 from numpy_gpt.parallel import aliasing
+from numpy_gpt.parameters import check_state
 from parity_tests.judge.compare import check, check_exact
 from parity_tests.judge.strategies import LAYOUTS, SEEDS, arrange
 from parity_tests.judge.training import (
@@ -604,3 +605,35 @@ def test_unusable_norms_are_refused(max_norm):
     with pytest.raises(InputError, match="clip_grad_norm: max_norm is"):
         optim.clip_grad_norm(grads, max_norm)
     assert (grads["a"] == 1).all()
+
+
+MAX = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "dtype", "words"),
+    [
+        ("t", np.array([1 << 53]), np.int64, None),
+        ("t", np.array([7], np.uint8), np.int64, None),
+        ("t", np.array([(1 << 53) + 1]), np.int64, f"t beyond 0 to {1 << 53}"),
+        ("t", np.array([-1]), np.int64, f"t beyond 0 to {1 << 53}"),
+        ("t", np.array([1.0]), np.int64, "t as float64"),
+        ("t", np.array(["1"]), np.int64, "t as <U1"),
+        ("m.w", np.array([MAX, -MAX], np.float32), np.float32, None),
+        ("m.w", np.array([], np.float32), np.float32, None),
+        ("m.w", np.array([np.inf], np.float32), np.float32, f"m.w beyond {-MAX} to {MAX}"),
+        ("m.w", np.array([2 * MAX]), np.float32, f"m.w beyond {-MAX} to {MAX}"),
+        ("m.w", np.array([1]), np.float32, "m.w as int64"),
+        ("v.w", np.array([0.0]), np.float32, None),
+        ("v.w", np.array([-1e-30]), np.float32, f"v.w beyond 0 to {MAX}"),
+        ("v.w", np.array([math.nan]), np.float32, f"v.w beyond 0 to {MAX}"),
+    ],
+)
+def test_state_is_checked_to_its_bounds(name, array, dtype, words):
+    """t up to 2^53, which torch counts exactly; moments finite in the parameter's dtype; no negative square."""
+    if words is None:
+        check_state(name, array, np.dtype(dtype))
+        return
+    message = f"the optimiser's state has {words}: start from the model with --init"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        check_state(name, array, np.dtype(dtype))
