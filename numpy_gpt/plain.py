@@ -66,7 +66,7 @@ def linear_backward(dy: Array, cache: Any) -> tuple[Array, Array, Any]:
 def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Any]:
     """y = x̂ · scale + shift,  x̂ = (x − mean(x)) / √(var(x) + 1e-5). x (..., C), scale, shift (C,) -> y (..., C)."""
     centred = x - x.mean(axis=-1, keepdims=True)  # (..., C)
-    centred = centred - centred.mean(axis=-1, keepdims=True)  # again: rstd can enlarge the mean's rounding 316-fold
+    centred = centred - centred.mean(axis=-1, keepdims=True)  # again: if all x are equal, rounding is left, times 316
     rstd = 1 / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)  # (..., 1)
     x_hat = centred * rstd  # (..., C)
     return x_hat * scale + shift, (x_hat, rstd, scale)
@@ -78,9 +78,9 @@ def layernorm_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
     dscale = rows(dy * x_hat).sum(axis=0)  # (C,); y = x_hat * scale + shift
     dshift = rows(dy).sum(axis=0)  # (C,)
     g = dy * scale  # (..., C), the gradient of x_hat
-    along_1 = g.mean(axis=-1, keepdims=True)  # (..., 1): adding a number to all of x changes nothing,
-    along_x_hat = (g * x_hat).mean(axis=-1, keepdims=True)  # (..., 1): nor, but for 1e-5, does stretching it,
-    dx = rstd * (g - along_1 - x_hat * along_x_hat)  # (..., C): so g's parts along both are taken out
+    # shifting x, or (but for the 1e-5) scaling centred x, leaves x_hat: g's parts along 1s and x_hat are subtracted
+    along_1, along_x_hat = g.mean(axis=-1, keepdims=True), (g * x_hat).mean(axis=-1, keepdims=True)  # (..., 1)
+    dx = rstd * (g - along_1 - x_hat * along_x_hat)  # (..., C)
     return dx, dscale, dshift
 
 
@@ -123,7 +123,7 @@ def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -
     future = np.arange(S) > np.arange(S - T, S)[:, None]  # (T, S): the key's position is after the query's
     s = np.where(future, -np.inf, q @ k.mT / math.sqrt(HS))  # (B, NH, T, S)
     e = np.exp(s - s.max(axis=-1, keepdims=True))  # (B, NH, T, S): subtracting the max leaves p unchanged
-    p = e / e.sum(axis=-1, keepdims=True)  # (B, NH, T, S): positive, 0 in the future, and each row adds up to 1
+    p = e / e.sum(axis=-1, keepdims=True)  # (B, NH, T, S): 0 in the future, else positive; rows add up to 1
     a, _ = dropout_forward(p, mask)  # (B, NH, T, S)
     return a @ v, (q, k, v, p, a, mask)
 
@@ -133,7 +133,7 @@ def attention_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
     q, k, v, p, a, mask = cache
     dv = a.mT @ dy  # (B, NH, S, HS); y = a @ v
     dp = dropout_backward(dy @ v.mT, mask)  # (B, NH, T, S); y = a @ v, a = dropout(p)
-    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))  # (B, NH, T, S); ∂p_i/∂s_j = p_i (δ_ij − p_j): p is enough
+    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))  # (B, NH, T, S); ∂p_i/∂s_j = p_i (δ_ij − p_j) needs p, not s
     dqk = ds / math.sqrt(q.shape[-1])  # (B, NH, T, S); s = q @ k.mT / sqrt(HS); each row of ds adds up to 0
     return dqk @ k, dqk.mT @ q, dv
 

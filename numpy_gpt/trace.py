@@ -1,4 +1,4 @@
-"""One pass with everything kept: every activation, and the loss's total gradient by each, under its name."""
+"""One pass with everything kept: every activation, and the loss's gradient with respect to each, by name."""
 
 import difflib
 import math
@@ -22,11 +22,11 @@ from numpy_gpt.random.generator import Generator
 from numpy_gpt.typing import Array, Params
 
 Replacement = npt.ArrayLike | Callable[[Array], npt.ArrayLike]
-"""An array to put in an activation's place, or a function that makes it of a copy of the activation."""
+"""An array to put in an activation's place, or a function that makes it from a copy of the activation."""
 
 
 class Trace:
-    """What `trace` returns. All arrays are the caller's; they are copies, so that a later step changes none.
+    """What `trace` returns. The arrays are copies: yours to change, and no later step changes them.
 
     config: the model's. tokens, targets (None if not given): (B, T). params: the parameters.
     values: name -> activation, in order of computation.
@@ -34,7 +34,7 @@ class Trace:
     loss: mean nats per token, None without targets. logits: values["logits"], (B, T, V).
     caches: what backward keeps beside the activations: x̂ and 1 / σ of each LayerNorm, GELU's slope, softmax's log-sums.
     masks: dropout's factors (0 or 1 / (1 − rate)) under the names of "emb", "att.probs", "att.out" and "ff.out", where
-    drawn. replaced: the names in whose place something else was put.
+    drawn. replaced: the names of the replaced activations.
     """
 
     def __init__(self, model: GPT, tokens: Array, targets: Array | None, replaced: frozenset[str]):
@@ -53,10 +53,10 @@ class Trace:
         return self.values["logits"]
 
     def explain(self, name: str, index: Sequence[int], gradient: bool = False) -> Explanation:
-        """How values[name][index], or with gradient grads[name][index], came about: the terms that it is the sum of.
+        """How values[name][index], or with gradient grads[name][index], came about: the terms it sums.
 
-        name: an activation's, a parameter's or "loss" (index ()). Of the result: stored, the number; terms, the largest
-        first, each with value, factors and inputs (name, index, gradient); sum, theirs; printed, it is a table.
+        name: an activation's, a parameter's or "loss" (index ()). The result has .stored (the number), .terms (the
+        largest first, each with .value, .factors and .inputs: name, index, gradient) and .sum; print it for a table.
         Raises InputError for an unknown name, an index outside the array, and a gradient of a trace without targets.
         """
         return explain(self, name, index, gradient)
@@ -84,10 +84,12 @@ def trace(
     A gradient is the total derivative of the loss by that array, over all paths, as torch's retain_grad gives it. loss
     and the parameters' gradients have the bits of model.loss_and_grads(tokens, targets, rng); rng given: dropout is on.
 
-    replace puts another array in an activation's place: name -> array of its shape, or a function of the activation. It
-    is a constant, as torch's detach makes it: gradients end there, and its own is by what was put there.
+    replace puts another array in an activation's place: name -> array of its shape, or a function of the activation.
+    The replacement is a constant, as after torch's detach: no gradient passes it to earlier activations, and
+    grads[name] is the gradient with respect to the replacement.
 
-    Raises InputError for ids that do not fit the model, and naming a replacement of an unknown name or another shape.
+    Raises InputError for ids that do not fit the model, and for a replacement of an unknown name, of another shape or
+    without numbers.
     """
     replace = dict(replace or {})
     names = [operation.output for operation in operations(model.config)[:-1]]
@@ -99,14 +101,14 @@ def trace(
         ids, want = model._checked("tokens", tokens), None
     else:
         ids, want = model._checked_pair(tokens, targets)
-    t = Trace(model, ids, want, frozenset(replace))
+    t = Trace(model, ids.copy(), None if want is None else want.copy(), frozenset(replace))
     one = _Pass(copy(model), t, replace, Dropout(model.config.drop_rate, rng, model.dtype))
     h = one.forward()
     if want is not None:
         dh, dw_head = one.head_loss(h, want)
         grads = one.backward(dh, dw_head)
-        order = [*t.values, *model.params]
-        t.grads = {name: (t.grads | grads)[name] for name in order}
+        grads |= t.grads
+        t.grads = {name: grads[name] for name in [*t.values, *model.params]}
     return t
 
 
@@ -125,9 +127,12 @@ class _Pass:
             return array
         made = self._replace[name]
         new = made(array.copy()) if callable(made) else made
-        put = np.asarray(new)
-        if new is None or put.dtype.kind not in "biuf":
-            found = "None: return the array" if new is None else "not an array of numbers"
+        try:
+            put = np.asarray(new)
+        except ValueError:  # rows of different lengths
+            put = np.empty(0, object)
+        if put.dtype.kind not in "biuf":
+            found = "None: return the array" if new is None and callable(made) else "not an array of numbers"
             raise InputError(f"replace: {name} has shape {array.shape}, its replacement is {found}")
         if put.shape != array.shape:
             raise InputError(f"replace: {name} has shape {array.shape}, its replacement shape {put.shape}")
@@ -136,7 +141,7 @@ class _Pass:
         return put.copy()
 
     def grad(self, name: str, d: Array) -> Array:
-        """Keep an activation's gradient, and return what flows on: nothing above a replacement."""
+        """Keep an activation's gradient, and return what flows on: zero if the activation was replaced."""
         self.t.grads[name] = d.copy()
         return np.zeros_like(d) if name in self._replace else d
 
@@ -194,16 +199,17 @@ class _Pass:
         return y, (c_norm1, c_qkv, c_att, c_out, c_drop1, c_norm2, c_0, c_gelu, c_2, c_drop2)
 
     def attention_forward(self, q: Array, k: Array, v: Array, at: str) -> tuple[Array, Any]:
-        """The operation's heads (B, NH, T, HS); scores and probabilities, which it does not keep, beside them.
+        """The operation's heads (B, NH, T, HS). It does not keep scores and probabilities: they are computed here too.
 
-        Where one of those two is replaced, the heads are made of what replaces it.
+        If one of those two is replaced, the heads are made from its replacement.
         """
         B, NH, T, HS = q.shape
         mask = self.masked(f"{at}att.probs", (B, NH, T, T))
         y, cache = attention.attention_forward(q, k, v, mask)
         s = product(q / math.sqrt(HS), k.mT)  # (B, NH, T, T)
         s[..., np.triu(np.ones((T, T), bool), k=1)] = -np.inf
-        s, lse = self.keep(f"{at}att.scores", s), cache[4]
+        *_, lse, _ = cache
+        s = self.keep(f"{at}att.scores", s)
         if f"{at}att.scores" in self._replace:
             lse = np.logaddexp.reduce(s, axis=-1, keepdims=True)
         self.t.caches[f"{at}att.probs"] = lse
@@ -273,4 +279,4 @@ class _Pass:
             return attention.attention_backward(dheads, c_att)
         self.grad(f"{at}att.scores", p * (dp - (dp * p).sum(axis=-1, keepdims=True)))
         dv = product((p if mask is None else p * mask).mT, dheads)
-        return np.zeros_like(q), np.zeros_like(k), dv  # q and k have no path to the loss
+        return np.zeros_like(q), np.zeros_like(k), dv  # scores or probs are a constant: no path from q, k

@@ -1,7 +1,7 @@
-"""The terms of a number: for each kind of operation, what its output, its inputs' and its parameters' gradients sum.
+"""The terms of a number: for each kind of operation, those of its output and of its inputs' and parameters' gradients.
 
-A rule returns Terms in float64, computed from the stored arrays. Where a formula cancels, its parts are terms of their
-own, so that the terms' absolute values bound the rounding errors of the stored number.
+A rule returns Terms in float64, computed from the stored arrays. Where parts of a formula cancel, each is a
+term of its own, so that the terms' absolute values bound the rounding errors of the stored number.
 """
 
 import difflib
@@ -22,7 +22,7 @@ Index = tuple[int, ...]
 
 
 class Input(NamedTuple):
-    """A number that a term is made of: an array's name ("tokens" too), the index, and whether its gradient is meant."""
+    """A number that a term is made of: an array's name ("tokens" too), the index, and whether it means the gradient."""
 
     name: str
     index: Index  # type: ignore[assignment]  # in place of tuple.index
@@ -34,7 +34,7 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True)
 class Term:
-    """A product of factors; the first ones are the numbers that inputs name, the rest constants or softmax's sums."""
+    """A product of factors, and the numbers it depends on; an input may stand for a function of it (x̂, a slope)."""
 
     factors: tuple[float, ...]
     inputs: tuple[Input, ...] = ()
@@ -60,15 +60,17 @@ class Explanation:
     @property
     def error(self) -> float:
         """|sum − stored| in units of eps · Σ |terms|, eps being that of the pass's dtype; 0 if they are equal."""
+        if self.sum == self.stored:
+            return 0.0
         off = abs(self.sum - self.stored)
         scale = math.fsum(abs(term.value) for term in self.terms) * self.eps
-        return 0.0 if off == 0 or math.isnan(off) else off / scale if scale else math.inf
+        return off / scale if scale and math.isfinite(off) else math.inf
 
     def rows(self, most: int = 20) -> list[tuple[str, str, str]]:
         """(inputs, factors, product) of the first `most` terms, as text."""
         shown = [
             (
-                " × ".join(map(str, term.inputs[:2])) or "constant",
+                " × ".join(map(str, term.inputs[: len(term.factors)])) or "constant",
                 " × ".join(f"{factor:.6g}" for factor in term.factors),
                 f"{term.value:.8g}",
             )
@@ -120,7 +122,7 @@ def explain(t: Pass, name: str, index: Sequence[int], gradient: bool = False) ->
         raise InputError("explain: without targets there is no loss and no gradient: give trace the targets")
     rules = _Rules(t)
     array = rules.array(name)
-    at = tuple(index)
+    at = tuple(index) if isinstance(index, Sequence | np.ndarray) else (index,)
     if len(at) != array.ndim or not all(isinstance(i, int | np.integer) for i in at):
         raise InputError(f"explain: {name} has shape {array.shape}, so index is {array.ndim} whole numbers, not {at}")
     if not all(-n <= i < n for i, n in zip(at, array.shape, strict=True)):
@@ -146,8 +148,6 @@ class _Rules:
 
     def at(self, name: str, index: Index, gradient: bool = False) -> tuple[float, Input]:
         """A number and its name."""
-        if name == "loss":
-            return 1.0, Input(name, (), True)
         array = self.t.grads[name] if gradient else self.array(name)
         return float(array[index]), Input(name, index, gradient)
 
@@ -393,7 +393,7 @@ class _Rules:
         assert self.t.targets is not None
         b, t, v = index
         row = self.t.values["logits"][b, t].astype(float)
-        p, N, loss = float(np.exp(row[v] - row.max()) / np.exp(row - row.max()).sum()), self.t.targets.size, "loss"
-        yield Term((p, 1 / N), (Input("logits", index), Input(loss, (), True)))
+        p, N = float(np.exp(row[v] - row.max()) / np.exp(row - row.max()).sum()), self.t.targets.size
+        yield Term((p, 1 / N), (Input("logits", index), Input("loss", (), True)))
         if v == self.t.targets[b, t]:
-            yield Term((1.0, -1 / N), (Input(loss, (), True), Input("targets", (b, t))))
+            yield Term((1.0, -1 / N), (Input("loss", (), True), Input("targets", (b, t))))
