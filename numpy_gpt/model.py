@@ -86,16 +86,6 @@ class GPT:
         model._lay_out(params)
         return model
 
-    def __reduce__(self) -> Any:
-        """Pickle and deepcopy as configuration and parameters, laid out again: buffers and gradients stay behind."""
-        return type(self).from_params, (self.config, self.params)
-
-    def __copy__(self) -> "GPT":
-        """Share every array, as a shallow copy does; from_params would share some and copy the rest."""
-        model = type(self).__new__(type(self))
-        model.__dict__.update(self.__dict__)
-        return model
-
     def _lay_out(self, params: Weights) -> None:
         """Copy the blocks' matrices, with query, key and value as thirds of one array."""
         self._blocks = [block_matrices(self.config, self.dtype) for _ in range(self.config.n_layers)]
@@ -113,6 +103,16 @@ class GPT:
         self._thirds = [[own[names[f"att.{each}.weight"]] for each in QKV] for names in block_names(self.config)]
         self._buffers: Params = {}
         self._block_buffers: list[Params] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle and deepcopy configuration and parameters; buffers and gradients stay behind."""
+        return {"config": self.config, "dtype": self.dtype, "params": self.params}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Keep the arrays of params, which an optimiser copied along shares; they no longer lie side by side."""
+        self.__dict__.update(state)
+        self._blocks, self._thirds = [], []
+        self._buffers, self._block_buffers = {}, []
 
     @all_cores()
     def __call__(self, tokens: npt.ArrayLike) -> Array:
@@ -176,11 +176,12 @@ class GPT:
     def _block(self, i: int) -> Params:
         """Block i's parameters under its own names, with att.W_qkv for the query's, the key's and the value's."""
         p = {name: self.params[full] for name, full in block_names(self.config)[i].items()}
-        joined = self._blocks[i]["att.W_qkv.weight"]  # (3C, C)
+        if not self._thirds:  # a copy
+            return join(p)
         for name, third in zip(QKV, self._thirds[i], strict=True):
             if p[f"att.{name}.weight"] is not third:
                 return join(p)  # the parameter was replaced
-        return join(p, joined)
+        return join(p, self._blocks[i]["att.W_qkv.weight"])  # (3C, C)
 
     def _hidden_forward(
         self, ids: Array, rng: Generator | None, keep: bool, past: KVCache | None = None

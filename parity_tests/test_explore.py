@@ -790,6 +790,7 @@ def test_unusable_input_is_one_sentence_and_exit_code_2(checkpoint, tmp_path):
             ((checkpoint, TEXT, "--encoding", "gpt2"), "50,257"),
             ((TEXT, checkpoint), "swapped"),
             ((checkpoint, TEXT, "--out", there), "exists already"),
+            ((checkpoint, TEXT, "--out", tmp_path / "page"), "a name that ends in .html"),
             ((checkpoint, TEXT, "--out", tmp_path / "no" / "x.html"), "is not a folder"),
             ((big, TEXT, "--out", tmp_path / "x.html"), "MB of arrays"),
         ]
@@ -872,7 +873,7 @@ def test_close_stops_what_is_being_computed(page):
 
         async def end():
             asyncio.get_running_loop().call_later(0.1, pages.close)
-            await pages.compute(pages.heads)
+            await pages.compute(pages.heads, pages.page)
 
         with pytest.raises(server.StoppedError):
             asyncio.run(end())

@@ -309,7 +309,7 @@ def test_an_explanation_prints_its_terms_their_sum_and_the_number():
     assert e._repr_html_().count("<tr>") == len(lines)
     long = t.explain("final_norm.scale", (3,), gradient=True)
     assert len(long.terms) == 12
-    assert "d final_norm[1, 0, 3] × trf_blocks.1.resid_post[1, 0, 3]" in str(long)
+    assert "d final_norm[1, 0, 3], trf_blocks.1.resid_post[1, 0, 3]" in str(long)
     wide = t.explain("trf_blocks.1.norm1", (0, 0, 0), gradient=True)
     assert len(wide.terms) == 36
     assert "16 smaller terms" in str(wide)
@@ -337,3 +337,16 @@ def test_the_first_querys_score_has_no_gradient():
     assert e.stored == 0
     assert len(e.terms) == 2
     assert abs(e.sum) <= 4 * e.eps * abs(e.terms[0].value)
+
+
+def test_numbers_of_a_diverged_pass_are_explained_too():
+    """Opposite infinities have no sum; and a cube may be infinite."""
+    t = trace(GPT(SMALL), [[1, 2]], replace={"final_norm": lambda a: np.full_like(a, np.inf)})
+    e = t.explain("logits", (0, 0, 0))
+    assert math.isnan(e.sum)
+    assert e.error == math.inf
+    assert "nan" in str(e)
+    t = trace(GPT(SMALL, dtype=np.float64), [[1, 2]], replace={"trf_blocks.0.ff.pre": lambda a: np.full_like(a, 1e120)})
+    assert t.explain("trf_blocks.0.ff.act", (0, 0, 0)).error == 0
+    with pytest.raises(InputError, match=r"^explain: without targets there is no loss"):
+        t.explain("loss", ())

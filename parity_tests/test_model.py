@@ -394,7 +394,6 @@ def test_queries_keys_and_values_are_one_product(monkeypatch):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), copy.copy])
 def test_copied_model_follows_its_own_parameters(copied):
-    """In place and in a pass, and without concatenating the query's, key's and value's weights again."""
     case = ModelCase(SMALL)
     original = case.model()
     original.loss_and_grads(*case.batch())
@@ -403,12 +402,26 @@ def test_copied_model_follows_its_own_parameters(copied):
     model.params[name] *= 2
     params = case.params()
     params[name] *= 2
-    want = GPT.from_params(SMALL, params)(case.batch()[0])
-    check_exact("logits", model(case.batch()[0]), want)
-    model.loss_and_grads(*case.batch())
-    assert np.may_share_memory(model._block(1)["att.W_qkv.weight"], model.params[name])
+    want = GPT.from_params(SMALL, params)
+    check_exact("logits", model(case.batch()[0]), want(case.batch()[0]))
+    grads = want.loss_and_grads(*case.batch())[1]
+    for name, grad in model.loss_and_grads(*case.batch())[1].items():
+        check_exact(f"d {name}", grad, grads[name])
     shared = copied is copy.copy
     assert all((model.params[n] is a) == shared for n, a in original.params.items())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_model_copied_with_its_optimiser_is_trained_by_it(copied):
+    case = ModelCase(SMALL)
+    model = case.model()
+    pairs = [(model, AdamW(model.params))]
+    pairs.append(copied(pairs[0]))
+    for model, optimiser in pairs:
+        optimiser.step(model.loss_and_grads(*case.batch())[1])
+    for name, array in pairs[0][0].params.items():
+        check_exact(name, pairs[1][0].params[name], array)
+        assert (array != case.params()[name]).any(), name
 
 
 def test_a_pickle_holds_the_parameters_alone():

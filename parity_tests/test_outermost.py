@@ -386,3 +386,10 @@ def test_ctrl_c_before_the_command_has_begun_is_an_interrupt(monkeypatch, capsys
     with pytest.raises(SystemExit) as exit_:
         main(["info", "--model", "tiny"])
     assert (exit_.value.code, capsys.readouterr().err.strip()) == (130, "interrupted")
+
+
+def test_an_unforeseen_end_of_file_is_not_an_interrupt(monkeypatch):
+    """click takes both for Ctrl-C."""
+    failing_inside(monkeypatch, EOFError("short"))
+    with pytest.raises(EOFError, match="short"):
+        main(["info", "--model", "tiny"])

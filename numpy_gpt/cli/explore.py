@@ -91,7 +91,9 @@ def explore_command(
 
 
 def check_new_file(out: Path) -> None:
-    """Raise InputError unless a new file can be written here."""
+    """Raise InputError unless a new HTML file can be written here."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {out}: give a name that ends in .html, or browsers show the page as text")
     if kind_of(out) != "missing":
         raise InputError(f"{out} exists already: choose another name for the page")
     if kind_of(out.parent) != "folder":

@@ -47,6 +47,8 @@ class Commands(click.Group):
                 code: Any = super().main(args, prog_name, standalone_mode=False, **extra)
                 raise SystemExit(code if isinstance(code, int) else 0)
             except (click.Abort, KeyboardInterrupt) as error:  # while arguments are read: click would exit with 1
+                if isinstance(error.__cause__, EOFError):  # an unexpected error, which click takes for an end of input
+                    raise error.__cause__ from None
                 raise SystemExit(_interrupted()) from error
             except click.ClickException as error:
                 error.show()

@@ -55,7 +55,7 @@ class Explanation:
 
     @property
     def sum(self) -> float:
-        return math.fsum(term.value for term in self.terms)
+        return _sum(term.value for term in self.terms)
 
     @property
     def error(self) -> float:
@@ -70,14 +70,14 @@ class Explanation:
         """(inputs, factors, product) of the first `most` terms, as text."""
         shown = [
             (
-                " × ".join(map(str, term.inputs[: len(term.factors)])) or "constant",
+                ", ".join(map(str, term.inputs[: len(term.factors)])) or "constant",
                 " × ".join(f"{factor:.6g}" for factor in term.factors),
                 f"{term.value:.8g}",
             )
             for term in self.terms[:most]
         ]
         if rest := self.terms[most:]:
-            shown.append((f"{len(rest)} smaller terms", "", f"{math.fsum(term.value for term in rest):.8g}"))
+            shown.append((f"{len(rest)} smaller terms", "", f"{_sum(term.value for term in rest):.8g}"))
         return shown
 
     def __str__(self) -> str:
@@ -92,6 +92,14 @@ class Explanation:
         cells = [*self.rows(), ("sum", "", f"{self.sum:.8g}"), (str(self.what), "stored", f"{self.stored:.8g}")]
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in cells)
         return f"<table><tr><th>terms</th><th>factors</th><th>product</th></tr>{body}</table>"
+
+
+def _sum(numbers: Iterable[float]) -> float:
+    """The sum, rounded once; NaN for opposite infinities."""
+    try:
+        return math.fsum(numbers)
+    except (ValueError, OverflowError):
+        return math.nan
 
 
 class Pass(Protocol):
@@ -116,6 +124,8 @@ def explain(t: Pass, name: str, index: Sequence[int], gradient: bool = False) ->
     """
     known = [*t.values, *t.params, *(["loss"] if t.loss is not None else [])]
     if name not in known:
+        if name == "loss":
+            raise InputError("explain: without targets there is no loss and no gradient: give trace the targets")
         near = difflib.get_close_matches(str(name), known, 3, 0)
         raise InputError(f"explain: there is no {name!r}; the nearest names are {', '.join(near)}")
     if gradient and t.loss is None:
@@ -361,7 +371,7 @@ class _Rules:
     def gelu_value(self, op: Operation, index: Index) -> Iterable[Term]:
         x = self.at(op.inputs[0], index)
         yield self.term(x, 0.5)
-        yield self.term(x, 0.5, math.tanh(math.sqrt(2 / math.pi) * (x[0] + 0.044715 * x[0] ** 3)))
+        yield self.term(x, 0.5, math.tanh(math.sqrt(2 / math.pi) * (x[0] + 0.044715 * x[0] * x[0] * x[0])))
 
     def gelu_input(self, op: Operation, index: Index, _: int) -> Iterable[Term]:
         dy, name = self.at(op.output, index, True)

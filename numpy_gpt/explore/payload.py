@@ -54,7 +54,7 @@ def read_text(encoding: "tiktoken.Encoding", config: GPTConfig, text: str, follo
     """
     text = _unicode(text)
     if not text:
-        raise InputError("the text is empty: give at least two tokens, or one and --targets")
+        raise InputError("the text is empty: give at least two tokens, or one and what follows it (--targets)")
     ids, room = encode(encoding, text), config.context_length
     if following is None:
         if len(ids) < 2:

@@ -45,6 +45,9 @@ class StoppedError(Exception):
     """The server ends: whatever is being computed may stop."""
 
 
+ANOTHER_TEXT = "another text has been run since: reload the page"
+
+
 class Pages:
     """The pass that is shown now, and the thread that computes the next one.
 
@@ -76,22 +79,29 @@ class Pages:
         self.show(Page(old.model, old.encoding, old.checkpoint, ids))
         return self.summary
 
-    def heads(self) -> dict[str, Any]:
-        """The loss with each head zeroed, made once a pass."""
+    def heads(self, page: Page) -> dict[str, Any]:
+        """The loss with each head of this page's pass zeroed, computed once."""
+        self._check_shown(page)
         if self._heads is None:
             try:
-                self._heads = self.page.zeroed_heads(self._tick)
+                self._heads = page.zeroed_heads(self._tick)
             finally:
                 self.progress = None
         return self._heads
 
-    def reference(self) -> dict[str, Params]:
-        """PyTorch's arrays of this pass by group, made once."""
+    def reference(self, page: Page) -> dict[str, Params]:
+        """PyTorch's arrays of this page's pass by group, computed once."""
+        self._check_shown(page)
         if self._torch is None:
             raise HTTPException(404, "PyTorch is not installed: pip install -e '.[torch]'")
         if self._reference is None:
-            self._reference = self._torch(self.page, self._check)
+            self._reference = self._torch(page, self._check)
         return self._reference
+
+    def _check_shown(self, page: Page) -> None:
+        """Raise HTTPException if another text has been shown since the request came."""
+        if page is not self.page:
+            raise HTTPException(409, ANOTHER_TEXT)
 
     def _tick(self, done: int, of: int) -> None:
         self.progress = done, of
@@ -122,7 +132,7 @@ def application(pages: Pages, secret: str, port: int) -> ASGIApp:
     def current(request: Request) -> Page:
         run = request.query_params.get("run")
         if run is not None and run != str(pages.run):
-            raise HTTPException(409, "another text has been run since: reload the page")
+            raise HTTPException(409, ANOTHER_TEXT)
         return pages.page
 
     async def index(request: Request) -> Response:
@@ -154,8 +164,7 @@ def application(pages: Pages, secret: str, port: int) -> ASGIApp:
         return await numbers(request, found)
 
     async def torch(request: Request) -> Response:
-        current(request)
-        found = await pages.compute(pages.reference)
+        found = await pages.compute(pages.reference, current(request))
         return await numbers(request, found.get(request.path_params["group"], {}))
 
     async def numbers(request: Request, arrays: Any) -> Response:
@@ -177,9 +186,9 @@ def application(pages: Pages, secret: str, port: int) -> ASGIApp:
         page, body = current(request), await json_body(request)
         name, index, h = body.get("name"), body.get("index"), finite(body, "h")
         if not isinstance(name, str) or name not in page.trace.params:
-            raise InputError("name is a parameter's")
+            raise InputError("name must be a parameter's")
         if not isinstance(index, list) or not all(type(i) is int for i in index):
-            raise InputError("index is a list of whole numbers")
+            raise InputError("index must be a list of whole numbers")
         at = parse_slice(",".join(map(str, index)), page.trace.params[name].shape)
         return JSONResponse(await pages.compute(page.nudge, name, at, h))
 
@@ -192,8 +201,7 @@ def application(pages: Pages, secret: str, port: int) -> ASGIApp:
         return JSONResponse(await pages.compute(page.updated, lr))
 
     async def heads(request: Request) -> Response:
-        current(request)
-        return JSONResponse(await pages.compute(pages.heads))
+        return JSONResponse(await pages.compute(pages.heads, current(request)))
 
     routes = [
         Route("/", index),
@@ -208,7 +216,8 @@ def application(pages: Pages, secret: str, port: int) -> ASGIApp:
     kinds = (HTTPException, InputError, MemoryError, StoppedError, Exception)
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _answer))
     app.router.redirect_slashes = False
-    return Guard(app, secret, {f"{host}:{port}" for host in (HOST, "localhost")})
+    default = [HOST, "localhost"] if port == 80 else []  # a browser leaves the default port out
+    return Guard(app, secret, {*default, *(f"{host}:{port}" for host in (HOST, "localhost"))})
 
 
 async def _answer(request: Request, error: Exception) -> Response:

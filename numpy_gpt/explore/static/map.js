@@ -469,6 +469,6 @@ function lensSection() {
     el("h2", {}, "What would it say after each block?"),
     el("p", { class: "quiet" }, "After token ", el("b", {}, `${t} `, el("bdi", {}, quoted(pieces[t]))), targets ? [", whose true next is ", el("b", {}, el("bdi", {}, quoted(targetPieces[t])))] : null, ": the final norm and the head applied to the stream at each stage. Choose another token above."),
     el("table", { class: "lens" },
-      el("thead", {}, el("tr", {}, el("th", {}, "stream"), el("th", {}, "would say"), el("th", {}, "p"), targets ? el("th", {}, "p(true)") : null, targets ? el("th", { title: "mean loss over all tokens" }, "loss") : null)),
+      el("thead", {}, el("tr", {}, el("th", {}, "stream"), el("th", {}, "would say"), el("th", {}, "p"), targets ? el("th", {}, "p(true)") : null, targets ? el("th", { title: "mean loss over all tokens" }, "mean loss") : null)),
       el("tbody", {}, lens.map(row))));
 }

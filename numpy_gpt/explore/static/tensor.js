@@ -289,7 +289,7 @@ function heat(route, at, kind, source, size, readout) {
     if (!cell) return void (readout.textContent = IDLE);
     const words = label(name, at.index(...cell)).replace(/^[^·]+· (block \d+ · )?/, "");
     const parts = view.maps.map((map) => `${map.kind} ${number(map.value(...cell), 6)}`);
-    const future = isPattern(name) && cell[1] > cell[0] ? "the future: masked, so p = 0 and the gradient is exactly 0 · " : "";
+    const future = isPattern(name) && cell[1] > cell[0] ? `the future: masked, so ${name.endsWith("probs") ? "p = 0; softmax's backward multiplies this gradient by it" : "the gradient is exactly 0"} · ` : "";
     readout.replaceChildren(el("span", { class: "where" }, words), " ", future, ...parts.map((text) => el("b", {}, text)).flatMap((each, i) => (i ? [" · ", each] : [each])));
     if (document.activeElement === made.canvas) announce(readout.textContent);
     const t = tokenOf(name, at.index(...cell));
