@@ -879,3 +879,23 @@ def test_close_stops_what_is_being_computed(page):
             asyncio.run(end())
     finally:
         del page.zeroed_heads
+
+
+def test_queued_work_answers_for_the_text_it_was_asked_for(model):
+    """Another text may be shown while a request waits for its turn."""
+    old = page_of(model)
+    pages = Pages(old, lambda page, check: {"values": {}})
+    pages.show(page_of(model))
+    for work in (pages.heads, pages.reference):
+        with pytest.raises(server.HTTPException) as error:
+            work(old)
+        assert error.value.status_code == 409
+        assert work(pages.page) is not None
+    pages.close()
+
+
+@pytest.mark.parametrize(("port", "host", "allowed"), [(80, "127.0.0.1", True), (81, "127.0.0.1", False)])
+def test_host_without_a_port_is_that_of_port_80(page, port, host, allowed):
+    pages = Pages(page)
+    assert (host in server.application(pages, "secret", port).hosts) == allowed
+    pages.close()
