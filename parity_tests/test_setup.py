@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.environment import SLOW
 from numpy_gpt.errors import InputError
 from torch_gpt.train import check_compiler
 
@@ -34,6 +35,13 @@ def test_readme_offers_pytorch_without_cuda():
     assert re.search(r"^export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu$", before, re.MULTILINE)
 
 
+@pytest.fixture
+def unslowed(monkeypatch):
+    """Without the variables for which the benchmarks restart in another process, out of a test's reach."""
+    for name in SLOW:
+        monkeypatch.delenv(name, raising=False)
+
+
 def without_torch(monkeypatch, *arguments):
     """Run python -m benchmarks where torch cannot be imported; return the exit code."""
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -46,6 +54,7 @@ def without_torch(monkeypatch, *arguments):
     return stopped.value.code
 
 
+@pytest.mark.usefixtures("unslowed")
 @pytest.mark.parametrize(
     "arguments", [["--help"], [], *([name] for name in BENCHMARKS), ["compare", "--help"]], ids=str
 )
@@ -54,6 +63,7 @@ def test_benchmarks_name_the_missing_package(monkeypatch, capsys, arguments):
     assert capsys.readouterr() == ("", "benchmarks needs torch: pip install -e '.[test]'\n")
 
 
+@pytest.mark.usefixtures("unslowed")
 def test_own_import_error_is_raised(monkeypatch):
     monkeypatch.setitem(sys.modules, "benchmarks.cli", None)
     monkeypatch.setattr(sys, "argv", ["benchmarks"])
