@@ -185,26 +185,26 @@ def block_forward(x: Array, p: Params, n_heads: int, masks: Any) -> tuple[Array,
 
 
 def block_backward(dy: Array, cache: Any) -> tuple[Array, Params]:
-    """dy (B, T, C) -> dx (B, T, C), and the parameters' gradients by name: block_forward from bottom to top."""
+    """dy (B, T, C) -> dx (B, T, C), and the parameters' gradients by name: block_forward's lines in reverse."""
     c_norm1, c_q, c_k, c_v, c_att, c_out, c_drop1, c_norm2, c_ff0, c_gelu, c_ff2, c_drop2, n_heads = cache
-    g: Params = {}
+    grads: Params = {}
     dh = dropout_backward(dy, c_drop2)  # (B, T, C)
-    dh, g["ff.layers.2.weight"], g["ff.layers.2.bias"] = linear_backward(dh, c_ff2)  # (B, T, 4C)
+    dh, grads["ff.layers.2.weight"], grads["ff.layers.2.bias"] = linear_backward(dh, c_ff2)  # (B, T, 4C)
     dh = gelu_backward(dh, c_gelu)  # (B, T, 4C)
-    dh, g["ff.layers.0.weight"], g["ff.layers.0.bias"] = linear_backward(dh, c_ff0)  # (B, T, C)
-    dh, g["norm2.scale"], g["norm2.shift"] = layernorm_backward(dh, c_norm2)  # (B, T, C)
+    dh, grads["ff.layers.0.weight"], grads["ff.layers.0.bias"] = linear_backward(dh, c_ff0)  # (B, T, C)
+    dh, grads["norm2.scale"], grads["norm2.shift"] = layernorm_backward(dh, c_norm2)  # (B, T, C)
     dmid = dy + dh  # (B, T, C); y = mid + h: dy takes both paths, past the branch and through it
     dh = dropout_backward(dmid, c_drop1)  # (B, T, C)
-    dh, g["att.out_proj.weight"], g["att.out_proj.bias"] = linear_backward(dh, c_out)  # (B, T, C)
+    dh, grads["att.out_proj.weight"], grads["att.out_proj.bias"] = linear_backward(dh, c_out)  # (B, T, C)
     dq, dk, dv = attention_backward(split_heads(dh, n_heads), c_att)  # (B, NH, T, HS)
     dq, dk, dv = (merge_heads(each) for each in (dq, dk, dv))  # (B, T, C)
-    dh_v, g["att.W_value.weight"], g["att.W_value.bias"] = linear_backward(dv, c_v)  # (B, T, C)
+    dh_v, grads["att.W_value.weight"], grads["att.W_value.bias"] = linear_backward(dv, c_v)  # (B, T, C)
     # a key bias b adds q @ b to all scores of a query alike; softmax ignores it: b's gradient is 0 but for rounding
-    dh_k, g["att.W_key.weight"], g["att.W_key.bias"] = linear_backward(dk, c_k)  # (B, T, C)
-    dh_q, g["att.W_query.weight"], g["att.W_query.bias"] = linear_backward(dq, c_q)  # (B, T, C)
+    dh_k, grads["att.W_key.weight"], grads["att.W_key.bias"] = linear_backward(dk, c_k)  # (B, T, C)
+    dh_q, grads["att.W_query.weight"], grads["att.W_query.bias"] = linear_backward(dq, c_q)  # (B, T, C)
     dh = dh_q + dh_k + dh_v  # (B, T, C): queries, keys and values read the same h
-    dh, g["norm1.scale"], g["norm1.shift"] = layernorm_backward(dh, c_norm1)  # (B, T, C)
-    return dmid + dh, g  # mid = x + h: dmid takes both paths
+    dh, grads["norm1.scale"], grads["norm1.shift"] = layernorm_backward(dh, c_norm1)  # (B, T, C)
+    return dmid + dh, grads  # mid = x + h: dmid takes both paths
 
 
 def model_forward(params: Params, tokens: Array, config: GPTConfig, masks: Any) -> tuple[Array, Any]:
@@ -226,31 +226,31 @@ def model_forward(params: Params, tokens: Array, config: GPTConfig, masks: Any) 
 
 
 def model_backward(dlogits: Array, cache: Any, config: GPTConfig) -> Params:
-    """dlogits (B, T, V) -> the gradients of all parameters by name: model_forward from bottom to top."""
+    """dlogits (B, T, V) -> the gradients of all parameters by name: model_forward's lines in reverse."""
     c_tokens, c_positions, c_drop, c_blocks, c_norm, c_head = cache
-    g: Params = {}
-    dx, g["out_head.weight"], _ = linear_backward(dlogits, c_head)  # (B, T, C)
-    dx, g["final_norm.scale"], g["final_norm.shift"] = layernorm_backward(dx, c_norm)  # (B, T, C)
+    grads: Params = {}
+    dx, grads["out_head.weight"], _ = linear_backward(dlogits, c_head)  # (B, T, C)
+    dx, grads["final_norm.scale"], grads["final_norm.shift"] = layernorm_backward(dx, c_norm)  # (B, T, C)
     for i in reversed(range(config.n_layers)):
-        dx, g_block = block_backward(dx, c_blocks[i])  # (B, T, C)
-        g |= {f"trf_blocks.{i}.{name}": each for name, each in g_block.items()}
+        dx, block_grads = block_backward(dx, c_blocks[i])  # (B, T, C)
+        grads |= {f"trf_blocks.{i}.{name}": each for name, each in block_grads.items()}
     dx = dropout_backward(dx, c_drop)  # (B, T, C)
-    dx, g["pos_emb.weight"] = position_embedding_backward(dx, c_positions)  # (B, T, C)
-    g["tok_emb.weight"] = embedding_backward(dx, c_tokens)  # (V, C)
+    dx, grads["pos_emb.weight"] = position_embedding_backward(dx, c_positions)  # (B, T, C)
+    grads["tok_emb.weight"] = embedding_backward(dx, c_tokens)  # (V, C)
     if config.tie_weights:
-        g["tok_emb.weight"] += g.pop("out_head.weight")  # one array, used twice: gradients add up
-    return g
+        grads["tok_emb.weight"] += grads.pop("out_head.weight")  # one array, used twice: gradients add up
+    return grads
 
 
 def forward(params: Params, tokens: Array, config: GPTConfig, masks: list[Any] | None = None) -> Array:
-    """tokens (B, T) -> logits (B, T, V). masks as above."""
+    """tokens (B, T) -> logits (B, T, V). masks: as in model_forward."""
     return model_forward(params, tokens, config, masks)[0]
 
 
 def loss_and_grads(
     params: Params, tokens: Array, targets: Array, config: GPTConfig, masks: list[Any] | None = None
 ) -> tuple[Any, Params]:
-    """tokens, targets (B, T) -> the loss in nats per token, and every parameter's gradient by name. masks as above."""
+    """tokens, targets (B, T) -> the loss in nats per token, and all gradients by name. masks: as in model_forward."""
     logits, c_model = model_forward(params, tokens, config, masks)  # (B, T, V)
     loss, c_loss = cross_entropy_forward(logits, targets)  # ()
     dlogits = cross_entropy_backward(1.0, c_loss)  # (B, T, V)

@@ -178,8 +178,8 @@ class _Pass:
         caches[f"{at}norm1"] = c_norm1[:2]
         h = keep(f"{at}norm1", h)
         qkv, c_qkv = linear.linear_forward(h, p["att.W_qkv.weight"], p.get("att.W_qkv.bias"))  # (B, T, 3C)
-        thirds = (split_heads(third, config.n_heads) for third in np.split(qkv, 3, axis=-1))
-        q, k, v = (keep(f"{at}att.{name}", third) for name, third in zip("qkv", thirds, strict=True))  # (B, NH, T, HS)
+        q, k, v = (split_heads(third, config.n_heads) for third in np.split(qkv, 3, axis=-1))  # (B, NH, T, HS)
+        q, k, v = keep(f"{at}att.q", q), keep(f"{at}att.k", k), keep(f"{at}att.v", v)
         heads, c_att = self.attention_forward(q, k, v, at)
         merged = keep(f"{at}att.heads", merge_heads(heads))  # (B, T, C)
         a, c_out = linear.linear_forward(merged, p["att.out_proj.weight"], p["att.out_proj.bias"])
@@ -261,9 +261,10 @@ class _Pass:
         dmid = grad(f"{at}resid_mid", dmid + dy)  # residual: dy takes both paths
         da = grad(f"{at}att.out", dropout.dropout_backward(dmid, c_drop1))  # mid = x + dropout(a)
         dheads = grad(f"{at}att.heads", linear_into(grads, "att.out_proj", da, c_out))
-        dqkv = self.attention_backward(split_heads(dheads, self.model.config.n_heads), c_att, at)
-        d = [merge_heads(grad(f"{at}att.{name}", d)) for name, d in zip("qkv", dqkv, strict=True)]
-        dh = grad(f"{at}norm1", linear_into(grads, "att.W_qkv", np.concatenate(d, axis=-1), c_qkv))
+        dq, dk, dv = self.attention_backward(split_heads(dheads, self.model.config.n_heads), c_att, at)
+        dq, dk, dv = grad(f"{at}att.q", dq), grad(f"{at}att.k", dk), grad(f"{at}att.v", dv)  # (B, NH, T, HS)
+        dqkv = np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)  # (B, T, 3C)
+        dh = grad(f"{at}norm1", linear_into(grads, "att.W_qkv", dqkv, c_qkv))
         dx, grads["norm1.scale"], grads["norm1.shift"] = layernorm.layernorm_backward(dh, c_norm1)
         return grad(f"{at}resid_pre", dx + dmid)
 
