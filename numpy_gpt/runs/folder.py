@@ -159,8 +159,8 @@ class Run:
             )
         return saves[max(saves)]
 
-    def resume(self, settings: Settings, text_sha256: str) -> tuple[Position, Params]:
-        """The position at which the save ended, and the state to restore. Writes nothing: `go_on` does.
+    def saved_state(self, settings: Settings, text_sha256: str) -> tuple[Position, Params]:
+        """The position at which the save ended, and the state to restore. Writes nothing: `resume` does.
 
         settings: the run's own, except those in MAY_CHANGE. Raises InputError if others, or the text, differ.
         """
@@ -187,7 +187,7 @@ class Run:
         check_about(self.to_resume, position.step)
         return position, state
 
-    def go_on(self, settings: Settings, text_sha256: str, position: Position, keep: int) -> list[str]:
+    def resume(self, settings: Settings, text_sha256: str, position: Position, keep: int) -> list[str]:
         """Continue the run from this position, with these settings; returns what `save` returns.
 
         An earlier save first becomes the checkpoint; then later rows of losses.csv are removed. Finishes what a kill

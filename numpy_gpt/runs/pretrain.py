@@ -403,11 +403,11 @@ def _resumed(
     job: Job, run: Run, make_learner: MakeLearner, report: Report, backend: str, save_freq: int | None, keep: int
 ) -> _Session:
     """Resume a run. Writes nothing until everything has been checked."""
-    position, state = run.resume(job.settings, job.batches.sha256)
+    position, state = run.saved_state(job.settings, job.batches.sha256)
     position.check_fits(job.batches.windows, job.batches.batches_per_epoch)
     learner = make_learner(job.config, job.settings, job.total_steps, job.params)
     learner.restore(state)
-    notes = run.go_on(job.settings, job.batches.sha256, position, keep)
+    notes = run.resume(job.settings, job.batches.sha256, position, keep)
     _describe(report, backend, job)
     report.line(f"resumed   after {position.step} steps, {max(0, job.total_steps - position.step)} to go")
     session = _Session(report, job, run, learner, position, save_freq, keep)

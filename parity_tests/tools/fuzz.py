@@ -554,13 +554,13 @@ def resumed(run: Path, batches: Batches):
     encoding, (_, text) = get_encoding(encoding_of(header)), text_of(header)
     assert encoding.n_vocab
     assert text
-    position, state = opened.resume(opened.settings, batches.sha256)
+    position, state = opened.saved_state(opened.settings, batches.sha256)
     position.check_fits(batches.windows, batches.batches_per_epoch)
     learner = NumpyLearner(config, opened.settings, 10, params)
     learner.restore(state)
     rows = opened.losses.read()
     opened.best_batches(5)
-    opened.go_on(opened.settings, batches.sha256, position, 2)
+    opened.resume(opened.settings, batches.sha256, position, 2)
     return opened.settings, position, learner, rows
 
 

@@ -111,7 +111,7 @@ def at_bytecode(told: Path, ours: bool, span: int = 0, at: int = 0, again: int =
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(Run, "create", created))
-        for name in ("save", "go_on"):
+        for name in ("save", "resume"):
             stack.enter_context(patch.object(Run, name, partialmethod(method, getattr(Run, name))))
         try:
             yield

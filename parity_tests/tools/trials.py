@@ -214,7 +214,7 @@ def logged(log: Path) -> Iterator[None]:
 
         return call
 
-    with patch.object(Run, "save", logging(Run.save)), patch.object(Run, "go_on", logging(Run.go_on)):
+    with patch.object(Run, "save", logging(Run.save)), patch.object(Run, "resume", logging(Run.resume)):
         yield
 
 
