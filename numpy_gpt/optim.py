@@ -86,9 +86,9 @@ class AdamW:
         try:
             beta1, beta2 = map(_float, self.betas)
         except (TypeError, ValueError) as error:
-            raise InputError(f"AdamW: betas are {self.betas!r:.80}, and must be two numbers") from error
+            raise InputError(f"AdamW: betas must be two numbers, not {self.betas!r:.80}") from error
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-            raise InputError(f"AdamW: betas are {self.betas}, and must be at least 0 and below 1")
+            raise InputError(f"AdamW: betas must be at least 0 and below 1, not {self.betas}")
         self.betas = beta1, beta2
         self.lr = _number("AdamW: lr", self.lr)
         self.eps = _number("AdamW: eps", self.eps)
@@ -114,7 +114,7 @@ class AdamW:
         for name in own:
             if name not in state or state[name].shape != own[name].shape:
                 raise InputError(
-                    f"the optimiser's state has no {name} of shape {own[name].shape}: is it another model's?"
+                    f"the optimiser's state has no {name} of shape {own[name].shape}: use the one saved with this model"
                 )
         for name, array in own.items():
             check_state(name, state[name], array.dtype)
@@ -165,7 +165,7 @@ def _number(what: str, value: float) -> float:
     """The value as a Python float. Raises InputError, naming what it is, unless it is a number of at least 0."""
     number = _float(value)
     if not number >= 0:
-        raise InputError(f"{what} is {value!r:.80}, and must be a number of at least 0")
+        raise InputError(f"{what} must be a number of at least 0, not {value!r:.80}")
     return number
 
 

@@ -678,7 +678,7 @@ def test_only_the_loopback_listens():
 def test_torch_stands_beside(checkpoint):
     pytest.importorskip("torch")
     page = page_of(GPT(GPTConfig(**CONFIG), seed=1))
-    with served(page, lambda page, go_on: torch_arrays(checkpoint, page, go_on)) as client:
+    with served(page, lambda page, check_cancelled: torch_arrays(checkpoint, page, check_cancelled)) as client:
         assert json.loads(client.ask("summary")[2])["torch"] is True
         for group in ("values", "grads"):
             arrays = page.group(group)

@@ -171,9 +171,7 @@ def test_gradient_with_overflowing_square_matches_torch():
 def test_betas_refused_by_torch_are_refused(betas):
     with pytest.raises(ValueError, match="Invalid beta"):
         torch.optim.AdamW([torch.ones(1)], betas=betas)
-    with pytest.raises(
-        InputError, match=f"^AdamW: betas are {re.escape(str(betas))}, and must be at least 0 and below 1$"
-    ):
+    with pytest.raises(InputError, match=f"^AdamW: betas must be at least 0 and below 1, not {re.escape(str(betas))}$"):
         optim.AdamW({"w": np.ones(1)}, betas=betas)
 
 
@@ -570,11 +568,11 @@ def test_numpy_scalars_give_the_same_updates(name, scalar):
 def test_unusable_settings_are_refused_before_a_step(name, value):
     """torch also refuses them at construction; here also when lr is changed later."""
     params = {"a": np.ones(3, np.float32)}
-    with pytest.raises(InputError, match=rf"AdamW: {name} is .*, and must be a number of at least 0"):
+    with pytest.raises(InputError, match=f"^AdamW: {name} must be a number of at least 0, not "):
         optim.AdamW(params, **{name: value})
     ours = optim.AdamW(params)
     setattr(ours, name, value)
-    with pytest.raises(InputError, match=f"AdamW: {name} is"):
+    with pytest.raises(InputError, match=f"^AdamW: {name} must be"):
         ours.step({"a": np.ones(3, np.float32)})
     assert ours.t == 0
     assert (params["a"] == 1).all()
@@ -602,7 +600,7 @@ def test_non_float_parameters_are_refused(kind):
 def test_unusable_norms_are_refused(max_norm):
     """A negative norm would reverse the gradients."""
     grads = {"a": np.ones(3)}
-    with pytest.raises(InputError, match="clip_grad_norm: max_norm is"):
+    with pytest.raises(InputError, match=r"^clip_grad_norm: max_norm must be a number of at least 0, not "):
         optim.clip_grad_norm(grads, max_norm)
     assert (grads["a"] == 1).all()
 

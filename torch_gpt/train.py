@@ -215,13 +215,13 @@ class TorchLearner:
     def _check_state(self, state: Params) -> None:
         """Raise InputError for an impossible state of the optimiser or the generators, KeyError for a missing part."""
         if state["optimizer.t"].shape != (1,):
-            raise InputError("the optimiser's state does not have one step count: is it another model's?")
+            raise InputError("the optimiser's state does not have one step count: use the one saved with this model")
         check_state("t", state["optimizer.t"], np.dtype(np.int64))
         for name, p in self.model.named_parameters():
             for moment in "mv":
                 array = state[f"optimizer.{moment}.{name}"]
                 if array.shape != p.shape:
-                    raise InputError(f"the optimiser's state of {name} has another shape: is it another model's?")
+                    raise InputError(f"the optimiser's state of {name} has another shape: use the one of this model")
                 check_state(f"{moment}.{name}", array, torch.empty(0, dtype=p.dtype).numpy().dtype)
         try:
             torch.Generator().set_state(torch.from_numpy(state["rng"]))

@@ -18,8 +18,8 @@ def torch_is_here() -> bool:
     return find_spec("torch") is not None and find_spec("torch_gpt") is not None
 
 
-def torch_arrays(checkpoint: Path, page: Page, go_on: Callable[[], None]) -> dict[str, Params]:
-    """group -> name -> array of `torch-gpt explore`. go_on is called again and again, and may raise to end it."""
+def torch_arrays(checkpoint: Path, page: Page, check_cancelled: Callable[[], None]) -> dict[str, Params]:
+    """group -> name -> array of `torch-gpt explore`. check_cancelled is called now and then; it raises to cancel."""
     from safetensors.numpy import load_file
 
     with tempfile.TemporaryDirectory(prefix="numpy-gpt-") as folder:
@@ -38,7 +38,7 @@ def torch_arrays(checkpoint: Path, page: Page, go_on: Callable[[], None]) -> dic
                 process.stdin.write(json.dumps([page.ids.tokens.tolist(), page.ids.targets.tolist()]))
                 process.stdin.close()
                 while process.poll() is None:
-                    go_on()
+                    check_cancelled()
                     try:
                         process.wait(0.1)
                     except subprocess.TimeoutExpired:
