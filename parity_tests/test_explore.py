@@ -31,9 +31,9 @@ from numpy_gpt.explain.operations import operations
 from numpy_gpt.explore import file as as_file
 from numpy_gpt.explore import payload, server, sources
 from numpy_gpt.explore.file import page_html
-from numpy_gpt.explore.payload import GROUPS, Page, parse_slice, read_text
+from numpy_gpt.explore.payload import GROUPS, Page, parse_slice, read_text, stats
 from numpy_gpt.explore.reference import torch_arrays
-from numpy_gpt.explore.server import Pages, listen
+from numpy_gpt.explore.server import Pages, Served, listen
 from numpy_gpt.explore.static_files import STATIC
 from numpy_gpt.tokenizer import encode, get_encoding
 
@@ -74,8 +74,9 @@ def checkpoint(tmp_path_factory):
 class Client:
     """Asks a server that runs in a thread, by raw requests: every header is as given."""
 
-    def __init__(self, pages, address):
+    def __init__(self, pages, address, once):
         self.pages = pages
+        self.once = once.rpartition("/")[2]
         _, _, host, self.secret, _ = address.split("/")
         self.port = int(host.rpartition(":")[2])
 
@@ -108,11 +109,11 @@ class Client:
 @contextlib.contextmanager
 def served(page, torch=None):
     pages, sock = Pages(page, torch), listen(0)
-    running, address = server.server(pages, sock)
+    running, address, once = server.server(pages, sock)
     thread = threading.Thread(target=lambda: running.run(sockets=[sock]))
     thread.start()
     try:
-        yield Client(pages, address)
+        yield Client(pages, address, once)
     finally:
         running.should_exit = True
         thread.join(30)
@@ -149,6 +150,11 @@ def test_summary_says_what_the_trace_found(model, page, summary):
             want = {"min": a.min(), "max": a.max(), "mean": a.mean(), "norm": np.linalg.norm(a)}
             for key, value in want.items():
                 assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-9), (group, name, key)
+
+
+def test_the_norm_of_large_float32_numbers_is_finite():
+    assert stats(np.full(4, 3e30, np.float32))["norm"] == pytest.approx(6e30)
+    assert stats(np.full(4, 3e-30, np.float32))["norm"] == pytest.approx(6e-30)
 
 
 def test_caches_are_what_their_names_say(page):
@@ -251,7 +257,7 @@ def test_targets_come_after_the_last_token(model):
         ("", None, "empty"),
         ("", "x", "empty"),
         ("a", None, "one token"),
-        ("a", "", "targets are empty"),
+        ("a", "", r"what follows the text \(--targets\) is empty"),
         ("a" * 130, None, "129 tokens to read, and the model reads 128"),
         ("a" * 129, "x", "129 tokens"),
     ],
@@ -401,7 +407,7 @@ def test_two_hosts_are_refused(client):
     with socket.create_connection(("127.0.0.1", client.port)) as sock:
         sock.sendall(f"GET /{client.secret}/summary HTTP/1.1\r\n".encode() + lines + b"Connection: close\r\n\r\n")
         assert sock.recv(100).split()[1] in (b"400", b"403")
-    app = server.application(client.pages, client.secret, client.port)
+    app = server.application(client.pages, client.secret, "once", client.port)
     for hosts, want in (([host], 200), ([host, host], 403), ([], 403)):
         scope = {"type": "http", "method": "GET", "path": f"/{client.secret}/progress", "query_string": b""}
         sent = []
@@ -444,6 +450,8 @@ def test_nothing_is_served_but_the_page(client):
         assert client.ask(path)[0] == 404, path
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "CONNECT"):
         assert client.ask("summary", method)[0] in (400, 404, 405), method
+    status, headers, _ = client.ask("summary", "POST")
+    assert (status, set(headers["allow"].split(", "))) == (405, {"GET", "HEAD"})
 
 
 @pytest.mark.parametrize(
@@ -467,6 +475,7 @@ def test_nothing_is_served_but_the_page(client):
         ("ablate", {"name": "logits"}),
         ("ablate", {"heads": [[0, 4]]}),
         ("ablate", {"heads": [[2, 0]]}),
+        ("ablate", {"heads": [[1, 2], [1, 2]]}),
         ("ablate", {"heads": [0]}),
         ("ablate", {"heads": 0}),
         ("updated", {"lr": -1}),
@@ -487,6 +496,7 @@ def test_bodies_that_are_no_json_are_refused(client):
     assert client.ask("run", "POST", b"{", **kind)[0] == 400
     assert client.ask("run", "POST", b"\xff\xfe", **kind)[0] == 400
     assert client.ask("run", "POST", b"[" * 100_000, **kind)[0] == 400
+    assert client.ask("run", "POST", b"{", Content_Type="Application/JSON; charset=utf-8")[0] == 400
     assert client.ask("run", "POST", b'{"text": "ab"}')[0] == 415
     assert client.ask("run", "POST", b'{"text": "ab"}', Content_Type="text/plain")[0] == 415
     assert client.ask("run", "POST", b'"' + b"a" * (1 << 20) + b'"', **kind)[0] == 413
@@ -661,10 +671,21 @@ def test_every_secret_is_another_and_long(page):
     addresses = set()
     for _ in range(3):
         with listen(0) as sock:
-            addresses.add(server.server(pages, sock)[1].split("/")[3])
+            addresses |= {address.split("/")[3] for address in server.server(pages, sock)[1:]}
     pages.close()
-    assert len(addresses) == 3
+    assert len(addresses) == 6
     assert min(map(len, addresses)) >= 32
+
+
+def test_the_browsers_address_leads_to_the_page_once(page):
+    """A browser's arguments are seen by other users of the machine, so they do not hold the page's own address."""
+    with served(page) as client:
+        assert client.secret not in client.once
+        assert client.ask("", prefix=f"/{client.once}", host="evil.example")[0] == 403
+        status, headers, _ = client.ask("", prefix=f"/{client.once}")
+        assert (status, headers["location"]) == (303, f"/{client.secret}/")
+        assert client.ask("", prefix=f"/{client.once}")[0] == 404
+        assert client.ask("summary")[0] == 200
 
 
 def test_only_the_loopback_listens():
@@ -753,7 +774,7 @@ def test_a_file_that_would_be_too_large_names_its_size(model, monkeypatch):
         as_file.check_fits(GPTConfig.gpt2("124M"), 4)
     page = page_of(model)
     monkeypatch.setattr(as_file, "LARGEST", 100_000)
-    with pytest.raises(InputError, match=r"MB of arrays.*served page"):
+    with pytest.raises(InputError, match=r"MB of arrays.*to serve the page"):
         page_html(page)
 
 
@@ -782,9 +803,10 @@ def test_unusable_input_is_one_sentence_and_exit_code_2(checkpoint, tmp_path):
         taken.listen()
         cases = [
             ((tmp_path / "nowhere", TEXT), "does not exist"),
+            ((tmp_path / "gpt2-124M", TEXT), "numpy-gpt download 124M fetches GPT-2's"),
             ((checkpoint, ""), "empty"),
             ((checkpoint, "a"), "one token"),
-            ((checkpoint, TEXT, "--targets", ""), "targets are empty"),
+            ((checkpoint, TEXT, "--targets", ""), "what follows the text (--targets) is empty"),
             ((checkpoint, "a" * 200), "reads 128 at most"),
             ((checkpoint, TEXT, "--port", taken.getsockname()[1]), "is in use"),
             ((checkpoint, TEXT, "--encoding", "gpt2"), "50,257"),
@@ -817,10 +839,10 @@ def test_address_is_printed_and_opened(checkpoint, monkeypatch, flags, asked, wo
     opened = []
     browser = SimpleNamespace(open=lambda address: not opened.append(address))
     monkeypatch.setattr(webbrowser, "get", lambda: browser)
-    monkeypatch.setattr(server, "serve", lambda pages, sock, ready: ready("http://here/"))
+    monkeypatch.setattr(server, "serve", lambda pages, sock, ready: ready(Served(None, "http://here/", "http://once")))
     result = run(checkpoint, TEXT, *flags)
     assert (result.exit_code, result.output) == (0, f"{word} http://here/ in a browser; Ctrl-C ends it\n")
-    assert bool(opened) == asked
+    assert opened == (["http://once"] if asked else [])
 
 
 @pytest.mark.parametrize("kind", ["none", "broken", "terminal"])
@@ -835,7 +857,7 @@ def test_without_a_browser_the_address_is_enough(checkpoint, monkeypatch, kind):
         return browser
 
     monkeypatch.setattr(webbrowser, "get", get)
-    monkeypatch.setattr(server, "serve", lambda pages, sock, ready: ready("http://here/"))
+    monkeypatch.setattr(server, "serve", lambda pages, sock, ready: ready(Served(None, "http://here/", "http://once")))
     result = run(checkpoint, TEXT)
     assert (result.exit_code, result.output) == (0, "Open http://here/ in a browser; Ctrl-C ends it\n")
 
@@ -897,5 +919,5 @@ def test_queued_work_answers_for_the_text_it_was_asked_for(model):
 @pytest.mark.parametrize(("port", "host", "allowed"), [(80, "127.0.0.1", True), (81, "127.0.0.1", False)])
 def test_host_without_a_port_is_that_of_port_80(page, port, host, allowed):
     pages = Pages(page)
-    assert (host in server.application(pages, "secret", port).hosts) == allowed
+    assert (host in server.application(pages, "secret", "once", port).hosts) == allowed
     pages.close()

@@ -52,7 +52,7 @@ def explore_command(
     from numpy_gpt.explore.file import check_fits, write_page
     from numpy_gpt.explore.payload import Page, read_text
     from numpy_gpt.explore.reference import torch_arrays, torch_is_here
-    from numpy_gpt.explore.server import Pages, listen, serve
+    from numpy_gpt.explore.server import Pages, Served, listen, serve
 
     if exists(text) and not exists(checkpoint):
         raise InputError(f"the text and the checkpoint are swapped: give {text} first, then the text")
@@ -82,9 +82,9 @@ def explore_command(
         report.line(f"Saved {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser, no network needed")
         return
 
-    def ready(address: str) -> None:
-        opened = not no_browser and open_browser(address)
-        report.line(f"{'Opened' if opened else 'Open'} {address} in a browser; Ctrl-C ends it")
+    def ready(served: Served) -> None:
+        opened = not no_browser and open_browser(served.once)
+        report.line(f"{'Opened' if opened else 'Open'} {served.address} in a browser; Ctrl-C ends it")
 
     with sock:
         serve(pages, sock, ready)

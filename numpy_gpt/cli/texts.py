@@ -30,7 +30,7 @@ def as_typed(text: str, what: str) -> str:
     try:
         return os.fsencode(text).decode() if any("\udc80" <= c <= "\udcff" for c in text) else text
     except UnicodeDecodeError as error:
-        raise InputError(f"the {what} is not valid UTF-8: give it in that encoding") from error
+        raise InputError(f"the {what} is not valid UTF-8: convert it to UTF-8") from error
 
 
 def exists(path: str | Path) -> bool:

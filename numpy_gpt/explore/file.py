@@ -18,7 +18,7 @@ from numpy_gpt.parameters import parameter_shapes
 from numpy_gpt.typing import Array
 
 LARGEST = 48_000_000
-"""Bytes of arrays that a file may embed: a browser reads as much again and a third, in text, in a few seconds."""
+"""Bytes of arrays that a file may embed. As text they take up to a third more, which a browser reads in seconds."""
 
 SCRIPT = re.compile(r"<script.*?</script>\s*", re.DOTALL)
 STYLE = re.compile(r"<link rel=\"stylesheet\"[^>]*>")
@@ -33,8 +33,8 @@ def check_fits(config: GPTConfig, itemsize: int) -> None:
 def _check_bytes(count: int) -> None:
     if count > LARGEST:
         raise InputError(
-            f"the page would embed {count / 1e6:,.0f} MB of arrays, and a file holds up to {LARGEST / 1e6:.0f} MB: "
-            "choose a smaller model or a shorter text, or leave --out away and look at the served page"
+            f"the page would embed {count / 1e6:,.0f} MB of arrays; a file may hold {LARGEST / 1e6:.0f} MB: "
+            "use a smaller model or a shorter text, or leave --out away to serve the page"
         )
 
 

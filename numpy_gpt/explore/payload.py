@@ -58,12 +58,12 @@ def read_text(encoding: "tiktoken.Encoding", config: GPTConfig, text: str, follo
     ids, room = encode(encoding, text), config.context_length
     if following is None:
         if len(ids) < 2:
-            raise InputError("the text is one token and nothing follows it: give more, or what follows as --targets")
+            raise InputError("the text is one token: give a longer one, or what follows it (--targets)")
         ids, last = ids[:-1], ids[-1]
     else:
         after = encode(encoding, _unicode(following))
         if not len(after):
-            raise InputError("the targets are empty: give what comes after the text, or leave --targets out")
+            raise InputError("what follows the text (--targets) is empty: give it, or leave it out")
         last = after[0]
     if len(ids) > room:
         raise InputError(f"the text has {len(ids):,} tokens to read, and the model reads {room:,} at most: shorten it")
@@ -294,7 +294,8 @@ def stats(array: Array) -> dict[str, Any]:
         low, high = (flat.min(), flat.max()) if flat.size else (0.0, 0.0)
     with np.errstate(all="ignore"):
         mean = flat.mean(dtype=np.float64) if flat.size else 0.0
-        norm = math.sqrt(math.fsum(float(part @ part) for part in np.array_split(flat, -(-flat.size // 65536) or 1)))
+        parts = np.array_split(flat, -(-flat.size // 65536) or 1)
+        norm = math.sqrt(math.fsum(float(np.vdot(wide, wide)) for wide in (part.astype(np.float64) for part in parts)))
     return {
         "shape": list(array.shape),
         "size": array.size,

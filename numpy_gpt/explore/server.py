@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from errno import EADDRINUSE
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -126,8 +126,8 @@ def policy(html: str) -> str:
     )
 
 
-def application(pages: Pages, secret: str, port: int) -> ASGIApp:
-    """The app under /secret/, for http://127.0.0.1:port or localhost."""
+def application(pages: Pages, secret: str, once: str, port: int) -> ASGIApp:
+    """The app under /secret/, for http://127.0.0.1:port or localhost; /once leads there, the first time only."""
 
     def current(request: Request) -> Page:
         run = request.query_params.get("run")
@@ -217,13 +217,13 @@ def application(pages: Pages, secret: str, port: int) -> ASGIApp:
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys(kinds, _answer))
     app.router.redirect_slashes = False
     default = [HOST, "localhost"] if port == 80 else []  # a browser leaves the default port out
-    return Guard(app, secret, {*default, *(f"{host}:{port}" for host in (HOST, "localhost"))})
+    return Guard(app, secret, once, {*default, *(f"{host}:{port}" for host in (HOST, "localhost"))})
 
 
 async def _answer(request: Request, error: Exception) -> Response:
     """A sentence, and its status. An error that was not foreseen is raised again afterwards, for Guard to report."""
     if isinstance(error, HTTPException):
-        return JSONResponse({"error": error.detail}, error.status_code)
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
     if isinstance(error, InputError):
         return JSONResponse({"error": str(error)}, 400)
     if isinstance(error, MemoryError):
@@ -236,7 +236,7 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 async def json_body(request: Request) -> dict[str, Any]:
     """The request's body, a JSON object of at most a megabyte; InputError for anything else."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "the body is JSON: say so in Content-Type")
     data = bytearray()
     async for part in request.stream():
@@ -271,6 +271,7 @@ def zeroed(page: Page, body: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]
                 not isinstance(pair, list)
                 or [type(i) for i in pair] != [int, int]
                 or not (0 <= pair[0] < config.n_layers and 0 <= pair[1] < config.n_heads)
+                or pairs.count(pair) > 1
             ):
                 raise InputError("heads is a list of pairs: layer and head, each once")
             cells = (..., slice(pair[1] * HS, (pair[1] + 1) * HS))
@@ -285,8 +286,9 @@ def zeroed(page: Page, body: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]
 class Guard:
     """Lets through what comes from the page itself, and puts the headers on that keep it alone."""
 
-    def __init__(self, app: ASGIApp, secret: str, hosts: set[str]):
+    def __init__(self, app: ASGIApp, secret: str, once: str, hosts: set[str]):
         self.app, self.prefix, self.hosts = app, f"/{secret}/", hosts
+        self._once: str | None = f"/{once}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -316,10 +318,12 @@ class Guard:
         if origins - {f"http://{hosts[0]}"}:
             return JSONResponse({"error": "this request comes from another page"}, 403)
         path = scope["path"]
-        given = path[: len(self.prefix)].encode("utf-8", "surrogatepass")
-        if secrets.compare_digest(path.encode("utf-8", "surrogatepass"), self.prefix[:-1].encode()):
+        if self._once is not None and _same(path, self._once):
+            self._once = None
+            return RedirectResponse(self.prefix, 303)
+        if _same(path, self.prefix[:-1]):
             return RedirectResponse(self.prefix)
-        if not secrets.compare_digest(given, self.prefix.encode()):
+        if not _same(path[: len(self.prefix)], self.prefix):
             return JSONResponse({"error": "there is nothing here: use the address that numpy-gpt explore printed"}, 404)
         scope["path"] = path[len(self.prefix) - 1 :]
         scope["raw_path"] = scope["path"].encode("utf-8", "surrogatepass")
@@ -337,6 +341,11 @@ class Guard:
         return [(name.encode(), value.encode()) for name, value in headers.items()]
 
 
+def _same(given: str, secret: str) -> bool:
+    """Whether two texts are equal, in a time that does not tell where they differ."""
+    return secrets.compare_digest(given.encode("utf-8", "surrogatepass"), secret.encode())
+
+
 def listen(port: int) -> socket.socket:
     """A socket on 127.0.0.1; port 0: any free one. Raises InputError if the port is in use or not allowed."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -350,11 +359,22 @@ def listen(port: int) -> socket.socket:
     return sock
 
 
-def server(pages: Pages, sock: socket.socket) -> tuple[uvicorn.Server, str]:
-    """A server for this socket, not yet running, and the page's address."""
-    secret, port = secrets.token_urlsafe(24), sock.getsockname()[1]
+class Served(NamedTuple):
+    """A server, not yet running, the page's address, and one that leads there once.
+
+    The second is for a browser's command line, which other users of the machine can read.
+    """
+
+    server: uvicorn.Server
+    address: str
+    once: str
+
+
+def server(pages: Pages, sock: socket.socket) -> Served:
+    """A server for this socket."""
+    secret, once, port = secrets.token_urlsafe(24), secrets.token_urlsafe(24), sock.getsockname()[1]
     config = uvicorn.Config(
-        application(pages, secret, port),
+        application(pages, secret, once, port),
         http="h11",
         ws="none",
         loop="asyncio",
@@ -365,15 +385,16 @@ def server(pages: Pages, sock: socket.socket) -> tuple[uvicorn.Server, str]:
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    return uvicorn.Server(config), f"http://{HOST}:{port}/{secret}/"
+    root = f"http://{HOST}:{port}"
+    return Served(uvicorn.Server(config), f"{root}/{secret}/", f"{root}/{once}")
 
 
-def serve(pages: Pages, sock: socket.socket, ready: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C. ready is called with the page's address, which can be opened from then on."""
-    made, address = server(pages, sock)
-    ready(address)  # the socket listens already: a browser waits until it is served
+def serve(pages: Pages, sock: socket.socket, ready: Callable[[Served], None]) -> None:
+    """Serve until Ctrl-C. ready is called with what is served, whose addresses can be opened from then on."""
+    served = server(pages, sock)
+    ready(served)  # the socket listens already: a browser waits until it is served
     try:
         with suppress(KeyboardInterrupt):  # uvicorn has closed everything, and raises it again
-            made.run(sockets=[sock])
+            served.server.run(sockets=[sock])
     finally:
         pages.close()

@@ -27,7 +27,7 @@ class Lines(NamedTuple):
 
 
 class Formula(NamedTuple):
-    """A kind's title, one sentence, and LaTeX. An overdot-free d stands for the gradient of the loss: dx = ∂loss/∂x."""
+    """A kind's title, one sentence, and LaTeX. d stands for the gradient of the loss: dx = ∂loss/∂x."""
 
     title: str
     says: str
@@ -50,13 +50,13 @@ FORMULAS = {
     ),
     "sum": Formula(
         "Sum of the embeddings",
-        "What the token is plus where it stands: the beginning of the residual stream.",
+        "The token's embedding plus its position's: the start of the residual stream.",
         r"y = \text{tok} + \text{pos}",
         r"d\text{tok} = dy, \qquad d\text{pos} = \sum_{b} dy_{b}",
     ),
     "same": Formula(
         "Residual stream",
-        "What the block reads: the same numbers that the step before left.",
+        "The block's input: the previous step's output, unchanged.",
         r"y = x",
         r"dx = dy",
     ),

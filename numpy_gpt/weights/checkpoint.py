@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpy_gpt.config import GPTConfig
+from numpy_gpt.config import GPT2_SIZES, GPTConfig
 from numpy_gpt.errors import InputError, NonFiniteError
 from numpy_gpt.io.bounded_json import SMALL, parse_json
 from numpy_gpt.io.files import being_written, flush, partial_folder, sweep_folder
@@ -215,7 +215,9 @@ def find_model(path: str | os.PathLike[str]) -> Path:
     if kind == "folder" and (foreign := [name for name in FOREIGN if is_file(given / name)]):
         raise InputError(f"{given} has {foreign[0]} in it, but no checkpoint{_import_by(given)}")
     what = {"folder": "has no checkpoint in it", "missing": "does not exist"}.get(kind, "is not a regular file")
-    raise InputError(f"{given} {what}: give a run folder, a checkpoint folder or a .safetensors file")
+    size = given.name.removeprefix("gpt2-")
+    hint = f" (numpy-gpt download {size} fetches GPT-2's)" if kind == "missing" and size in GPT2_SIZES else ""
+    raise InputError(f"{given} {what}: give a run folder, a checkpoint folder or a .safetensors file{hint}")
 
 
 def _import_by(path: Path) -> str:

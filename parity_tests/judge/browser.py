@@ -33,7 +33,7 @@ def served(page):
     from numpy_gpt.explore.server import Pages, listen, server
 
     sock, pages = listen(0), Pages(page)
-    made, address = server(pages, sock)
+    made, address, _ = server(pages, sock)
     thread = threading.Thread(target=made.run, kwargs={"sockets": [sock]})
     thread.start()
     try:
