@@ -7,8 +7,8 @@ import * as inspector from "explore/number.js";
 import { dark, sequential } from "explore/heat.js";
 import { count, el, label, link, number, percent, piece, quoted, shapeText } from "explore/text.js";
 
-/** What stays as it is from one view to the next: the chosen token and head, what a tensor shows, which listing. */
-export const ui = { token: null, head: 0, show: null, listing: "plain", open: 0, colour: "values" };
+/** What stays as it is from one view to the next: the chosen token and head, what a tensor shows, which listing; goal: where to scroll. */
+export const ui = { token: null, head: 0, show: null, listing: "plain", open: 0, colour: "values", goal: null };
 
 const $ = (id) => document.getElementById(id);
 let shown = null;
@@ -126,7 +126,13 @@ function tokens() {
     event.stopPropagation();
     choose(Math.max(0, Math.min(s.pieces.length - 1, (ui.token ?? (to > 0 ? -1 : s.pieces.length)) + to)));
   });
-  const key = el("div", { class: "strip-key quiet", "aria-hidden": "true" }, el("span"), el("span", {}, "token"), el("span", {}, "expects next, %"), s.targets ? el("span", {}, "true next") : null, s.targets ? el("span", {}, "its loss") : null);
+  const key = el("div", { class: "strip-key quiet", "aria-hidden": "true" }, el("span", {}, count(s.pieces.length)), el("span", {}, s.pieces.length === 1 ? "token" : "tokens"), el("span", {}, "expects next, %"), s.targets ? el("span", {}, "true next") : null, s.targets ? el("span", {}, "its loss") : null);
+  const fade = () => {
+    list.classList.toggle("before", list.scrollLeft > 1);
+    list.classList.toggle("after", list.scrollLeft + list.clientWidth < list.scrollWidth - 1);
+  };
+  list.addEventListener("scroll", fade);
+  new ResizeObserver(fade).observe(list);
   $("tokens").replaceChildren(el("div", { class: "strip-row" }, key, list), el("div", { id: "about-token" }));
   aboutToken();
 }
@@ -164,7 +170,7 @@ function aboutToken() {
   else strip.setAttribute("aria-activedescendant", `token-${ui.token}`);
   $(`token-${ui.token}`)?.scrollIntoView({ block: "nearest", inline: "nearest" });
   const t = ui.token;
-  if (t === null) return $("about-token").replaceChildren();
+  if (t === null) return $("about-token").replaceChildren(el("p", { class: "about" }, "Choose a token (click, or ", el("kbd", {}, ","), " ", el("kbd", {}, "."), "): its row in the table, what the model expects after it, and its place in the views below."));
   const id = s.tokens[0][t];
   const same = s.tokens[0].flatMap((other, at) => (other === id && at !== t ? [at] : []));
   const row = (gradient) => link("tok_emb.weight", null, gradient).replace(/$/, `/${id},0`);
@@ -216,7 +222,7 @@ function help() {
   dialog.replaceChildren(
     el("h2", { id: "help-title" }, "Keys"),
     el("dl", { class: "keys" }, [...KEYS, ...(inspector.KEYS ?? [])].map(([keys, does]) => [el("dt", {}, keys.split("  ").map((key) => el("kbd", {}, key))), el("dd", {}, does)])),
-        el("p", { class: "quiet" }, "Every view has a link of its own in the address bar. Orange is above zero, blue below, and hatched cells are the future, which a token may not see."),
+    el("p", { class: "quiet" }, "Every view has a link of its own in the address bar. Orange is above zero, blue below, and hatched cells are the future, which a token may not see. ", el("i", {}, "d"), " before a name is the gradient of the loss with respect to it; ", el("b", {}, "eps"), ` is the spacing of ${store.summary.dtype} numbers just above 1: ${number(store.summary.eps, 3)}.`),
     el("form", { method: "dialog" }, el("button", { class: "plain" }, "Close")));
   dialog.showModal();
 }

@@ -3,7 +3,7 @@
 import { store } from "explore/store.js";
 import { announce, go, ui } from "explore/main.js";
 import { sequential, legend, svg, thumbnail, diverging } from "explore/heat.js";
-import { count, el, formula as formulaLines, label, link, number, percent, piece, quoted, shapeText, short, split } from "explore/text.js";
+import { count, el, formula as formulaLines, label, link, mostOften, number, percent, piece, quoted, shapeText, short, split } from "explore/text.js";
 
 const [W, H, PITCH, LEFT, GAP] = [186, 58, 78, 14, 12];
 
@@ -336,13 +336,14 @@ function welcome() {
 /** Links to what a first look is after. */
 function beginnings() {
   const last = `trf_blocks.${store.summary.config.n_layers - 1}.`;
+  const often = mostOften(store.summary.tokens[0]);
   const places = [
     ["where each head looks", link(`${last}att.probs`)],
-    ["which target pulls on a token's key", link(`${last}att.k`, null, true)],
-    ["a weight's gradient, one term for each token", link(`${last}att.W_value.weight`, null, true)],
-    ["where a repeated token's gradients add up", link("tok_emb.weight", null, true)],
+    ["which target pulls on a token's key", link(`${last}att.k`, null, true), ".pulls"],
+    ["a weight's gradient, one term for each token", link(`${last}att.W_value.weight`, [0, 0], true)],
+    [often.times > 1 ? "where a repeated token's gradients add up" : "where a token's gradient arrives", link("tok_emb.weight", [often.id, 0], true)],
   ];
-  return el("p", { class: "places" }, "Or begin at: ", places.map(([text, href], i) => [i ? " · " : "", el("a", { href }, text)]), ".");
+  return el("p", { class: "places" }, "Or begin at: ", places.map(([text, href, goal], i) => [i ? " · " : "", el("a", { href, onclick: () => { ui.goal = goal ?? null; } }, text)]), ".");
 }
 
 function operationPanel(step, { operation, backward, at }) {
@@ -467,7 +468,7 @@ function lensSection() {
   };
   return el("section", { class: "lens-section" },
     el("h2", {}, "What would it say after each block?"),
-    el("p", { class: "quiet" }, "After token ", el("b", {}, `${t} `, el("bdi", {}, quoted(pieces[t]))), targets ? [", whose true next is ", el("b", {}, el("bdi", {}, quoted(targetPieces[t])))] : null, ": the final norm and the head applied to the stream at each stage. Choose another token above."),
+    el("p", { class: "quiet" }, "After token ", el("b", {}, `${t} `, el("bdi", {}, quoted(pieces[t]))), targets ? [", whose true next is ", el("b", {}, el("bdi", {}, quoted(targetPieces[t])))] : null, ": the final norm and the head applied to the stream at each stage. Choose another token in the strip above."),
     el("table", { class: "lens" },
       el("thead", {}, el("tr", {}, el("th", {}, "stream"), el("th", {}, "would say"), el("th", {}, "p"), targets ? el("th", {}, "p(true)") : null, targets ? el("th", { title: "mean loss over all tokens" }, "mean loss") : null)),
       el("tbody", {}, lens.map(row))));

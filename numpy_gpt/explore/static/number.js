@@ -93,7 +93,7 @@ const brief = ({ name, index, gradient }) => `${gradient ? "d " : ""}${split(nam
 function title({ name, index, gradient }) {
   const { block, rest } = split(name);
   const named = axes(name);
-  const words = index.map((i, at) => (named[at] === "text" ? null : part(named[at], i))).filter(Boolean);
+  const words = index.map((i, at) => (named[at] === "text" ? null : part(name, named[at], i))).filter(Boolean);
   return el("header", {},
     el("h1", { tabindex: "-1", "data-keep": "" }, gradient ? el("i", { class: "of" }, "∂loss/∂ ") : null, rest,
       block === null ? null : el("span", { class: "quiet" }, ` block ${block}`)),
@@ -227,7 +227,7 @@ function howItCameAbout(here, explanation) {
   made.push(...formulas(here));
   const added = addedUp(here, explanation);
   if (added) made.push(added);
-  if (!terms.length) return [...made, el("p", { class: "quiet" }, "There are no terms.")];
+  if (!terms.length) return [...made, el("p", { class: "quiet" }, reason ? "So it has no terms." : here.name.endsWith("att.scores") ? "It has no terms: the probability p is 0, and softmax’s backward multiplies by it." : "It has no terms.")];
   return [...made, written(here, explanation), account(explanation), followButton(here, explanation), table(here, explanation)];
 }
 
@@ -308,7 +308,7 @@ function reference(input, here, shown = () => true) {
     return el("button", { type: "button", class: "link end", onclick: () => choose(t) }, `${input.name === "tokens" ? "token" : "target"} ${t} `, el("bdi", {}, quoted(input.name === "tokens" ? pieceAt(t) : targetAt(t))), ` (id ${id})`);
   }
   const kinds = axes(input.name);
-  const cell = input.index.map((i, at) => (kinds[at] === "text" || !shown(at) ? null : part(kinds[at], i))).filter(Boolean);
+  const cell = input.index.map((i, at) => (kinds[at] === "text" || !shown(at) ? null : part(input.name, kinds[at], i))).filter(Boolean);
   const elsewhere = block !== null && block !== split(here.name).block;
   return el("a", { href: href(input), title: named(input) }, el("span", { class: "array" }, input.gradient ? el("i", { class: "of" }, "d ") : null, rest), elsewhere ? ` block ${block}` : null, cell.length ? el("span", { class: "cell-of" }, cell.map((each) => [" · ", el("bdi", {}, each)])) : null);
 }
@@ -357,7 +357,7 @@ function inCommon(terms) {
 function sharedLine(shared, here) {
   const parts = shared.inputs.map((input) => {
     const kinds = axes(input.name);
-    const cell = input.index.map((i, axis) => (kinds[axis] === "text" || !shared.get(array(input))[axis] ? null : part(kinds[axis], i))).filter(Boolean);
+    const cell = input.index.map((i, axis) => (kinds[axis] === "text" || !shared.get(array(input))[axis] ? null : part(input.name, kinds[axis], i))).filter(Boolean);
     return cell.length ? [input.gradient ? el("i", { class: "of" }, "d ") : null, el("b", {}, split(input.name).rest), " ", el("bdi", {}, cell.join(" · "))] : null;
   }).filter(Boolean);
   return parts.length ? el("p", { class: "quiet note shared" }, "In every term: ", parts.map((each, i) => [i ? ", " : "", each])) : null;
@@ -437,6 +437,12 @@ function nudged(h, gradient, loss, base) {
   ].flat();
 }
 
+/** Two numbers in as many digits as tell them apart, four at least. */
+function apart(a, b) {
+  for (let digits = 4; digits < 17; digits++) if (a === b || number(a, digits) !== number(b, digits)) return [number(a, digits), number(b, digits)];
+  return [String(a), String(b)];
+}
+
 /** The first step of AdamW for this number. */
 function adamw(value, gradient) {
   const lines = el("dl", { class: "account adamw" });
@@ -466,7 +472,7 @@ function update(w, g) {
     line("v", `(1 − 0.999) g² = ${n(v)};  v̂ = v/(1 − 0.999) = ${n(vHat)}`),
     line("decay", `−lr · ${DECAY} · ${inProduct(w)} = ${n(decay)}`),
     line("step", `−lr · m̂/(√v̂ + 1e-8) = ${n(move)}`),
-    line("new", `${n(w)} → ${n(w + decay + move)}`),
+    line("new", apart(w, w + decay + move).map((text) => text.replaceAll("-", "−")).join(" → ")),
   ].flat();
 }
 
@@ -477,7 +483,7 @@ function ablations({ name, index }) {
   const at = (keep) => ({ name, at: index.map((i, axis) => (keep.includes(kinds[axis]) ? i : ":")).join(",") });
   if (rest === "att.scores") return index[3] > index[2] ? [] : [["this score", { name, at: index.join(",") }]];
   const choices = [["this number", { name, at: index.join(",") }]];
-  const token = kinds.includes("token") ? part("token", index[kinds.indexOf("token")]) : null;
+  const token = kinds.includes("token") ? part(name, "token", index[kinds.indexOf("token")]) : null;
   const head = rest === "att.heads" ? Math.floor(index[2] / (store.summary.config.emb_dim / store.summary.config.n_heads)) : kinds.includes("head") ? index[1] : null;
   if (kinds.includes("feature")) choices.push([`feature ${index.at(-1)} of all tokens`, at(["head", "feature"])]);
   if (token) choices.push([`${token}: all its ${rest === "att.probs" ? "attention" : name === "logits" ? "logits" : "features"}`, at(["token"])]);

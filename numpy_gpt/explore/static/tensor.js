@@ -4,7 +4,7 @@ import { store } from "explore/store.js";
 import { announce, choose, go, ui } from "explore/main.js";
 import { headsSection } from "explore/map.js";
 import { HeatMap, divergingFor, histogram, legend, sequential, thumbnail } from "explore/heat.js";
-import { axes, el, formula as formulaLines, groupOf, isParameter, label, link, number, part, percent, piece, pieceAt, pieceOf, quoted, shapeText, split, targetAt, trusted } from "explore/text.js";
+import { axes, el, formula as formulaLines, groupOf, isParameter, label, link, mostOften, number, part, percent, piece, pieceAt, pieceOf, quoted, shapeText, split, targetAt, trusted } from "explore/text.js";
 
 const COMPLETE = 4 << 20; // bytes: larger arrays are fetched by the rows of their window
 const DECAY = 0.1; // the book's weight decay
@@ -168,7 +168,7 @@ function axesOf(name, head) {
   if (shape.length === 2) {
     const row = named[0] === "token" ? token : named[0] === "id" ? (r) => (pieceOf(r) === undefined ? `id ${r}` : `${r} ${piece(trimmed(pieceOf(r)))}`) : (r) => `${named[0]} ${r}`;
     const byHead = /W_(query|key|value)\.weight$/.test(name);
-    return { rows: shape[0], cols: shape[1], index: (r, c) => [r, c], cell: ([r, c]) => [r, c], rowLabel: byHead ? (r) => `head ${Math.floor(r / HS)} · ${r % HS}` : row, colLabel: feature,
+    return { rows: shape[0], cols: shape[1], index: (r, c) => [r, c], cell: ([r, c]) => [r, c], rowLabel: byHead ? (r) => part(name, "output", r) : row, colLabel: feature,
       rowRoom: named[0] === "id" ? 104 : 0, rowGroups: byHead ? HS : 0, groups: /out_proj\.weight$/.test(name) ? HS : 0, groupLabel: ofHead, colTitle: named[1] === "input" ? "input feature" : "feature" };
   }
   const wide = Math.min(32, shape[0]);
@@ -257,6 +257,8 @@ async function build(element, route, show, head) {
   view.element.querySelectorAll(".listing").forEach(showMark);
   await pick(route);
   if (ui.token !== null && !route.index) tokenChosen();
+  if (ui.goal) view.element.querySelector(ui.goal)?.scrollIntoView({ block: "center" });
+  ui.goal = null;
 }
 
 /** Where the window of a large matrix begins: at what this text touches, or at the picked cell. */
@@ -268,8 +270,7 @@ function begin(map, name, route) {
   if (!map.windowed) return;
   if (route.index) return middle(...map.axes.cell(route.index));
   const ids = store.summary.tokens[0];
-  const often = ids.reduce((a, b) => (ids.filter((id) => id === b).length > ids.filter((id) => id === a).length ? b : a));
-  if (axes(name)[0] === "id") middle(often, 0);
+  if (axes(name)[0] === "id") middle(mostOften(ids).id, 0);
   if (name === "logits") middle(0, store.summary.predictions[ids.length - 1][0].id);
 }
 
@@ -662,7 +663,7 @@ export async function hint(aside, route) {
     }
     return index;
   };
-  const words = (index) => axes(route.name).map((axis, i) => (axis === "text" ? null : part(axis, index[i]))).filter(Boolean).join(" · ");
+  const words = (index) => axes(route.name).map((axis, i) => (axis === "text" ? null : part(route.name, axis, index[i]))).filter(Boolean).join(" · ");
   box.append(el("h3", {}, gradient ? "Its largest gradients" : "Its largest numbers"),
     el("table", { class: "largest" }, el("tbody", {}, best.map((flat) => el("tr", {}, el("td", {}, el("a", { href: link(route.name, indexOf(flat), gradient) }, el("bdi", {}, words(indexOf(flat))))), el("td", { class: "num" }, number(data[flat], 4)))))));
 }

@@ -23,6 +23,13 @@ export const pieceAt = (t) => store.summary.pieces[t];
 /** The piece of the target that belongs to a position; undefined without targets. */
 export const targetAt = (t) => store.summary.targetPieces?.[t];
 
+/** The id that occurs most often among some, and how often. */
+export function mostOften(ids) {
+  const times = (id) => ids.filter((other) => other === id).length;
+  const id = ids.reduce((a, b) => (times(b) > times(a) ? b : a));
+  return { id, times: times(id) };
+}
+
 /** The piece of a token id, where the page knows it. */
 export const pieceOf = (id) => store.summary.words[id];
 
@@ -83,11 +90,18 @@ export function axes(name) {
   return ["text", "token", "feature"];
 }
 
-/** One index in words: token 5 “ moves”, id 464 “The”, head 2. */
-export function part(axis, i) {
+/** The head that a row of W_query, W_key or W_value belongs to; null for other parameters. */
+export function headOfOutput(name, i) {
+  const { n_heads: NH, emb_dim: C } = store.summary.config;
+  return /att\.W_(query|key|value)\./.test(name) ? Math.floor(i / (C / NH)) : null;
+}
+
+/** One index of an array in words: token 5 “ moves”, id 464 “The”, head 2, output 65 (head 2). */
+export function part(name, axis, i) {
   if (axis === "token" || axis === "key") return `${axis} ${i} ${quoted(pieceAt(i))}`;
   if (axis === "id") return pieceOf(i) === undefined ? `id ${i}` : `id ${i} ${quoted(pieceOf(i))}`;
-  return `${axis} ${i}`;
+  const head = axis === "output" ? headOfOutput(name, i) : null;
+  return head === null ? `${axis} ${i}` : `${axis} ${i} (head ${head})`;
 }
 
 /** att.k · block 0 · head 2 · token 5 “ moves” · feature 7 */
@@ -99,7 +113,7 @@ export function label(name, index) {
   const { block, rest } = split(name);
   const head = block === null ? [rest] : [rest, `block ${block}`];
   const named = axes(name);
-  const cell = (index ?? []).map((i, at) => (named[at] === "text" ? null : part(named[at] ?? "index", i)));
+  const cell = (index ?? []).map((i, at) => (named[at] === "text" ? null : part(name, named[at] ?? "index", i)));
   return [...head, ...cell.filter(Boolean)].join(" · ");
 }
 
