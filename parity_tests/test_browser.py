@@ -329,6 +329,49 @@ def test_a_repeated_tokens_gradient_names_its_positions(browser):
         assert re.search("positions 1, 4: their gradients add up", made.locator("#number .added").inner_text())
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ("where each head looks", "#number .looks tbody tr"),
+        ("which target pulls", "#view .pulls tbody tr"),
+        ("a weight's gradient", "#number .term-table tbody tr"),
+        ("a repeated token's gradients", "#number .added"),
+    ],
+)
+def test_the_first_links_show_their_answer_at_once(browser, words, answer):
+    with served(page_of(text="abcabca")) as address, tab(browser, address) as made:
+        made.locator(".places a", has_text=words).click()
+        made.wait_for_selector(answer)
+        top = made.locator(answer).first.bounding_box()
+        assert 0 < top["y"] < 780, top
+
+
+def test_adamws_step_shows_the_digits_that_change(browser):
+    with served(page_of()) as address, tab(browser, address) as made:
+        show(made, "#trf_blocks.0.att.W_value.weight/3,4")
+        for lr in ("0.0004", "1e-7"):
+            made.locator("#number .update input").fill(lr)
+            before, after = made.locator("#number .update dd").last.inner_text().replace("−", "-").split(" → ")
+            assert 0 < abs(float(before) - float(after)) < 2.1 * float(lr)
+
+
+def test_a_row_of_the_values_weight_has_one_name(browser):
+    with served(page_of()) as address, tab(browser, address) as made:
+        show(made, "#trf_blocks.0.att.W_value.weight/5,4")
+        name = made.locator("#number .cell").inner_text()
+        assert name == "output 5 (head 1) · input 4"
+        made.locator("#view canvas").first.press("ArrowUp")
+        assert made.locator("#view .readout .where").inner_text() == "output 4 (head 1) · input 4"
+
+
+def test_choosing_a_token_moves_nothing(browser):
+    with served(page_of(text="abcabca" * 4)) as address, tab(browser, address) as made:
+        place = made.locator("#view").bounding_box()
+        made.keyboard.press(".")
+        made.wait_for_selector(".token[aria-selected='true']")
+        assert made.locator("#view").bounding_box()["y"] == place["y"]
+
+
 HOSTILE = [
     "<script>window.hit = 1</script>",
     "<img src=x onerror='window.hit = 1'>",

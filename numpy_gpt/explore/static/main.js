@@ -178,11 +178,10 @@ function aboutToken() {
     el("a", { href: link("logits", [0, t, next.id]), title: `Logit of id ${next.id}` }, el("bdi", {}, piece(next.piece))), el("span", { class: "num quiet" }, ` ${percent(next.p)}`)));
   $("about-token").replaceChildren(el("p", { class: "about" },
     el("b", {}, `token ${t} `, el("bdi", {}, quoted(s.pieces[t]))), ` id ${id}`,
-    same.length ? `, also at ${same.join(", ")}` : ", occurs once", " · its row of ",
+    same.length ? `, also at ${same.slice(0, 4).join(", ")}${same.length > 4 ? " …" : ""}` : ", occurs once", " · its row of ",
     el("a", { href: row(false) }, "tok_emb.weight"),
-    s.targets ? [" and ", el("a", { href: row(true), title: "Where the gradients of all its occurrences add up" }, same.length ? `the gradient, where its ${same.length + 1} occurrences add up` : "its gradient")] : null,
-    " · expects ", ...expects,
-    s.targets ? [" · true next ", el("bdi", {}, quoted(s.targetPieces[t])), ", loss ", el("span", { class: "num" }, number(s.tokenLosses[t], 4))] : null));
+    s.targets ? [" and ", el("a", { href: row(true), title: "Where the gradients of all its occurrences add up" }, same.length ? `the gradient, where all ${same.length + 1} add up` : "its gradient")] : null,
+    " · expects ", ...expects));
 }
 
 // Theme
