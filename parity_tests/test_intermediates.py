@@ -309,7 +309,27 @@ def test_an_explanation_prints_its_terms_their_sum_and_the_number():
     assert e._repr_html_().count("<tr>") == len(lines)
     long = t.explain("final_norm.scale", (3,), gradient=True)
     assert len(long.terms) == 12
-    assert "d final_norm[1, 0, 3], trf_blocks.1.resid_post[1, 0, 3]" in str(long)
+    assert "d final_norm[1, 0, 3], x̂ of trf_blocks.1.resid_post[1, 0, 3]" in str(long)
+
+
+def test_a_factor_that_is_not_its_inputs_number_says_what_it_is():
+    """Without such a word, a factor is the number in the named array."""
+    t = trace(UNTIED.model(), *UNTIED.batch())
+    words = set()
+    for name, array, gradient in [
+        *((name, array, False) for name, array in t.values.items()),
+        *((name, array, True) for name, array in t.grads.items()),
+        ("loss", np.asarray(t.loss), False),
+    ]:
+        for term in t.explain(name, (0,) * array.ndim, gradient).terms:
+            for i, named in enumerate(term.inputs[: len(term.factors)]):
+                if term.means and term.means[i]:
+                    words.add(term.means[i])
+                    assert term.names[i] == f"{term.means[i]} {named}"
+                elif named.name not in ("tokens", "targets", "loss"):
+                    arrays = t.grads if named.gradient else t.values | t.params
+                    assert term.factors[i] == float(arrays[named.name][named.index]), (name, term)
+    assert {"x̂ of", "slope at", "softmax at"} < words
     wide = t.explain("trf_blocks.1.norm1", (0, 0, 0), gradient=True)
     assert len(wide.terms) == 36
     assert "16 smaller terms" in str(wide)

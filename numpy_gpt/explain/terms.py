@@ -34,14 +34,25 @@ class Input(NamedTuple):
 
 @dataclass(frozen=True)
 class Term:
-    """A product of factors, and the numbers it depends on; an input may stand for a function of it (x̂, a slope)."""
+    """A product of factors, and the numbers it depends on.
+
+    Factor i is input i, or a function of it, which means[i] names ("x̂ of"); further factors are constants.
+    """
 
     factors: tuple[float, ...]
     inputs: tuple[Input, ...] = ()
+    means: tuple[str, ...] = ()
 
     @property
     def value(self) -> float:
         return math.prod(self.factors)
+
+    @property
+    def names(self) -> list[str]:
+        """What each factor is; of constants nothing."""
+        named = self.inputs[: len(self.factors)]
+        means = self.means or [""] * len(named)
+        return [f"{mean} {name}".strip() for mean, name in zip(means, named, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ class Explanation:
         """(inputs, factors, product) of the first `most` terms, as text."""
         shown = [
             (
-                ", ".join(map(str, term.inputs[: len(term.factors)])) or "constant",
+                ", ".join(term.names) or "constant",
                 " × ".join(f"{factor:.6g}" for factor in term.factors),
                 f"{term.value:.8g}",
             )
@@ -265,7 +276,8 @@ class _Rules:
         for b, t in np.ndindex(self.t.tokens.shape):
             dy = self.at(op.output, (b, t, *index), True)
             if i == 0:  # dscale = Σ dy · x̂
-                yield Term((dy[0], float(x_hat[(b, t, *index)])), (dy[1], Input(op.inputs[0], (b, t, *index))))
+                x = Input(op.inputs[0], (b, t, *index))
+                yield Term((dy[0], float(x_hat[(b, t, *index)])), (dy[1], x), ("", "x̂ of"))
             else:
                 yield self.term(dy)
 
@@ -328,7 +340,7 @@ class _Rules:
         score, name = self.at(op.inputs[0], index)
         lse = float(self.t.caches[op.output][(*index[:3], 0)])
         row = [Input(op.inputs[0], (*index[:3], s)) for s in range(self.t.tokens.shape[1]) if s != index[3]]
-        yield Term((math.exp(score - lse),), (name, *row))
+        yield Term((math.exp(score - lse),), (name, *row), ("softmax at",))
 
     def softmax_input(self, op: Operation, index: Index, _: int) -> Iterable[Term]:
         """ds = p · (dp − Σ dp · p)."""
@@ -375,7 +387,8 @@ class _Rules:
 
     def gelu_input(self, op: Operation, index: Index, _: int) -> Iterable[Term]:
         dy, name = self.at(op.output, index, True)
-        yield Term((dy, float(self.t.caches[op.output][index])), (name, Input(op.inputs[0], index)))
+        slope = float(self.t.caches[op.output][index])
+        yield Term((dy, slope), (name, Input(op.inputs[0], index)), ("", "slope at"))
 
     # y = x + dropout(branch)
 
@@ -395,7 +408,7 @@ class _Rules:
             row = logits[b, t].astype(float)
             likeliest = int(row.argmax())
             lse = float(row[likeliest] + np.log(np.exp(row - row[likeliest]).sum()))
-            yield Term((lse, 1 / N), (Input("logits", (b, t, likeliest)),))
+            yield Term((lse, 1 / N), (Input("logits", (b, t, likeliest)),), ("log Σ exp of the row of",))
             yield self.term(self.at("logits", (b, t, int(self.t.targets[b, t]))), -1 / N)
 
     def cross_entropy_input(self, op: Operation, index: Index, _: int) -> Iterable[Term]:
@@ -404,6 +417,6 @@ class _Rules:
         b, t, v = index
         row = self.t.values["logits"][b, t].astype(float)
         p, N = float(np.exp(row[v] - row.max()) / np.exp(row - row.max()).sum()), self.t.targets.size
-        yield Term((p, 1 / N), (Input("logits", index), Input("loss", (), True)))
+        yield Term((p, 1 / N), (Input("logits", index), Input("loss", (), True)), ("softmax at", "1/N of"))
         if v == self.t.targets[b, t]:
-            yield Term((1.0, -1 / N), (Input("loss", (), True), Input("targets", (b, t))))
+            yield Term((1.0, -1 / N), (Input("loss", (), True), Input("targets", (b, t))), ("", "−1/N at"))
