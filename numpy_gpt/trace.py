@@ -129,8 +129,10 @@ class _Pass:
         new = made(array.copy()) if callable(made) else made
         try:
             put = np.asarray(new)
-        except ValueError:  # rows of different lengths
-            put = np.empty(0, object)
+        except ValueError as error:
+            raise InputError(
+                f"replace: {name} has shape {array.shape}, its replacement rows of different lengths"
+            ) from error
         if put.dtype.kind not in "biuf":
             found = "None: return the array" if new is None and callable(made) else "not an array of numbers"
             raise InputError(f"replace: {name} has shape {array.shape}, its replacement is {found}")

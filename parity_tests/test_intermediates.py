@@ -168,6 +168,7 @@ def test_without_targets_a_trace_has_values_only():
         ({"emb": lambda a: a.fill(0)}, "its replacement is None: return the array$"),
         ({"emb": "zeros"}, "its replacement is not an array of numbers$"),
         ({"emb": lambda a: 1j * a}, "its replacement is not an array of numbers$"),
+        ({"emb": [[1, 2], [3]]}, r"^replace: emb has shape \(2, 6, 12\), its replacement rows of different lengths$"),
     ],
 )
 def test_a_replacement_that_does_not_fit_is_named(put, message):

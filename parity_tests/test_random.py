@@ -966,6 +966,17 @@ def test_multinomial_draws_in_memory_order(layout, B, V, dtype):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
+def test_multinomial_draws_clocks_in_the_dtype_of_p(order):
+    """Compared with a stable sort of torch's clocks: in float32 some are equal, and float64 would order them."""
+    p = np.ones((2, 20_000), np.float32, order=order)
+    rng = start(7)
+    clocks = torch.empty(p.shape).exponential_() if order == "C" else torch.empty(p.T.shape).exponential_().T
+    assert len(clocks[0].unique()) < p.shape[1]
+    want = torch.sort(1 / clocks, dim=1, descending=True, stable=True).indices
+    check_same_bits(rng.multinomial(p, p.shape[1]), want.numpy())
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("flip", [(0,), (1,), (0, 1)])
 def test_multinomial_of_reversed_views(flip, order):
     """torch lacks reversed views: compare with torch.flip."""
