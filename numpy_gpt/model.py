@@ -91,8 +91,8 @@ class GPT:
         self._blocks = [block_matrices(self.config, self.dtype) for _ in range(self.config.n_layers)]
         own = {
             names[short]: array
-            for block, names in zip(self._blocks, block_names(self.config), strict=True)
-            for short, array in separate(block).items()
+            for i, names in enumerate(block_names(self.config))
+            for short, array in separate(self._blocks[i]).items()
         }
         self.params = {}
         for name in parameter_shapes(self.config):
@@ -100,7 +100,7 @@ class GPT:
             if name in own:
                 own[name][...] = array
             self.params[name] = own.get(name, array)
-        self._thirds = [[own[names[f"att.{each}.weight"]] for each in QKV] for names in block_names(self.config)]
+        self._thirds = [{each: own[names[f"att.{each}.weight"]] for each in QKV} for names in block_names(self.config)]
         self._buffers: Params = {}
         self._block_buffers: list[Params] = []
 
@@ -178,7 +178,7 @@ class GPT:
         p = {name: self.params[full] for name, full in block_names(self.config)[i].items()}
         if not self._thirds:  # a copy
             return join(p)
-        for name, third in zip(QKV, self._thirds[i], strict=True):
+        for name, third in self._thirds[i].items():
             if p[f"att.{name}.weight"] is not third:
                 return join(p)  # the parameter was replaced
         return join(p, self._blocks[i]["att.W_qkv.weight"])  # (3C, C)
