@@ -965,13 +965,14 @@ def test_multinomial_draws_in_memory_order(layout, B, V, dtype):
     check_same_state(rng)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_multinomial_draws_clocks_in_the_dtype_of_p(order):
-    """Compared with a stable sort of torch's clocks: in float32 some are equal, and float64 would order them."""
-    p = np.ones((2, 20_000), np.float32, order=order)
-    rng = start(7)
-    clocks = torch.empty(p.shape).exponential_() if order == "C" else torch.empty(p.T.shape).exponential_().T
-    assert len(clocks[0].unique()) < p.shape[1]
+def test_multinomial_draws_clocks_in_the_dtype_of_p(order, dtype):
+    """Compared with a stable sort of torch's clocks: of 20,000 in float32 some are equal, in float64 none."""
+    p, rng = np.ones((2, 20_000), dtype, order=order), start(7)
+    clocks = torch.empty(p.shape if order == "C" else p.T.shape, dtype=getattr(torch, dtype)).exponential_()
+    clocks = clocks if order == "C" else clocks.T
+    assert (len(clocks[0].unique()) < p.shape[1]) == (dtype == "float32")
     want = torch.sort(1 / clocks, dim=1, descending=True, stable=True).indices
     check_same_bits(rng.multinomial(p, p.shape[1]), want.numpy())
 
