@@ -346,9 +346,9 @@ def screenshots(out, checkpoint, text):
 
 
 @main.command(short_help="How long numpy-gpt explore lets one wait.")
-@click.option("--gpt2", is_flag=True, help="Of GPT-2 124M's size, not trained, in place of CHECKPOINT.")
+@click.option("--gpt2", is_flag=True, help="A new model of GPT-2 124M's size, 32 tokens, in place of CHECKPOINT.")
 @click.argument("checkpoint", required=False)
-@click.argument("text", default="Every effort moves you forward")
+@click.argument("text", default="Every effort moves you")
 def waits(gpt2, checkpoint, text):
     """Measure in Chromium: the first picture of CHECKPOINT's pass over TEXT, and the answer to a click.
 
@@ -363,7 +363,7 @@ def waits(gpt2, checkpoint, text):
     with tempfile.TemporaryDirectory() as folder:
         file = None
         if gpt2:
-            page = pages.gpt2_page(" ".join([text] * 8)[:150])
+            page = pages.gpt2_page()
         else:
             from numpy_gpt.explore.file import write_page
 

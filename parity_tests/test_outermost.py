@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
@@ -226,6 +227,13 @@ def test_exceptions_reach_a_caller_with_arguments(monkeypatch):
     failing_inside(monkeypatch, RuntimeError("odd"))
     with pytest.raises(RuntimeError, match="odd"):
         main(["info", "--model", "tiny"])
+
+
+def test_clicks_own_exceptions_reach_a_caller_who_asks_for_them(tmp_path):
+    with pytest.raises(click.UsageError, match="No such command 'nothing'"):
+        main(["nothing"], standalone_mode=False)
+    with pytest.raises(InputError, match="does not exist"):
+        main(["info", str(tmp_path / "nowhere")], standalone_mode=False)
 
 
 @pytest.mark.parametrize("group", GROUPS)

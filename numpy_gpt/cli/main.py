@@ -42,6 +42,8 @@ class Commands(click.Group):
     """
 
     def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        if not extra.pop("standalone_mode", True):  # the caller wants click's exceptions and the command's result
+            return super().main(args, prog_name, standalone_mode=False, **extra)
         with outermost() if args is None else ExitStack():
             try:
                 code: Any = super().main(args, prog_name, standalone_mode=False, **extra)

@@ -337,7 +337,7 @@ def _row_means(a: Array, most: int) -> Array:
 
 
 def parse_slice(at: str, shape: Sequence[int]) -> tuple[int | slice, ...]:
-    """ "0,2,:,7" as an index of an array of this shape. Raises InputError for one that is not."""
+    """ "0,2,:,7" or "3:8,:" as an index of an array of this shape. Raises InputError for one that is not."""
     parts = at.split(",") if at else []
     if len(parts) != len(shape):
         raise InputError(f"a slice of an array of shape {tuple(shape)} has {len(shape)} parts, not {len(parts)}")
@@ -347,9 +347,12 @@ def parse_slice(at: str, shape: Sequence[int]) -> tuple[int | slice, ...]:
 def _part(part: str, n: int) -> int | slice:
     if part == ":":
         return slice(None)
-    if not (part.isascii() and part.isdigit() and len(part) < 19 and int(part) < n):
-        raise InputError(f"a part of a slice is : or a whole number from 0 to {n - 1}, not {part[:40]!r}")
-    return int(part)
+    bounds = [int(i) for i in part.split(":") if i.isascii() and i.isdigit() and len(i) < 19]
+    if len(bounds) == 2 == part.count(":") + 1 and bounds[0] < bounds[1] <= n:
+        return slice(*bounds)
+    if len(bounds) != 1 or ":" in part or bounds[0] >= n:
+        raise InputError(f"a part of a slice is :, 2:5 or a whole number from 0 to {n - 1}, not {part[:40]!r}")
+    return bounds[0]
 
 
 def raw(array: Array, at: Iterable[int | slice] = ()) -> bytes:

@@ -348,7 +348,7 @@ def _same(given: str, secret: str) -> bool:
 
 def listen(port: int) -> socket.socket:
     """A socket on 127.0.0.1; port 0: any free one. Raises InputError if the port is in use or not allowed."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # so named, asyncio sets TCP_NODELAY
     try:
         sock.bind((HOST, port))
         sock.listen(128)

@@ -24,6 +24,7 @@ CLICKS = [
     *(f"#grad:trf_blocks.0.{name}/3,4" for name in ("att.W_value.weight", "ff.layers.2.weight", "att.out_proj.weight")),
     *("#final_norm/0,8,5", "#grad:final_norm/0,8,5", "#logits/0,7,101", "#grad:logits/0,7,101", "#loss/"),
 ]
+SETTLED = 500  # milliseconds in which a reader looks at the first picture
 DRAWN = "(link) => document.querySelector('#number .terms')?.dataset.of === link"
 
 
@@ -38,13 +39,14 @@ def page_of(checkpoint, text):
     return Page(load(checkpoint), words, str(checkpoint), read_text(words, header.config, text, None))
 
 
-def gpt2_page(text):
-    """The page of a model of GPT-2's size, not trained."""
+def gpt2_page():
+    """The page of a model of GPT-2's size, not trained, over 32 tokens."""
     from numpy_gpt import GPT, GPTConfig
     from numpy_gpt.explore.payload import Page, read_text
     from numpy_gpt.tokenizer import get_encoding
 
     model, words = GPT(GPTConfig.gpt2("124M"), seed=1), get_encoding("gpt2")
+    text = words.decode(words.encode("Every effort moves you forward. " * 8)[:33])
     return Page(model, words, "gpt2-124M", read_text(words, model.config, text, None))
 
 
@@ -73,6 +75,7 @@ def waits(page, file=None):
     with served(page) as address, chromium() as browser:
         tab = browser.new_page(viewport={"width": 1280, "height": 800})
         yield "served: first picture", opening(tab, address)
+        tab.wait_for_timeout(SETTLED)
         seconds = [click(tab, link) for link in CLICKS]
         yield f"served: a click, median of {len(seconds)}", statistics.median(seconds)
         yield f"served: a click, longest ({CLICKS[seconds.index(max(seconds))]})", max(seconds)
@@ -80,6 +83,7 @@ def waits(page, file=None):
         if file is not None:
             tab = browser.new_page(viewport={"width": 1280, "height": 800})
             yield f"file of {file.stat().st_size / 1e6:.1f} MB: first picture", opening(tab, file.as_uri())
+            tab.wait_for_timeout(SETTLED)
             seconds = [click(tab, link) for link in CLICKS]
             yield "file: a click, longest", max(seconds)
 

@@ -265,8 +265,8 @@ async function draw() {
   if (now.view === "unknown") return unknown(now);
   try {
     if (now.view === "map") return await map.render($("view"), now);
-    const drawn = tensor.render($("view"), now);
-    await Promise.all([drawn, now.index ? inspector.render($("number"), now) : tensor.hint($("number"), now)]);
+    const answer = now.index ? inspector.render($("number"), now) : tensor.hint($("number"), now); // first in line
+    await Promise.all([answer, tensor.render($("view"), now)]);
     if (now.index) announce(label(now.name, now.index));
   } catch (problem) {
     console.error(problem);

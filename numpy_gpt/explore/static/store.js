@@ -38,16 +38,16 @@ export const store = {
     }));
   },
 
-  /** The part of an array at indices and, where null stands, along complete axes. */
+  /** The part of an array at indices and, where null stands, along complete axes, or where [from, to] stands, there. */
   async slice(group, name, at) {
     const shape = known(group, name);
     const key = `${group}/${name}`;
-    const wrong = at.length !== shape.length || at.some((i, a) => i !== null && !(i >= 0 && i < shape[a]));
+    const wrong = at.length !== shape.length || at.some((i, a) => (Array.isArray(i) ? !(i[0] >= 0 && i[0] < i[1] && i[1] <= shape[a]) : i !== null && !(i >= 0 && i < shape[a])));
     if (wrong) throw new Error(`${written(at)} is not in ${name}, which has shape ${shape.join(" × ")}`);
     if (!store.served || complete.has(key) || bytes(shape) < SMALL) return cut(await store.array(group, name), at);
     const part = async () => ({
       data: await numbers(`array/${group}/${encodeURIComponent(name)}`, at),
-      shape: shape.filter((_, axis) => at[axis] === null),
+      shape: left(shape, at),
     });
     return remember(slices, `${key}?${written(at)}`, part, MOST_SLICES);
   },
@@ -90,8 +90,7 @@ export const store = {
   /** torch's numbers for the same slice; fails where PyTorch is not installed. */
   async torch(group, name, at) {
     if (!store.served) throw new Error(ASK_SERVED);
-    const shape = known(group, name).filter((_, axis) => at[axis] === null);
-    return { data: await numbers(`torch/${group}/${encodeURIComponent(name)}`, at), shape };
+    return { data: await numbers(`torch/${group}/${encodeURIComponent(name)}`, at), shape: left(known(group, name), at) };
   },
 
   /** Call back on an event: "run", when there is another pass. */
@@ -102,7 +101,10 @@ export const store = {
 
 const size = (shape) => shape.reduce((a, b) => a * b, 1);
 const bytes = (shape) => size(shape) * (store.summary.dtype === "float64" ? 8 : 4);
-const written = (at) => at.map((i) => (i === null ? ":" : i)).join(",");
+const written = (at) => at.map((i) => (i === null ? ":" : Array.isArray(i) ? i.join(":") : i)).join(",");
+
+/** The shape of a slice. */
+const left = (shape, at) => shape.flatMap((n, axis) => (at[axis] === null ? [n] : Array.isArray(at[axis]) ? [at[axis][1] - at[axis][0]] : []));
 
 function known(group, name) {
   const shape = store.shape(group, name);
@@ -127,10 +129,11 @@ function cut({ data, shape }, at) {
   let stride = size(shape);
   shape.forEach((n, axis) => {
     stride /= n;
-    const along = at[axis] === null ? [...Array(n).keys()] : [at[axis]];
+    const [from, to] = at[axis] === null ? [0, n] : Array.isArray(at[axis]) ? at[axis] : [at[axis], at[axis] + 1];
+    const along = Array.from({ length: to - from }, (_, i) => from + i);
     offsets = offsets.flatMap((offset) => along.map((i) => offset + i * stride));
   });
-  return { data: data.constructor.from(offsets, (i) => data[i]), shape: shape.filter((_, axis) => at[axis] === null) };
+  return { data: data.constructor.from(offsets, (i) => data[i]), shape: left(shape, at) };
 }
 
 /** The numbers under an address, of which `at` says the slice. */

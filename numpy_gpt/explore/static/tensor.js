@@ -194,10 +194,13 @@ async function numbers(name, group, at, head) {
     return { data, load: null, value: (r, c) => (inside(r, c) ? data[flat(r, c)] : NaN) };
   }
   const rows = new Map();
-  const load = (r0, nr) => Promise.all(Array.from({ length: nr }, async (_, i) => {
-    const r = r0 + i;
-    if (!rows.has(r)) rows.set(r, (await store.slice(group, name, [...at.index(r, 0).slice(0, -1), null])).data);
-  }));
+  const load = async (r0, nr) => {
+    const missing = Array.from({ length: nr }, (_, i) => r0 + i).filter((r) => !rows.has(r));
+    if (!missing.length) return;
+    const [from, to] = [missing[0], missing.at(-1) + 1];
+    const { data } = await store.slice(group, name, [...at.index(0, 0).slice(0, -2), [from, to], null]);
+    for (let r = from; r < to; r += 1) rows.set(r, data.subarray((r - from) * at.cols, (r - from + 1) * at.cols));
+  };
   return { data: null, load, value: (r, c) => rows.get(r)?.[c] ?? NaN };
 }
 
