@@ -1,4 +1,4 @@
-"""Settings of the suite: Hypothesis profiles, deliberate faults, threads, and skips that count as failures in CI."""
+"""The suite's settings: Hypothesis profiles, deliberate faults, threads, skips as failures in CI; a checkpoint."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from numpy_gpt import GPT, GPTConfig, save
 from parity_tests import profiles
 from parity_tests.judge import compare
 
@@ -46,6 +47,14 @@ def fault_in_place(request):
         fault.apply(patch)
         patch.setattr(compare, "record", lambda *_: None)
         yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The folder of a small model that reads bytes."""
+    folder = tmp_path_factory.mktemp("model")
+    save(GPT(GPTConfig(257, 16, emb_dim=8, n_heads=2, n_layers=1), seed=4), folder, about={"encoding": "bytes"})
+    return folder
 
 
 @pytest.hookimpl(wrapper=True)

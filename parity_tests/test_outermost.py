@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cli import main as benchmarks_main
-from numpy_gpt import GPT, GPTConfig, load, save
+from numpy_gpt import GPT, GPTConfig, load
 from numpy_gpt.cli.main import main
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
@@ -52,13 +52,6 @@ def run(monkeypatch, *args, stdout, group=main):
         with pytest.raises(SystemExit) as exit_:
             group(prog_name="numpy-gpt")
     return exit_.value.code, errors.getvalue()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save(GPT(GPTConfig(257, 16, emb_dim=8, n_heads=2, n_layers=1), seed=4), folder, about={"encoding": "bytes"})
-    return folder
 
 
 @pytest.fixture(scope="module")

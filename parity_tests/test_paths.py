@@ -25,13 +25,6 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="paths of POSIX")
 LONG = "What is the meaning of life? " * 11
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    save(GPT(GPTConfig(257, 16, emb_dim=8, n_heads=2, n_layers=1), seed=4), folder, about={"encoding": "bytes"})
-    return folder
-
-
 def invoke(*args, command=main):
     return CliRunner().invoke(command, [str(arg) for arg in args])
 
