@@ -201,7 +201,7 @@ class _Pass:
         return y, (c_norm1, c_qkv, c_att, c_out, c_drop1, c_norm2, c_0, c_gelu, c_2, c_drop2)
 
     def attention_forward(self, q: Array, k: Array, v: Array, at: str) -> tuple[Array, Any]:
-        """The operation's heads (B, NH, T, HS). It does not keep scores and probabilities: they are computed here too.
+        """The operation's heads (B, NH, T, HS). It does not return scores and probabilities, so they are computed here.
 
         If one of those two is replaced, the heads are made from its replacement.
         """

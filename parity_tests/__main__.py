@@ -345,7 +345,7 @@ def screenshots(out, checkpoint, text):
         print(f"{file} ({file.stat().st_size:,} bytes)")
 
 
-@main.command(short_help="How long numpy-gpt explore lets one wait.")
+@main.command(short_help="How long numpy-gpt explore takes to answer.")
 @click.option("--gpt2", is_flag=True, help="A new model of GPT-2 124M's size, 32 tokens, in place of CHECKPOINT.")
 @click.argument("checkpoint", required=False)
 @click.argument("text", default="Every effort moves you")

@@ -25,8 +25,9 @@ EXPLAIN = """async (cells) => {
     const { store } = await import("explore/store.js");
     return Promise.all(cells.map(async ([name, index, gradient]) => {
         const found = await explain(store, name, index, gradient);
-        const terms = found.terms.map(({ value, factors, inputs }) => [value, factors,
-            inputs.map((i) => `${i.gradient ? "d " : ""}${i.name}[${i.index.join(", ")}]`)]);
+        const terms = found.terms.map(({ value, factors, inputs, means }) => [value, factors,
+            inputs.map((i, k) => `${k < factors.length && means[k] ? `${means[k]} ` : ""}${i.gradient ? "d " : ""}`
+                + `${i.name}[${i.index.join(", ")}]`)]);
         return { stored: found.stored, sum: found.sum, error: found.error, terms };
     }));
 }"""
@@ -68,8 +69,11 @@ def browser():
 
 
 @contextmanager
-def tab(browser, address, **options):
-    """A tab that has drawn the address; asserts at the end that it asked for nothing else and nothing was thrown."""
+def tab(browser, address, refused=None, **options):
+    """A tab that has drawn the address; asserts at the end that it asked for nothing else and nothing was thrown.
+
+    refused: the status of requests that fail as expected.
+    """
     context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
     home, asked, wrong = address.partition("#")[0], [], []
     context.on("request", lambda request: asked.append(request.url))
@@ -84,7 +88,7 @@ def tab(browser, address, **options):
         yield made
         assert asked
         assert [url for url in asked if not url.startswith((home, "data:"))] == []
-        assert wrong == []
+        assert [said for said in wrong if f"a status of {refused} " not in said] == []
     finally:
         context.close()
 
@@ -146,7 +150,7 @@ def test_the_terms_on_the_page_are_pythons_and_add_up(model, request):
             assert by_name(got["terms"]) == [
                 (names, pytest.approx(factors, rel=1e-13, abs=0), pytest.approx(value, rel=1e-13, abs=0))
                 for names, factors, value in by_name(
-                    [[e.value, list(e.factors), list(map(str, e.inputs))] for e in want.terms]
+                    [[e.value, list(e.factors), [*e.names, *map(str, e.inputs[len(e.factors) :])]] for e in want.terms]
                 )
             ], what
     assert count > (300 if t.tokens.size > 1 else 100)
@@ -218,6 +222,7 @@ def test_a_permanent_link_opens_the_right_number_at_once(browser):
         )
         made.go_back()
         made.go_forward()
+        made.wait_for_function("() => document.querySelector('#number .terms')?.dataset.of === location.hash")
 
 
 def test_clicking_a_factor_goes_there_and_backspace_back(browser):
@@ -333,7 +338,7 @@ def test_a_repeated_tokens_gradient_names_its_positions(browser):
     ("words", "answer"),
     [
         ("where each head looks", "#number .looks tbody tr"),
-        ("which target pulls", "#view .pulls tbody tr"),
+        ("where the gradient of a token's key comes from", "#view .pulls tbody tr"),
         ("a weight's gradient", "#number .term-table tbody tr"),
         ("a repeated token's gradients", "#number .added"),
     ],
@@ -370,6 +375,165 @@ def test_choosing_a_token_moves_nothing(browser):
         made.keyboard.press(".")
         made.wait_for_selector(".token[aria-selected='true']")
         assert made.locator("#view").bounding_box()["y"] == place["y"]
+
+
+def test_the_skip_link_leads_to_the_view(browser):
+    with served(page_of()) as address, tab(browser, f"{address}#logits") as made:
+        made.wait_for_selector("#view canvas")
+        made.keyboard.press("Tab")
+        assert made.evaluate("document.activeElement.className") == "skip"
+        made.keyboard.press("Enter")
+        assert made.evaluate("document.activeElement.id") == "view"
+        assert made.evaluate("location.hash") == "#logits"
+
+
+def hold_back(tab, pattern):
+    """The list of requests that wait, from now on, to be continued or answered."""
+    held = []
+    tab.route(pattern, lambda route: held.append(route))
+    return held
+
+
+def test_a_view_that_was_left_is_not_drawn(browser):
+    """The arrays arrive after the reader has gone back to the map; then one request fails."""
+    with served(page_of()) as address, tab(browser, address, refused=409) as made:
+        for name, finish in (
+            ("ff.act", lambda route: route.continue_()),
+            ("ff.pre", lambda route: route.fulfill(status=409, json={"error": "gone"})),
+        ):
+            held = hold_back(made, "**/array/**")
+            made.evaluate(f"location.hash = '#trf_blocks.1.{name}'")
+            made.wait_for_function("() => document.body.dataset.view === 'tensor'")
+            made.wait_for_timeout(200)
+            made.keyboard.press("m")
+            made.wait_for_selector("#view .map")
+            assert held
+            for route in held:
+                finish(route)
+            made.unroute("**/array/**")
+            made.wait_for_timeout(500)
+            assert made.locator("#view .map").count() == 1
+            assert made.locator("#view .tensor, #view h1:has-text('cannot be shown')").count() == 0
+
+
+def test_adamws_step_is_compared_with_the_same_kind_of_loss(browser):
+    """A float32 loss less a float64 one would hide a small step."""
+    page = page_of()
+    with served(page) as address, tab(browser, f"{address}#grad:trf_blocks.0.att.W_value.weight") as made:
+        made.locator("#view .adamw input").fill("1e-9")
+        made.locator("#view .adamw form button").click()
+        made.wait_for_selector("#view .adamw table")
+        want = page.updated(1e-9)
+        said = made.locator("#view .adamw p b + b").locator("xpath=..").inner_text()
+        assert float(re.search(r"\(([-+][\d.e-]+)\)", said)[1]) == pytest.approx(want["loss"] - want["base"], rel=1e-2)
+
+
+def test_the_update_is_of_the_rate_in_its_title(browser):
+    """Also after a step with another rate, until Update is shown again."""
+    page, name = page_of(), "trf_blocks.0.att.W_value.weight"
+    w, g = page.trace.params[name][1, 0], page.trace.grads[name][1, 0]
+    with served(page) as address, tab(browser, f"{address}#{name}") as made:
+        made.wait_for_selector("#view canvas")
+        made.keyboard.press("u")
+        for again in (False, True):
+            made.wait_for_selector("#view .figure-head:has-text('lr')")
+            if again:
+                made.locator("#view .adamw input").fill("0.1")
+                made.locator("#view .adamw form button").click()
+                made.wait_for_selector("#view .adamw table")
+                made.locator("#view canvas").first.press("u")
+                made.wait_for_selector("#view .figure-head:has-text('lr 0.1')")
+            made.locator("#view canvas").first.press("ArrowDown")
+            lr = float(made.locator("#view .figure-head").inner_text().split("lr ")[1].split()[0])
+            assert lr == (0.1 if again else 4e-4)
+            shown = float(made.locator("#view .readout b").inner_text().split()[-1])
+            assert shown == pytest.approx(-lr * (g / (abs(g) + 1e-8) + 0.1 * w), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def large(browser):
+    """A pass whose arrays exceed what is fetched at once: 4 MiB, and 16 for the second layer of feed-forward."""
+    page = page_of("abcdefgh" * 128, context_length=1024, emb_dim=1032, n_heads=3, n_layers=1)
+    with served(page) as address, tab(browser, address) as made:
+        yield page, made
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("name", ["att.q", "att.v", "ff.pre", "resid_mid", "ff.layers.0.weight"])
+def test_a_large_heat_map_shows_the_arrays_numbers(large, name, gradient):
+    page, made = large
+    array = (page.trace.grads if gradient else page.trace.values | page.trace.params)[f"trf_blocks.0.{name}"]
+    assert array.nbytes > 4 << 20
+    made.evaluate(f"location.hash = '#{'grad:' if gradient else ''}trf_blocks.0.{name}'")
+    made.wait_for_function("(name) => document.querySelector('#view h1')?.innerText.startsWith(name)", arg=name)
+    made.wait_for_selector("#view .tensor canvas")
+    canvas = made.locator("#view .tensor .heat canvas").first
+    matrix = (
+        array[0].swapaxes(0, 1).reshape(len(array[0, 0]), -1) if array.ndim == 4 else array.reshape(-1, array.shape[-1])
+    )
+    r = c = 0
+    for key in ("ArrowDown", "PageDown", "Shift+ArrowRight", "End"):
+        canvas.press(key)
+        made.wait_for_timeout(300)
+        shown = made.locator("#view .readout b").inner_text().split()[-1]
+        where = made.locator("#view .readout .where").inner_text()
+        r, c = cell_of(where, array.ndim, matrix.shape[1] // 3)
+        assert float(shown) == pytest.approx(float(matrix[r, c]), rel=1e-5), where
+    assert (r, c) == (r, matrix.shape[1] - 1)
+    assert r > 1
+
+
+def cell_of(where, ndim, head_size):
+    """Row and column of a cell's words: "head 2 · token 5 “x” · feature 3"."""
+    found = {kind: int(i) for kind, i in re.findall(r"(head|token|feature|output|input) (\d+)", where)}
+    row = found.get("token", found.get("output"))
+    return row, found.get("head", 0) * head_size * (ndim == 4) + found.get("feature", found.get("input"))
+
+
+def test_a_pass_without_finite_numbers_is_shown(browser):
+    page = page_of()
+    for array in page.model.params.values():
+        array *= np.float32(3e37)
+    page = type(page)(page.model, page.encoding, "here", page.ids)
+    assert np.isnan(page.trace.loss)
+    with served(page) as address, tab(browser, address) as made:
+        made.wait_for_selector("#view .map")
+        assert "nan" in made.locator("#header .loss").inner_text()
+        for name in ("trf_blocks.0.att.probs", "grad:trf_blocks.1.att.scores", "logits", "loss/", "final_norm"):
+            made.evaluate(f"location.hash = '#{name}'")
+            made.wait_for_function("(name) => document.querySelector('#view h1')?.innerText.length > 0", arg=name)
+            made.wait_for_timeout(200)
+            assert "cannot be shown" not in made.locator("#view").inner_text()
+        show(made, "#grad:trf_blocks.0.norm1/0,3,4")
+        assert "0 eps" not in made.locator("#number .account").inner_text()
+        assert made.locator("#number .error:visible").count() == 0
+
+
+def test_another_text_is_run_and_what_follows_is_kept(browser):
+    page = page_of()
+    with served(page) as address, tab(browser, f"{address}#trf_blocks.0.att.q", refused=400) as made:
+        made.fill("#text", "abcab")
+        made.fill("#following", "xyz")
+        made.press("#text", "Enter")
+        made.wait_for_function("() => document.querySelectorAll('.token').length === 5")
+        assert made.input_value("#following") == "xyz"
+        assert made.locator(".token-target").last.inner_text() == "x"
+        made.fill("#text", "")
+        made.press("#text", "Enter")
+        made.wait_for_selector(".text-form .error:visible")
+        made.fill("#following", "q")
+        assert made.locator(".text-form .error:visible").count() == 0
+        made.press("#following", "Escape")
+        assert (made.input_value("#text"), made.input_value("#following")) == ("abcab", "xyz")
+
+
+def test_controls_that_redraw_the_view_keep_the_focus(browser):
+    with served(page_of()) as address, tab(browser, f"{address}#trf_blocks.0.att.probs") as made:
+        for keep in ("value", "gradient", "both", "head-2", "listing-ops", "next", "previous"):
+            made.locator(f"#view [data-keep='{keep}']").first.focus()
+            made.keyboard.press("Enter")
+            made.wait_for_timeout(400)
+            assert made.evaluate("document.activeElement.dataset.keep") == keep
 
 
 HOSTILE = [

@@ -263,7 +263,7 @@ def check_inputs(t, term):
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_following_the_largest_term_ends_at_a_token_or_a_parameter(gradient):
-    """A gradient's way leads to the loss, whose own begins at the logits."""
+    """Of a gradient too: by the loss, or by the logit whose probability it holds."""
     case = ModelCase(SMALL, B=2, T=5)
     t = trace(case.model(), *case.batch())
     ends = set()
@@ -284,7 +284,7 @@ def test_following_the_largest_term_ends_at_a_token_or_a_parameter(gradient):
             assert steps < 100
         else:
             ends.add("tokens" if at[0] == "tokens" else "parameter")
-    assert ends
+    assert "parameter" in ends
 
 
 def test_explaining_a_replaced_activation_stops_there():

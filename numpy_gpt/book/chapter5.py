@@ -177,7 +177,7 @@ def torch_replay(text: str, quick: bool) -> abc.Generator[Item, None, None]:
     The process computes an item only on request, so that it never competes with NumPy for the cores.
     Raises InputError if it fails; its own error is on stderr.
     """
-    command = [sys.executable, "-m", "torch_gpt", "chapter5", "--text", text, *(["--quick"] if quick else [])]
+    command = [sys.executable, "-P", "-m", "torch_gpt", "chapter5", "--text", text, *(["--quick"] if quick else [])]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

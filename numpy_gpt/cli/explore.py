@@ -51,7 +51,7 @@ def explore_command(
         raise InputError(f"the page needs {' and '.join(missing)}: pip install -e '.[explore]'")
     from numpy_gpt.explore.file import check_fits, write_page
     from numpy_gpt.explore.payload import Page, read_text
-    from numpy_gpt.explore.reference import torch_arrays, torch_is_here
+    from numpy_gpt.explore.reference import stamp_of, torch_arrays, torch_is_here
     from numpy_gpt.explore.server import Pages, Served, listen, serve
 
     if exists(text) and not exists(checkpoint):
@@ -67,6 +67,8 @@ def explore_command(
     report = Report(required=True)
     with report.status() as progress, enough_memory(header.config, 16, "showing every activation and gradient"):
         progress("reading the model")
+        file = find_model(checkpoint)
+        stamp = stamp_of(file)
         model = load(checkpoint)
         progress(f"running {ids.tokens.size} tokens forward and backward")
         page = Page(model, words, str(checkpoint), ids)
@@ -75,7 +77,7 @@ def explore_command(
             progress("writing the page")
             write_page(page, out)
         else:
-            torch = partial(torch_arrays, find_model(checkpoint)) if torch_is_here() else None
+            torch = partial(torch_arrays, file, stamp) if torch_is_here() else None
             pages = Pages(page, torch)
     if sock is None:
         assert out is not None
@@ -84,7 +86,7 @@ def explore_command(
 
     def ready(served: Served) -> None:
         opened = not no_browser and open_browser(served.once)
-        report.line(f"{'Opened' if opened else 'Open'} {served.address} in a browser; Ctrl-C ends it")
+        report.line(f"{'Opened' if opened else 'Open'} {served.address} in a browser; Ctrl-C stops the server")
 
     with sock:
         serve(pages, sock, ready)
@@ -104,7 +106,7 @@ def open_browser(address: str) -> bool:
     """Open a browser's window, if there is one; not a browser that would take over this terminal."""
     try:
         browser = webbrowser.get()
-        if type(browser) is webbrowser.GenericBrowser:  # w3m, lynx and the like
+        if type(browser).__name__ in ("GenericBrowser", "Elinks"):  # w3m, lynx and the like
             return False
         return browser.open(address)
     except (webbrowser.Error, OSError):

@@ -22,7 +22,7 @@ Index = tuple[int, ...]
 
 
 class Input(NamedTuple):
-    """A number that a term is made of: an array's name ("tokens" too), the index, and whether it means the gradient."""
+    """A number that a term depends on: the array's name (or "tokens", "targets"), index, whether it is the gradient."""
 
     name: str
     index: Index  # type: ignore[assignment]  # in place of tuple.index
@@ -49,7 +49,7 @@ class Term:
 
     @property
     def names(self) -> list[str]:
-        """What each factor is; of constants nothing."""
+        """The names of the factors; constants have none."""
         named = self.inputs[: len(self.factors)]
         means = self.means or [""] * len(named)
         return [f"{mean} {name}".strip() for mean, name in zip(means, named, strict=True)]
@@ -339,8 +339,9 @@ class _Rules:
     def softmax_value(self, op: Operation, index: Index) -> Iterable[Term]:
         score, name = self.at(op.inputs[0], index)
         lse = float(self.t.caches[op.output][(*index[:3], 0)])
-        row = [Input(op.inputs[0], (*index[:3], s)) for s in range(self.t.tokens.shape[1]) if s != index[3]]
-        yield Term((math.exp(score - lse),), (name, *row), ("softmax at",))
+        seen = self.t.tokens.shape[1] if op.inputs[0] in self.t.replaced else index[2] + 1  # the future is masked
+        row = [Input(op.inputs[0], (*index[:3], s)) for s in range(seen) if s != index[3]]
+        yield Term((math.exp(score - lse),), (name, *row), ("exp(s − log Σ exp) of",))
 
     def softmax_input(self, op: Operation, index: Index, _: int) -> Iterable[Term]:
         """ds = p · (dp − Σ dp · p)."""

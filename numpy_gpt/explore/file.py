@@ -39,14 +39,14 @@ def _check_bytes(count: int) -> None:
 
 
 def write_page(page: Page, file: Path) -> None:
-    """Write the page to a file, at once or not at all. Raises InputError if it is too large or cannot be written."""
+    """Write the page to a file, atomically. Raises InputError if it is too large or cannot be written."""
     html = page_html(page)
     with written(file), replacing(file) as path:
         path.write_text(html, "utf-8", newline="\n")
 
 
 def page_html(page: Page) -> str:
-    """The page with all that it needs inside. Raises InputError, with the size, for arrays that are too many."""
+    """The page with all that it needs inside. Raises InputError, with the size, if the arrays are too large."""
     _check_bytes(sum(array.nbytes for group in GROUPS for array in page.group(group).values()))
     modules = {path.stem: path.read_text("utf-8") for path in sorted(STATIC.glob("*.js"))}
     addresses = {f"explore/{name}.js": _address(text) for name, text in modules.items()}

@@ -31,7 +31,7 @@ SMALL_VOCABULARY = 4096
 """Up to so many tokens the summary has the pieces of all of them."""
 
 QUICK_FLOPS = 2e10
-"""Of zeroing every head once: a second's work. What takes longer is left out of the summary."""
+"""The summary includes the loss without each head if that takes no more operations than this, about a second."""
 
 TOGETHER = 512
 """Tokens that one pass takes when many heads are zeroed, each in a row of its own."""
@@ -50,7 +50,7 @@ class Tokens(NamedTuple):
 def read_text(encoding: "tiktoken.Encoding", config: GPTConfig, text: str, following: str | None) -> Tokens:
     """The text's ids and, as targets, the ids one later; following: the text whose first token is the last target.
 
-    Without it the text's last token is a target only. Raises InputError for what gives no pass.
+    Without it the text's last token is a target only. Raises InputError if the text is empty, too short or too long.
     """
     text = _unicode(text)
     if not text:
@@ -72,12 +72,12 @@ def read_text(encoding: "tiktoken.Encoding", config: GPTConfig, text: str, follo
 
 
 def _unicode(text: str) -> str:
-    """The text with what is no character of it, half a surrogate pair, as U+FFFD."""
+    """The text with each lone surrogate replaced by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Page:
-    """A model, one text, its pass, and what follows if something in it is changed."""
+    """A model, one text, its pass, and the same pass with something changed."""
 
     def __init__(self, model: GPT, encoding: "tiktoken.Encoding", checkpoint: str, ids: Tokens):
         self.model, self.encoding, self.checkpoint, self.ids = model, encoding, checkpoint, ids
@@ -163,8 +163,9 @@ class Page:
         points += [f"trf_blocks.{i}.{name}" for i in range(t.config.n_layers) for name in ("resid_mid", "resid_post")]
         for name in points:
             x = t.values[name][0]  # (T, C)
-            h, _ = layernorm.layernorm_forward(x, scale, shift)
-            logits, _ = linear.linear_forward(h, head, None)  # (T, V)
+            with np.errstate(all="ignore"):
+                h, _ = layernorm.layernorm_forward(x, scale, shift)
+                logits, _ = linear.linear_forward(h, head, None)  # (T, V)
             p, losses = probabilities(logits, self.ids.targets[0])
             _, top = self.after(logits, LENS_TOP)
             found.append(
@@ -208,7 +209,7 @@ class Page:
             return trace(self.model, tokens, replace=replace).logits
 
     def _base(self) -> float | None:
-        """The loss of the pass, summed up as those of changed passes are."""
+        """The loss of the pass, computed as for changed passes, so that the two can be subtracted."""
         return number(probabilities(self.trace.logits[0], self.ids.targets[0])[1].mean())
 
     def ablate(self, zero: Mapping[str, list[tuple[Any, ...]]]) -> dict[str, Any]:
@@ -286,7 +287,7 @@ def number(x: Any) -> float | None:
 
 
 def stats(array: Array) -> dict[str, Any]:
-    """Shape, size, and of the finite numbers smallest, largest, mean and Euclidean norm."""
+    """Shape, size, and of the finite numbers how many they are, smallest, largest, mean and Euclidean norm."""
     flat = array.reshape(-1)
     low, high = flat.min(), flat.max()
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -299,6 +300,7 @@ def stats(array: Array) -> dict[str, Any]:
     return {
         "shape": list(array.shape),
         "size": array.size,
+        "finite": flat.size,
         "min": number(low),
         "max": number(high),
         "mean": number(mean),

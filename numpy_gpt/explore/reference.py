@@ -18,13 +18,26 @@ def torch_is_here() -> bool:
     return find_spec("torch") is not None and find_spec("torch_gpt") is not None
 
 
-def torch_arrays(checkpoint: Path, page: Page, check_cancelled: Callable[[], None]) -> dict[str, Params]:
-    """group -> name -> array of `torch-gpt explore`. check_cancelled is called now and then; it raises to cancel."""
+Stamp = tuple[int, int, int]
+
+
+def stamp_of(file: Path) -> Stamp:
+    """What changes when another file takes this one's place, or other content its own."""
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def torch_arrays(checkpoint: Path, stamp: Stamp, page: Page, check_cancelled: Callable[[], None]) -> dict[str, Params]:
+    """group -> name -> array of `torch-gpt explore`, which reads the checkpoint's file again.
+
+    check_cancelled is called now and then; it raises to cancel. Raises InputError if PyTorch fails, and if the file
+    no longer has this stamp: a run in training has saved other weights.
+    """
     from safetensors.numpy import load_file
 
     with tempfile.TemporaryDirectory(prefix="numpy-gpt-") as folder:
         file = Path(folder, "torch.safetensors")
-        command = [sys.executable, "-m", "torch_gpt", "explore", str(checkpoint), str(file)]
+        command = [sys.executable, "-P", "-m", "torch_gpt", "explore", str(checkpoint), str(file)]
         with subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -47,6 +60,8 @@ def torch_arrays(checkpoint: Path, page: Page, check_cancelled: Callable[[], Non
                 process.wait()
             finally:
                 process.kill()
+        if not checkpoint.is_file() or stamp_of(checkpoint) != stamp:
+            raise InputError(f"{checkpoint} has changed since the page was opened: start numpy-gpt explore again")
         if process.returncode or not file.is_file():
             raise InputError(f"PyTorch could not run this pass: try torch-gpt explore {checkpoint} FILE in a terminal")
         found: dict[str, Params] = {}

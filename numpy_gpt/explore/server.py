@@ -51,8 +51,8 @@ ANOTHER_TEXT = "another text has been run since: reload the page"
 class Pages:
     """The pass that is shown now, and the thread that computes the next one.
 
-    torch: computes PyTorch's values and gradients of a page, by group, calling its second argument again and again;
-    None where it is not installed.
+    torch: computes PyTorch's values and gradients of a page, by group, calling its second argument regularly, which
+    raises to cancel; None where it is not installed.
     """
 
     def __init__(self, page: Page, torch: Torch | None = None):
@@ -66,14 +66,14 @@ class Pages:
         summary = {"run": self.run + 1, **page.summary(served=True, torch=self._torch is not None)}
         self.page, self.summary, self.run = page, json.dumps(summary, allow_nan=False).encode(), self.run + 1
         self._heads: dict[str, Any] | None = summary["heads"]
-        self._reference: dict[str, Params] | None = None
+        self._reference: dict[str, Params] | InputError | None = None
 
     async def compute(self, work: Callable[..., T], *args: Any) -> T:
         """Run this in the one thread that computes."""
         return await get_running_loop().run_in_executor(self._worker, work, *args)
 
     def read(self, text: str, following: str | None) -> bytes:
-        """Show another text's pass; its summary."""
+        """Show another text's pass and return its summary."""
         old = self.page
         ids = read_text(old.encoding, old.model.config, text, following)
         self.show(Page(old.model, old.encoding, old.checkpoint, ids))
@@ -95,7 +95,12 @@ class Pages:
         if self._torch is None:
             raise HTTPException(404, "PyTorch is not installed: pip install -e '.[torch]'")
         if self._reference is None:
-            self._reference = self._torch(page, self._check)
+            try:
+                self._reference = self._torch(page, self._check)
+            except InputError as error:  # asking again would fail again
+                self._reference = error
+        if isinstance(self._reference, InputError):
+            raise self._reference
         return self._reference
 
     def _check_shown(self, page: Page) -> None:
@@ -151,10 +156,6 @@ def application(pages: Pages, secret: str, once: str, port: int) -> ASGIApp:
         done, of = pages.progress or (None, None)
         return JSONResponse({"done": done, "of": of})
 
-    async def vocabulary(request: Request) -> Response:
-        page = current(request)
-        return JSONResponse([page.piece(i) for i in range(page.model.config.vocab_size)])
-
     async def array(request: Request) -> Response:
         page, group = current(request), request.path_params["group"]
         try:
@@ -207,7 +208,6 @@ def application(pages: Pages, secret: str, once: str, port: int) -> ASGIApp:
         Route("/", index),
         Route("/summary", summary),
         Route("/progress", progress),
-        Route("/vocabulary", vocabulary),
         Route("/array/{group}/{name}", array),
         Route("/torch/{group}/{name}", torch),
         *(Route(f"/{each.__name__}", each, methods=["POST"]) for each in (run, nudge, ablate, updated, heads)),
@@ -227,11 +227,11 @@ async def _answer(request: Request, error: Exception) -> Response:
     if isinstance(error, InputError):
         return JSONResponse({"error": str(error)}, 400)
     if isinstance(error, MemoryError):
-        said = "this takes more memory than there is: a shorter text or a smaller model needs less"
+        said = "not enough memory: a shorter text or a smaller model needs less"
         return JSONResponse({"error": said}, 413)
     if isinstance(error, StoppedError):
         return JSONResponse({"error": "the server is ending"}, 409)
-    return JSONResponse({"error": "something unforeseen happened: the terminal says what"}, 500)
+    return JSONResponse({"error": "internal error: see the terminal"}, 500)
 
 
 async def json_body(request: Request) -> dict[str, Any]:
@@ -284,7 +284,7 @@ def zeroed(page: Page, body: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]
 
 
 class Guard:
-    """Lets through what comes from the page itself, and puts the headers on that keep it alone."""
+    """Passes on requests from the page itself, and adds the security headers."""
 
     def __init__(self, app: ASGIApp, secret: str, once: str, hosts: set[str]):
         self.app, self.prefix, self.hosts = app, f"/{secret}/", hosts
@@ -307,7 +307,7 @@ class Guard:
             report_unforeseen(error)
 
     def _route(self, scope: Scope) -> ASGIApp:
-        """The app with the path below the secret; or who refuses the request."""
+        """The app, with the secret cut from the path, or a response that refuses the request."""
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name, []).append(value)

@@ -85,13 +85,13 @@ FORMULAS = {
     ),
     "softmax": Formula(
         "Softmax",
-        "Scores become weights that are positive and add up to 1 for each query.",
+        "Scores become weights: positive, 0 in the future, and 1 in all for each query.",
         r"p_{ts} = \frac{e^{s_{ts}}}{\sum_{k} e^{s_{tk}}}",
         r"ds_{ts} = p_{ts} \left( dp_{ts} - \sum_{k} dp_{tk} \, p_{tk} \right)",
     ),
     "mix": Formula(
         "Weighted mean of the values",
-        "Each head reads the values of the tokens before it, in proportion to its attention.",
+        "Each query's mean of the values up to its own position, weighted by its attention.",
         r"y_{td} = \sum_{s} p_{ts} \, v_{sd}",
         r"dp_{ts} = \sum_{d} dy_{td} \, v_{sd}, \qquad dv_{sd} = \sum_{t} p_{ts} \, dy_{td}",
     ),

@@ -216,7 +216,7 @@ def find_model(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{given} has {foreign[0]} in it, but no checkpoint{_import_by(given)}")
     what = {"folder": "has no checkpoint in it", "missing": "does not exist"}.get(kind, "is not a regular file")
     size = given.name.removeprefix("gpt2-")
-    hint = f" (numpy-gpt download {size} fetches GPT-2's)" if kind == "missing" and size in GPT2_SIZES else ""
+    hint = f" (to fetch GPT-2: numpy-gpt download {size})" if kind == "missing" and size in GPT2_SIZES else ""
     raise InputError(f"{given} {what}: give a run folder, a checkpoint folder or a .safetensors file{hint}")
 
 

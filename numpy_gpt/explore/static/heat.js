@@ -94,17 +94,18 @@ export function thumbnail(thumb, probability = false, className = "thumb") {
 
 /** The colour that a variable of style.css stands for in this theme. */
 function css(name) {
-  const probe = document.getElementById("status");
   probe.style.color = `var(${name})`;
   return getComputedStyle(probe).color;
 }
+const probe = el("span", { hidden: true });
+document.body.append(probe);
 
 const FONT = '11px ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace';
 
 /**
  * A heat map on a canvas, with labels, a cursor (mouse or arrow keys) and, if the matrix is too large, a window of it.
  *
- * rows, cols: of the complete matrix. value(r, c): NaN where there is no cell, -Infinity where it is masked.
+ * rows, cols: of the complete matrix. value(r, c): undefined where there is no cell, -Infinity where it is masked.
  * label(r, c): the cell in words. rowLabel(r), colLabel(c): text on the axes. rowTitle, colTitle: what the axes are.
  * groups: columns to a head, groupLabel(g). rowGroups: rows to a head. load(r0, nr, c0, nc): awaited before a window is drawn.
  * labelRoom, rowRoom: pixels for the labels, where a sample of them says too little.
@@ -181,7 +182,7 @@ export class HeatMap {
   }
 
   has(r, c) {
-    return r >= this.r0 && c >= this.c0 && r < this.r0 + this.nr && c < this.c0 + this.nc && !Number.isNaN(this.value(r, c));
+    return r >= this.r0 && c >= this.c0 && r < this.r0 + this.nr && c < this.c0 + this.nc && this.value(r, c) !== undefined;
   }
 
   key(event) {
@@ -200,7 +201,7 @@ export class HeatMap {
   async walk(r, c, [down, right]) {
     const to = [Math.max(0, Math.min(this.rows - 1, r + down)), Math.max(0, Math.min(this.cols - 1, c + right))];
     await this.reveal(...to);
-    if (!Number.isNaN(this.value(...to))) this.hover(to);
+    if (this.value(...to) !== undefined) this.hover(to);
   }
 
   /** Move the window, if needed, so that a cell is in it. */
@@ -228,7 +229,7 @@ export class HeatMap {
     this.overlay();
   }
 
-  /** Show a cursor without telling anybody: for the map beside this one. */
+  /** Show a cursor without calling onhover, for the map beside this one. */
   mark(cell) {
     this.cursor = cell;
     this.overlay();
@@ -269,8 +270,8 @@ export class HeatMap {
     for (let r = 0; r < this.nr; r += 1) {
       for (let c = 0; c < this.nc; c += 1) {
         const x = this.value(this.r0 + r, this.c0 + c);
-        if (Number.isNaN(x)) continue;
-        if (x === -Infinity || this.masked?.(this.r0 + r, this.c0 + c)) {
+        if (x === undefined) continue;
+        if (x === -Infinity || Number.isNaN(x) || this.masked?.(this.r0 + r, this.c0 + c)) {
           masked.push([r, c]);
           continue;
         }

@@ -5,10 +5,10 @@ import * as map from "explore/map.js";
 import * as tensor from "explore/tensor.js";
 import * as inspector from "explore/number.js";
 import { dark, sequential } from "explore/heat.js";
-import { count, el, label, link, number, percent, piece, quoted, shapeText } from "explore/text.js";
+import { count, decimal, el, label, link, number, percent, piece, quoted, shapeText } from "explore/text.js";
 
-/** What stays as it is from one view to the next: the chosen token and head, what a tensor shows, which listing; goal: where to scroll. */
-export const ui = { token: null, head: 0, show: null, listing: "plain", open: 0, colour: "values", goal: null };
+/** What is kept from one view to the next. goal: where to scroll; lr: AdamW's learning rate, at first the book's. */
+export const ui = { token: null, head: 0, show: null, listing: "plain", open: 0, colour: "values", goal: null, lr: 4e-4 };
 
 const $ = (id) => document.getElementById(id);
 let shown = null;
@@ -30,7 +30,7 @@ export function parse(hash) {
   const found = /^(grad:)?([^/?]+)(?:\?head=(\d+))?(?:\/([-\d,]*))?$/.exec(text);
   if (!found) return { view: "unknown", text };
   const [, grad, name, head, numbers] = found;
-  const index = numbers === undefined ? null : numbers === "" ? [] : numbers.split(",").map(Number);
+  const index = numbers === undefined ? null : numbers === "" ? [] : numbers.split(",").map((i) => (/^\d+$/.test(i) ? Number(i) : NaN));
   return check({ view: "tensor", name, index, gradient: Boolean(grad), head: head === undefined ? null : Number(head), text });
 }
 
@@ -38,10 +38,9 @@ export function parse(hash) {
 function check(route) {
   const { values, params } = store.summary.arrays;
   const shape = route.name === "loss" ? [] : (values[route.name] ?? params[route.name])?.shape;
-  if (!shape || (route.name === "loss" && !store.summary.targets)) return { view: "unknown", text: route.text, why: `This pass has no tensor ${quoted(route.name)}.` };
-  if (route.gradient && !store.summary.targets) return { view: "unknown", text: route.text, why: "Without targets there is no loss, and no gradient." };
+  if (!shape) return { view: "unknown", text: route.text, why: `This pass has no tensor ${quoted(route.name)}.` };
   if (route.index && (route.index.length !== shape.length || route.index.some((i, at) => !(i >= 0 && i < shape[at])))) {
-    return { view: "unknown", text: route.text, why: `${route.name} has shape ${shapeText(shape)}: there is no ${quoted(route.index.join(","))} in it.` };
+    return { view: "unknown", text: route.text, why: `${route.name} has shape ${shapeText(shape)}: there is no ${quoted(route.text.slice(route.text.lastIndexOf("/") + 1))} in it.` };
   }
   return route;
 }
@@ -59,10 +58,10 @@ function header() {
   const s = store.summary;
   const facts = ["", `${s.config.n_layers} blocks of ${s.config.n_heads} heads`, `${s.config.emb_dim} features`, s.dtype];
   const checkpoint = s.checkpoint.split(/[\\/]/).filter(Boolean).slice(-2).join("/");
-  const loss = s.targets ? [el("a", { href: "#loss/", class: "loss", title: "The loss: mean over the tokens" }, "loss ", el("b", { class: "num" }, number(s.loss, 5)), " nats")] : [el("span", { class: "quiet" }, "no targets, so no loss")];
+  const loss = el("a", { href: "#loss/", class: "loss", title: "The loss: mean over the tokens" }, "loss ", el("b", { class: "num" }, decimal(s.loss, 5)), " nats");
   $("header").replaceChildren(
     el("a", { href: "#map", class: "brand", title: "The map (m)" }, "numpy-gpt ", el("b", {}, "explore")),
-    el("p", { class: "model" }, el("span", { class: "checkpoint", title: s.checkpoint }, piece(checkpoint)), el("span", { class: "quiet", title: facts.slice(1).join(", ") }, `${count(s.parameters)} parameters`, el("span", { class: "facts" }, facts.join(" · "))), ...loss),
+    el("p", { class: "model" }, el("span", { class: "checkpoint", title: s.checkpoint }, piece(checkpoint)), el("span", { class: "quiet", title: facts.slice(1).join(", ") }, `${count(s.parameters)} parameters`, el("span", { class: "facts" }, facts.join(" · "))), loss),
     textForm(),
     el("button", { type: "button", class: "icon", title: "Light or dark (t)", "aria-label": "Light or dark", onclick: toggleTheme }, "◐"),
     el("button", { type: "button", class: "icon", title: "Keys (?)", "aria-label": "List of keys", onclick: help }, "?"));
@@ -81,7 +80,7 @@ function textForm() {
     event.preventDefault();
     run(input, after, error);
   } }, input, after, error);
-  input.addEventListener("input", () => { error.hidden = true; });
+  form.addEventListener("input", () => { error.hidden = true; });
   form.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
@@ -90,6 +89,7 @@ function textForm() {
     if (event.key !== "Escape") return;
     event.stopPropagation();
     input.value = store.summary.text;
+    after.value = following;
     error.hidden = true;
     $("view").focus();
   });
@@ -97,12 +97,16 @@ function textForm() {
 }
 
 async function run(input, after, error) {
+  if (input.readOnly) return;
   input.readOnly = true;
   input.classList.add("busy");
+  const before = following;
   try {
     following = after.value;
     await store.run(input.value, following || null);
+    if (!document.contains(document.activeElement) || document.activeElement === document.body) $("text").focus();
   } catch (problem) {
+    following = before;
     error.textContent = problem.message;
     error.hidden = false;
   } finally {
@@ -115,7 +119,7 @@ async function run(input, after, error) {
 
 function tokens() {
   const s = store.summary;
-  const most = s.targets ? Math.max(...s.tokenLosses, 1e-9) : 1;
+  const most = Math.max(...s.tokenLosses, 1e-9);
   const scale = sequential(most * 1.6);
   const list = el("div", { class: "strip", role: "listbox", "aria-label": "Tokens; under each, what the model expected next and the loss of the true next one", tabindex: "0" },
     s.pieces.map((text, t) => tokenBox(text, t, scale)));
@@ -126,7 +130,7 @@ function tokens() {
     event.stopPropagation();
     choose(Math.max(0, Math.min(s.pieces.length - 1, (ui.token ?? (to > 0 ? -1 : s.pieces.length)) + to)));
   });
-  const key = el("div", { class: "strip-key quiet", "aria-hidden": "true" }, el("span", {}, count(s.pieces.length)), el("span", {}, s.pieces.length === 1 ? "token" : "tokens"), el("span", {}, "expects next, %"), s.targets ? el("span", {}, "true next") : null, s.targets ? el("span", {}, "its loss") : null);
+  const key = el("div", { class: "strip-key quiet", "aria-hidden": "true" }, el("span", {}, count(s.pieces.length)), el("span", {}, s.pieces.length === 1 ? "token" : "tokens"), el("span", {}, "expects next, %"), el("span", {}, "true next"), el("span", {}, "its loss"));
   const fade = () => {
     list.classList.toggle("before", list.scrollLeft > 1);
     list.classList.toggle("after", list.scrollLeft + list.clientWidth < list.scrollWidth - 1);
@@ -140,17 +144,15 @@ function tokens() {
 function tokenBox(text, t, scale) {
   const s = store.summary;
   const [best] = s.predictions[t];
-  const right = s.targets && best.id === s.targets[0][t];
-  const loss = el("span", { class: "num token-loss" }, s.targets ? number(s.tokenLosses[t], 2) : "");
-  if (s.targets) {
-    loss.style.backgroundColor = scale.css(s.tokenLosses[t]);
-  }
-  const means = `token ${t} ${quoted(text)}: expects ${quoted(best.piece)}, ${percent(best.p)}${s.targets ? `; true next ${quoted(s.targetPieces[t])}, loss ${number(s.tokenLosses[t], 3)}` : ""}`;
+  const right = best.id === s.targets[0][t];
+  const loss = el("span", { class: "num token-loss" }, decimal(s.tokenLosses[t], 2));
+  if (s.tokenLosses[t] !== null) loss.style.backgroundColor = scale.css(s.tokenLosses[t]);
+  const means = `token ${t} ${quoted(text)}: expects ${quoted(best.piece)}, ${percent(best.p)}; true next ${quoted(s.targetPieces[t])}, loss ${decimal(s.tokenLosses[t], 3)}`;
   return el("div", { class: "token", id: `token-${t}`, role: "option", "aria-selected": "false", "aria-label": means, title: means, onclick: () => choose(ui.token === t ? null : t) },
     el("span", { class: "token-at num" }, String(t)),
     el("bdi", { class: "token-piece" }, piece(text)),
-    el("span", { class: right ? "token-next right" : "token-next" }, el("bdi", {}, piece(best.piece)), el("span", { class: "num quiet" }, ` ${Math.round(best.p * 100)}`)),
-    s.targets ? el("bdi", { class: "token-target" }, piece(s.targetPieces[t])) : null,
+    el("span", { class: right ? "token-next right" : "token-next" }, el("bdi", {}, piece(best.piece)), el("span", { class: "num quiet" }, best.p === null ? " nan" : ` ${Math.round(best.p * 100)}`)),
+    el("bdi", { class: "token-target" }, piece(s.targetPieces[t])),
     loss);
 }
 
@@ -158,8 +160,8 @@ function tokenBox(text, t, scale) {
 export function choose(t) {
   ui.token = t;
   aboutToken();
-  tensor.tokenChosen?.();
-  map.tokenChosen?.();
+  tensor.tokenChosen();
+  map.tokenChosen();
 }
 
 function aboutToken() {
@@ -173,14 +175,14 @@ function aboutToken() {
   if (t === null) return $("about-token").replaceChildren(el("p", { class: "about" }, "Choose a token (click, or ", el("kbd", {}, ","), " ", el("kbd", {}, "."), "): its row in the table, what the model expects after it, and its place in the views below."));
   const id = s.tokens[0][t];
   const same = s.tokens[0].flatMap((other, at) => (other === id && at !== t ? [at] : []));
-  const row = (gradient) => link("tok_emb.weight", null, gradient).replace(/$/, `/${id},0`);
-  const expects = s.predictions[t].slice(0, 5).map((next) => el("span", { class: s.targets && next.id === s.targets[0][t] ? "chip true" : "chip" },
+  const row = (gradient) => link("tok_emb.weight", [id, 0], gradient);
+  const expects = s.predictions[t].slice(0, 5).map((next) => el("span", { class: next.id === s.targets[0][t] ? "chip true" : "chip" },
     el("a", { href: link("logits", [0, t, next.id]), title: `Logit of id ${next.id}` }, el("bdi", {}, piece(next.piece))), el("span", { class: "num quiet" }, ` ${percent(next.p)}`)));
   $("about-token").replaceChildren(el("p", { class: "about" },
     el("b", {}, `token ${t} `, el("bdi", {}, quoted(s.pieces[t]))), ` id ${id}`,
     same.length ? `, also at ${same.slice(0, 4).join(", ")}${same.length > 4 ? " …" : ""}` : ", occurs once", " · its row of ",
     el("a", { href: row(false) }, "tok_emb.weight"),
-    s.targets ? [" and ", el("a", { href: row(true), title: "Where the gradients of all its occurrences add up" }, same.length ? `the gradient, where all ${same.length + 1} add up` : "its gradient")] : null,
+    " and ", el("a", { href: row(true), title: "Where the gradients of all its occurrences add up" }, same.length ? `the gradient, where all ${same.length + 1} add up` : "its gradient"),
     " · expects ", ...expects));
 }
 
@@ -217,10 +219,9 @@ const KEYS = [
 
 function help() {
   const dialog = $("help");
-  if (dialog.open) return dialog.close();
   dialog.replaceChildren(
     el("h2", { id: "help-title" }, "Keys"),
-    el("dl", { class: "keys" }, [...KEYS, ...(inspector.KEYS ?? [])].map(([keys, does]) => [el("dt", {}, keys.split("  ").map((key) => el("kbd", {}, key))), el("dd", {}, does)])),
+    el("dl", { class: "keys" }, [...KEYS, ...inspector.KEYS].map(([keys, does]) => [el("dt", {}, keys.split("  ").map((key) => el("kbd", {}, key))), el("dd", {}, does)])),
     el("p", { class: "quiet" }, "Every view has a link of its own in the address bar. Orange is above zero, blue below, and hatched cells are the future, which a token may not see. ", el("i", {}, "d"), " before a name is the gradient of the loss with respect to it; ", el("b", {}, "eps"), ` is the spacing of ${store.summary.dtype} numbers just above 1: ${number(store.summary.eps, 3)}.`),
     el("form", { method: "dialog" }, el("button", { class: "plain" }, "Close")));
   dialog.showModal();
@@ -230,7 +231,10 @@ const typing = (target) => target.isContentEditable || /^(TEXTAREA|SELECT)$/.tes
 
 function key(event) {
   if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
-  if (typing(event.target)) return;
+  if (typing(event.target)) {
+    if (event.key === "Escape") $("view").focus();
+    return;
+  }
   const now = route();
   const general = {
     "?": help, t: toggleTheme, m: () => go("map"), Escape: () => up(now),
@@ -239,7 +243,7 @@ function key(event) {
     ",": () => choose(Math.max(0, (ui.token ?? store.summary.pieces.length) - 1)),
   };
   const inNumber = event.target.closest?.("#number");
-  const handled = general[event.key] ? (general[event.key](), true) : inNumber ? false : (now.view === "map" ? map : tensor).key?.(event, now);
+  const handled = general[event.key] ? (general[event.key](), true) : inNumber ? false : (now.view === "map" ? map : tensor).key(event, now);
   if (handled) event.preventDefault();
 }
 
@@ -259,6 +263,7 @@ async function draw() {
   page.dataset.view = now.view;
   const kept = shown && shown.view === now.view && shown.name === now.name;
   shown = now;
+  if (now.view !== "tensor") tensor.forget(); // what is still being drawn must not appear
   document.title = title(now);
   if (!kept) $("view").scrollTop = 0;
   $("number").hidden = now.view !== "tensor";
@@ -267,8 +272,9 @@ async function draw() {
     if (now.view === "map") return await map.render($("view"), now);
     const answer = now.index ? inspector.render($("number"), now) : tensor.hint($("number"), now); // first in line
     await Promise.all([answer, tensor.render($("view"), now)]);
-    if (now.index) announce(label(now.name, now.index));
+    if (shown === now && now.index) announce(label(now.name, now.index));
   } catch (problem) {
+    if (shown !== now) return; // of a view that was left
     console.error(problem);
     $("view").replaceChildren(el("div", { class: "pad" }, el("h1", {}, "This cannot be shown"), el("p", { class: "error" }, problem.message)));
   }
@@ -310,6 +316,10 @@ async function main() {
   });
   addEventListener("hashchange", draw);
   addEventListener("keydown", key);
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    $("view").focus();
+  });
   let resized = 0;
   addEventListener("resize", () => {
     clearTimeout(resized);
@@ -317,7 +327,7 @@ async function main() {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   document.addEventListener("click", (event) => {
-    // a link to the view that is shown already still deserves a fresh look
+    // a click on a link to the current view draws it again
     const href = event.target.closest?.("a[href^='#']")?.getAttribute("href");
     if (href && href === location.hash) draw();
   });

@@ -3,7 +3,7 @@
 import { store } from "explore/store.js";
 import { announce, go, ui } from "explore/main.js";
 import { sequential, legend, svg, thumbnail, diverging } from "explore/heat.js";
-import { count, el, formula as formulaLines, label, link, mostOften, number, percent, piece, quoted, shapeText, short, split } from "explore/text.js";
+import { changeOf, count, decimal, el, formula as formulaLines, keepingFocus, label, link, mostOften, number, perElement, percent, quoted, shapeText, short, split, title } from "explore/text.js";
 
 const [W, H, PITCH, LEFT, GAP] = [186, 58, 78, 14, 12];
 
@@ -23,7 +23,7 @@ let drawn = null; // {key, nodes, edges, panel, scroller}
 let last = "#map";
 
 const operations = () => store.summary.operations;
-const steps = () => operations().length * (store.summary.targets ? 2 : 1);
+const steps = () => operations().length * 2;
 
 /** The operation of a step, and whether it is its backward pass. */
 export function stepOf(step) {
@@ -54,7 +54,7 @@ export function render(element, route) {
   const key = `${ui.open} ${ui.colour}`;
   if (!drawn || drawn.key !== key || !element.contains(drawn.scroller)) build(element, key);
   mark(step, current);
-  drawn.panel.replaceChildren(...(current ? [operationPanel(step, current)] : [welcome()]), headsSection(), lensSection());
+  keepingFocus(drawn.panel, () => drawn.panel.replaceChildren(current ? operationPanel(step, current) : welcome(), headsSection(), lensSection()));
   if (current) announce(`Step ${step + 1} of ${steps()}, ${current.backward ? "backward" : "forward"}: ${title(current.operation)}, ${current.operation.output}`);
 }
 
@@ -88,7 +88,6 @@ function walk(step, by) {
 }
 
 function colour(by) {
-  if (by === "grads" && !store.summary.targets) return true;
   ui.colour = by;
   if (location.hash.startsWith("#map/")) go("map");
   else redraw();
@@ -104,7 +103,7 @@ function redraw() {
 
 const rms = (group, name) => {
   const facts = store.summary.arrays[group]?.[name];
-  return facts && facts.size ? facts.norm / Math.sqrt(facts.size) : 0;
+  return facts ? perElement(facts) : 0;
 };
 
 /** Names, places and the rows of the complete map. */
@@ -124,16 +123,17 @@ function layout() {
   }
   row += 0.1;
   ["final_norm", "logits", "loss"].forEach((name, i) => {
-    if (name !== "loss" || store.summary.targets) places.set(name, [row + i, 0]);
+    places.set(name, [row + i, 0]);
   });
-  return { places, frames, rows: row + (store.summary.targets ? 3 : 2) };
+  return { places, frames, rows: row + 3 };
 }
 
 function build(element, key) {
   const { places, frames, rows } = layout();
   const group = ui.colour;
   const sizes = Object.keys(store.summary.arrays[group]).filter((name) => store.summary.arrays.values[name]).map((name) => rms(group, name)).filter((x) => x > 0);
-  const scale = sequential(Math.log10(Math.max(...sizes, 1e-30)), Math.log10(Math.min(...sizes, 1e30)) - 0.3);
+  const [least, most] = sizes.length ? [Math.min(...sizes), Math.max(...sizes)] : [1, 1];
+  const scale = sequential(Math.log10(most), Math.log10(least) - 0.3);
   const box = (name) => {
     const [r, c] = places.get(name);
     return { x: column(0) + (c === 0 ? 0 : column(1) - column(0) + (c - 1) * (W + GAP)), y: r * PITCH };
@@ -159,12 +159,12 @@ function build(element, key) {
   const panel = el("section", { class: "panel", "aria-label": "The operation" });
   const scroller = el("div", { class: "scroller", tabindex: "-1" }, canvas);
   const bounds = { low: 10 ** scale.low, high: 10 ** scale.high };
-  element.replaceChildren(el("div", { class: "map" }, el("div", { class: "map-left" }, toolbar(bounds, scale), scroller), panel));
+  keepingFocus(element, () => element.replaceChildren(el("div", { class: "map" }, el("div", { class: "map-left" }, toolbar(bounds, scale), scroller), panel)));
   drawn = { key, nodes, edges, panel, scroller, box, places };
 }
 
 function toolbar(bounds, scale) {
-  const choice = (by, text) => el("button", { type: "button", "aria-pressed": String(ui.colour === by), disabled: by === "grads" && !store.summary.targets, onclick: () => colour(by) }, text);
+  const choice = (by, text) => el("button", { type: "button", "aria-pressed": String(ui.colour === by), "data-keep": `colour-${by}`, onclick: () => colour(by) }, text);
   const shownScale = legend(scale, "size per element");
   const ticks = [bounds.low, Math.sqrt(bounds.low * bounds.high), bounds.high].map((x) => el("span", {}, number(x, 2)));
   shownScale.querySelector(".legend-ticks").replaceChildren(...ticks);
@@ -181,7 +181,7 @@ function frameOf({ block, row, open }) {
   const frame = el("div", { class: open ? "frame open" : "frame" });
   frame.style.top = `${row * PITCH - 4}px`;
   frame.style.height = `${(open ? BLOCK_ROWS + 0.36 : 0.6) * PITCH}px`;
-  const fold = el("button", { type: "button", class: "fold", "aria-expanded": String(open), onclick: () => {
+  const fold = el("button", { type: "button", class: "fold", "aria-expanded": String(open), "data-keep": `fold-${block}`, onclick: () => {
     ui.open = open ? -1 : block;
     if (location.hash.startsWith("#map/")) go("map");
     else redraw();
@@ -218,8 +218,6 @@ function node(operation, at, group, scale) {
 
 const parameterText = (parameter, operation) => (operation.kind === "linear" || operation.kind === "layernorm" ? short(parameter).split(".").slice(operation.kind === "layernorm" ? -1 : 0).join(".").replace(/^ff\.layers\.(\d)(.*)$/, (_, n, rest) => rest ? "bias" : `layers.${n}`).replace(/^out_proj\.bias$/, "bias") : parameter.replace(".weight", ""));
 
-const title = (operation) => store.summary.formulas[operation.kind]?.title ?? operation.kind;
-
 function arrowheads() {
   const head = (id) => svg("marker", { id, viewBox: "0 0 8 8", refX: 6.5, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto", class: id },
     svg("path", { d: "M1 1 L7 4 L1 7 Z" }));
@@ -246,8 +244,7 @@ function drawEdges(picture, places, frames, box) {
       const once = `${from.x},${from.y} ${to.x},${to.y}`;
       if (seen.has(once)) return;
       seen.add(once);
-      const lanes = store.summary.targets ? [["down", -4], ["up", 4]] : [["down", 0]];
-      for (const [lane, aside] of lanes) {
+      for (const [lane, aside] of [["down", -4], ["up", 4]]) {
         const path = svg("path", { d: route(from, to, aside, lane === "up", position), class: `edge ${lane} ${ui.colour === "values" ? (lane === "down" ? "strong" : "") : lane === "up" ? "strong" : ""}`, "marker-end": `url(#${lane})` });
         picture.append(path);
         edges.push({ path, at, input, lane });
@@ -279,13 +276,13 @@ function route(from, to, aside, reverse, position) {
   return points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join(" ");
 }
 
-/** Which gradients are complete after a step: those that all readers have given their part. */
+/** Which values are computed after a step, and how many readers have contributed to each gradient. */
 function progress(step) {
   const n = operations().length;
   const done = { values: new Set(), part: new Map() };
   operations().forEach((operation, at) => {
     if (at <= step) done.values.add(operation.output);
-    if (2 * n - 1 - at <= step) for (const input of operation.inputs) done.part.set(input, (done.part.get(input) ?? 0) + 1);
+    if (2 * n - 1 - at <= step) for (const input of [...operation.inputs, ...operation.parameters]) done.part.set(input, (done.part.get(input) ?? 0) + 1);
   });
   return done;
 }
@@ -325,21 +322,21 @@ function welcome() {
   const n = operations().length;
   return el("div", { class: "welcome" },
     el("h1", {}, "One pass, every number"),
-    el("p", {}, `The model read ${store.summary.pieces.length} tokens. Each box is a tensor of that pass, with the operation that made it: values flow down, ${store.summary.targets ? "gradients come back up." : "and without targets no gradient comes back."}`),
+    el("p", {}, `The model read ${store.summary.pieces.length} tokens. Each box is a tensor of that pass, with the operation that made it: values flow down, gradients come back up.`),
     el("ol", { class: "ways" },
-      el("li", {}, "Step through it: ", el("a", { href: "#map/0" }, "first operation"), store.summary.targets ? [", ", el("a", { href: `#map/${n}` }, "first step backward")] : "", "."),
+      el("li", {}, "Step through it: ", el("a", { href: "#map/0" }, "first operation"), ", ", el("a", { href: `#map/${n}` }, "first step backward"), "."),
       el("li", {}, "Open a box: its heat map, its formula, its source."),
       el("li", {}, "Click a cell there: the terms that the number is the sum of.")),
-    store.summary.targets ? beginnings() : null);
+    beginnings());
 }
 
-/** Links to what a first look is after. */
+/** Links for a first look. */
 function beginnings() {
   const last = `trf_blocks.${store.summary.config.n_layers - 1}.`;
   const often = mostOften(store.summary.tokens[0]);
   const places = [
     ["where each head looks", link(`${last}att.probs`)],
-    ["which target pulls on a token's key", link(`${last}att.k`, null, true), ".pulls"],
+    ["where the gradient of a token's key comes from", link(`${last}att.k`, null, true), ".pulls"],
     ["a weight's gradient, one term for each token", link(`${last}att.W_value.weight`, [0, 0], true)],
     [often.times > 1 ? "where a repeated token's gradients add up" : "where a token's gradient arrives", link("tok_emb.weight", [often.id, 0], true)],
   ];
@@ -347,21 +344,19 @@ function beginnings() {
 }
 
 function operationPanel(step, { operation, backward, at }) {
-  const formula = store.summary.formulas[operation.kind] ?? { says: "" };
+  const formula = store.summary.formulas[operation.kind];
   const n = operations().length;
-  const button = (to, text, name) => el("a", { class: "step", href: `#map/${Math.max(0, Math.min(steps() - 1, to))}`, "aria-label": name, "aria-disabled": String(to < 0 || to >= steps()) }, text);
+  const button = (to, text, name) => el("a", { class: "step", href: `#map/${Math.max(0, Math.min(steps() - 1, to))}`, "aria-label": name, "data-keep": name, "aria-disabled": String(to < 0 || to >= steps()) }, text);
   const gauge = el("progress", { max: steps() - 1, value: step, "aria-hidden": "true" });
   return el("div", { class: "operation" },
-    el("div", { class: "stepper" }, button(step - 1, "←", "Step back"), el("span", { class: "num" }, `step ${step + 1} of ${steps()}`), button(step + 1, "→", "Step on"),
-      el("span", { class: "grow" }), el("a", { href: `#map/${backward ? at : 2 * n - 1 - at}`, class: "quiet", hidden: !store.summary.targets }, backward ? "its forward ↓" : "its backward ↑")),
+    el("div", { class: "stepper" }, button(step - 1, "←", "Previous step"), el("span", { class: "num" }, `step ${step + 1} of ${steps()}`), button(step + 1, "→", "Next step"),
+      el("span", { class: "grow" }), el("a", { href: `#map/${backward ? at : 2 * n - 1 - at}`, class: "quiet", "data-keep": "other-way" }, backward ? "its forward ↓" : "its backward ↑")),
     gauge,
     el("h1", {}, title(operation), el("span", { class: backward ? "way back" : "way" }, backward ? "backward" : "forward")),
     el("p", { class: "says" }, formula.says),
-    mathOf(backward ? formula.backward : formula.forward),
+    formulaLines(backward ? formula.backward : formula.forward),
     backward ? backwardTable(operation, step) : forwardTable(operation));
 }
-
-const mathOf = (mathml) => (mathml ? formulaLines(mathml) : null);
 
 const tensorLine = (role, name, gradient, note) => {
   const raw = name === "tokens" || name === "targets";
@@ -372,7 +367,7 @@ const tensorLine = (role, name, gradient, note) => {
   return el("tr", {}, el("th", { scope: "row" }, role),
     el("td", {}, raw ? words : el("a", { href: link(name, null, gradient && name !== "loss") }, words), note ? el("span", { class: "quiet note" }, note) : null),
     el("td", { class: "num quiet" }, shapeText(shape)),
-    el("td", { class: "num" }, facts?.norm === undefined ? "" : number(facts.norm / Math.sqrt(facts.size), 2)));
+    el("td", { class: "num" }, facts ? number(perElement(facts), 2) : ""));
 };
 
 const tensorTable = (rows) => el("table", { class: "io" }, el("thead", {}, el("tr", {}, el("th"), el("th"), el("th", {}, "shape"), el("th", { title: "norm per element" }, "size"))), el("tbody", {}, rows));
@@ -396,23 +391,23 @@ function backwardTable(operation, step) {
   return tensorTable([
     tensorLine("reads", operation.output, true),
     ...operation.inputs.filter(known).map((name) => tensorLine("makes", name, true, part(name))),
-    ...operation.parameters.map((name) => tensorLine("makes", name, true))]);
+    ...operation.parameters.map((name) => tensorLine("makes", name, true, part(name)))]);
 }
 
 // Tables that the tensor view shows too
 
-/** How much the loss grows when a head is silenced; each cell leads to the head's pattern. */
-export function headsSection(only = null) {
+/** How much the loss grows when a head is zeroed; each cell leads to the head's pattern. */
+export function headsSection() {
   const box = el("section", { class: "heads-section" }, el("h2", {}, "Which head matters?"));
   const { heads } = store.summary;
-  if (!store.summary.targets) return el("section", {});
-  if (!heads) return heads === undefined ? el("section", {}) : askForHeads(box);
-  const changes = heads.zeroed.map((row) => row.map((loss) => loss - heads.loss));
-  const most = Math.max(...changes.flat());
-  const scale = diverging(Math.max(...changes.flat().map(Math.abs), 1e-12));
+  if (!heads) return askForHeads(box);
+  const changes = heads.zeroed.map((row) => row.map((loss) => (loss === null || heads.loss === null ? NaN : loss - heads.loss)));
+  const known = changes.flat().filter((change) => !Number.isNaN(change));
+  const most = Math.max(...known);
+  const scale = diverging(Math.max(...known.map(Math.abs), 1e-12));
   const cell = (change, block, head) => {
-    const made = el("td", { class: change === most ? "most" : null }, el("a", { class: "num", href: `#trf_blocks.${block}.att.probs?head=${head}`, title: `Without head ${head} of block ${block} the loss is ${number(heads.zeroed[block][head], 6)}: open its pattern` }, `${change >= 0 ? "+" : ""}${number(change, 2)}`));
-    made.style.backgroundColor = scale.css(change * 0.6);
+    const made = el("td", { class: change === most ? "most" : null }, el("a", { class: "num", href: `#trf_blocks.${block}.att.probs?head=${head}`, title: `Without head ${head} of block ${block} the loss is ${decimal(heads.zeroed[block][head], 6)}: open its pattern` }, changeOf(heads.loss, heads.zeroed[block][head], 2)));
+    if (!Number.isNaN(change)) made.style.backgroundColor = scale.css(change * 0.6);
     return made;
   };
   const n = store.summary.config.n_heads;
@@ -420,37 +415,44 @@ export function headsSection(only = null) {
     el("p", { class: "quiet" }, "Change of the loss when a head's part of ", el("b", {}, "att.heads"), " is set to 0. A click opens its pattern."),
     el("div", { class: "wide" }, el("table", { class: "heads" },
       el("thead", {}, el("tr", {}, el("th"), Array.from({ length: n }, (_, h) => el("th", { scope: "col" }, n > 6 ? String(h) : `head ${h}`)))),
-      el("tbody", {}, changes.map((row, block) => (only !== null && only !== block ? null : el("tr", {}, el("th", { scope: "row" }, `block ${block}`), row.map((change, head) => cell(change, block, head)))))))));
+      el("tbody", {}, changes.map((row, block) => el("tr", {}, el("th", { scope: "row" }, `block ${block}`), row.map((change, head) => cell(change, block, head))))))));
   return box;
 }
 
 function askForHeads(box) {
   const { n_layers: L, n_heads: NH } = store.summary.config;
-  if (!store.served || !store.heads) return el("section", {});
-  const button = el("button", { type: "button", class: "plain", onclick: async () => {
-    button.disabled = true;
-    button.textContent = "Measuring …";
-    const watch = setInterval(async () => {
-      const { done, of } = await store.progress().catch(() => ({}));
-      if (done) button.textContent = `Measured ${done} of ${of} …`;
-    }, 700);
-    try {
-      await store.heads();
-      box.replaceWith(headsSection());
-    } catch (problem) {
-      button.replaceWith(el("p", { class: "error" }, problem.message));
-    } finally {
-      clearInterval(watch);
-    }
-  } }, `Zero each of the ${L * NH} heads in turn`);
-  box.append(el("p", { class: "quiet" }, `Takes ${count(L * NH)} forward passes.`), button);
+  const button = el("button", { type: "button", class: "plain", disabled: measuring !== null, onclick: measureHeads }, measuring ?? `Zero each of the ${L * NH} heads in turn`);
+  box.append(el("p", { class: "quiet" }, `Takes ${count(L * NH)} forward passes.`), button, unmeasured ? el("p", { class: "error" }, unmeasured) : "");
   return box;
+}
+
+let measuring = null; // what the button says meanwhile
+let unmeasured = null; // why the last attempt failed
+
+async function measureHeads() {
+  const show = () => document.querySelectorAll(".heads-section").forEach((box) => box.replaceWith(headsSection()));
+  [measuring, unmeasured] = ["Measuring …", null];
+  show();
+  const watch = setInterval(async () => {
+    const { done, of } = await store.progress().catch(() => ({}));
+    if (!done || measuring === null) return;
+    measuring = `Measured ${done} of ${of} …`;
+    show();
+  }, 700);
+  try {
+    await store.heads();
+  } catch (problem) {
+    unmeasured = problem.message;
+  } finally {
+    clearInterval(watch);
+    measuring = null;
+    show();
+  }
 }
 
 /** What each stage of the stream would say next after one token: final norm and head applied to it. */
 function lensSection() {
   const { lens, pieces, targets, targetPieces } = store.summary;
-  if (!lens?.length) return el("section", { class: "lens-section" });
   const t = ui.token ?? pieces.length - 1;
   const stage = (name) => {
     const { block, rest } = split(name);
@@ -458,18 +460,18 @@ function lensSection() {
   };
   const row = (each) => {
     const [best] = each.top[t];
-    const right = targets && best.id === targets[0][t];
+    const right = best.id === targets[0][t];
     return el("tr", {},
       el("th", { scope: "row" }, el("a", { href: link(each.name) }, stage(each.name))),
       el("td", { class: right ? "right" : null }, el("bdi", {}, quoted(best.piece)), right ? " ✓" : ""),
       el("td", { class: "num" }, percent(best.p)),
-      targets ? el("td", { class: "num" }, percent(each.targetP[t])) : null,
-      targets ? el("td", { class: "num quiet" }, number(each.loss, 3)) : null);
+      el("td", { class: "num" }, percent(each.targetP[t])),
+      el("td", { class: "num quiet" }, decimal(each.loss, 3)));
   };
   return el("section", { class: "lens-section" },
     el("h2", {}, "What would it say after each block?"),
-    el("p", { class: "quiet" }, "After token ", el("b", {}, `${t} `, el("bdi", {}, quoted(pieces[t]))), targets ? [", whose true next is ", el("b", {}, el("bdi", {}, quoted(targetPieces[t])))] : null, ": the final norm and the head applied to the stream at each stage. Choose another token in the strip above."),
+    el("p", { class: "quiet" }, "After token ", el("b", {}, `${t} `, el("bdi", {}, quoted(pieces[t]))), ", whose true next is ", el("b", {}, el("bdi", {}, quoted(targetPieces[t]))), ": the final norm and the head applied to the stream at each stage. Choose another token in the strip above."),
     el("table", { class: "lens" },
-      el("thead", {}, el("tr", {}, el("th", {}, "stream"), el("th", {}, "would say"), el("th", {}, "p"), targets ? el("th", {}, "p(true)") : null, targets ? el("th", { title: "mean loss over all tokens" }, "mean loss") : null)),
+      el("thead", {}, el("tr", {}, el("th", {}, "stream"), el("th", {}, "would say"), el("th", {}, "p"), el("th", {}, "p(true)"), el("th", { title: "mean loss over all tokens" }, "mean loss"))),
       el("tbody", {}, lens.map(row))));
 }

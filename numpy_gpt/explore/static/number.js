@@ -2,18 +2,17 @@
 
 import { store } from "explore/store.js";
 import { explain, next, whyZero } from "explore/terms.js";
-import { announce, choose, go, route as current } from "explore/main.js";
-import { axes, count, el, formula as formulaLines, isParameter, label, link, number, part, percent, piece, pieceAt, quoted, split, targetAt } from "explore/text.js";
+import { announce, choose, go, route as current, ui } from "explore/main.js";
+import { ONLY_SERVED, axes, count, decimal, el, formula as formulaLines, groupOf, isParameter, label, link, number, part, percent, piece, pieceAt, quoted, split, targetAt } from "explore/text.js";
 
 const FIRST = 30; // terms shown before "show all"
 const WRITTEN = 4; // terms in the line that has the numbers put in
 const MOST_SHOWN = 2000; // rows that a table of terms can have
 const BETA1 = 0.9, BETA2 = 0.999, TINY = 1e-8, DECAY = 0.1; // AdamW's, as in the book
-const ONLY_SERVED = "This page is a file. The served page can do it: numpy-gpt explore CHECKPOINT TEXT";
 
 /** For the list of keys. */
 export const KEYS = [
-  ["f", "on a number: follow its largest term, back to the loss or up to a token"],
+  ["f", "on a number: follow its largest term, on and on to the loss, a token or a parameter"],
   ["Backspace", "the number before"],
   ["i", "edit the number's index; there ↑ ↓ go to the neighbours"],
 ];
@@ -22,7 +21,6 @@ let trail = []; // numbers that were looked at, the present one last
 let drawing = 0; // renderings begun; a later one makes an earlier one stop
 let found = null; // the present number's explanation, for the key f
 let panel = null;
-let lr = 4e-4;
 
 store.on("run", () => { trail = []; });
 
@@ -65,14 +63,11 @@ function remember(here) {
 /** The number itself: the loss is in the summary, and its gradient is 1. */
 async function numberAt({ name, index, gradient }) {
   if (name === "loss") return gradient ? 1 : store.summary.loss;
-  const group = gradient ? "grads" : isParameter(name) ? "params" : "values";
-  return (await store.slice(group, name, index)).data[0];
+  return (await store.slice(groupOf(name, gradient), name, index)).data[0];
 }
 
-/** The value of a gradient's number, or its gradient, if there is one. */
-async function otherNumber(here) {
-  return store.summary.targets || here.gradient ? numberAt({ ...here, gradient: !here.gradient }) : null;
-}
+/** The value of a gradient's number, or its gradient. */
+const otherNumber = (here) => numberAt({ ...here, gradient: !here.gradient });
 
 // What it is
 
@@ -175,16 +170,22 @@ async function torchBeside(both, here, explanation, turn) {
   try {
     const [theirs] = (await store.torch(here.gradient ? "grads" : "values", here.name, here.index)).data;
     if (turn !== drawing) return;
-    const off = Math.abs(theirs - explanation.stored);
-    const scale = explanation.size * store.summary.eps;
-    line.replaceChildren("PyTorch ", el("span", { class: "num" }, exact(theirs)), off ? `, ${scale ? `${number(off / scale, 2)} eps` : number(off, 2)} away` : ", the same bits");
-    if (Number.isNaN(off) && theirs === explanation.stored) line.lastChild.textContent = ", the same";
+    line.replaceChildren("PyTorch ", el("span", { class: "num" }, exact(theirs)), `, ${away(theirs, explanation)}`);
   } catch (problem) {
     line.textContent = `PyTorch: ${problem.message}`;
   }
 }
 
-// How it came about
+/** How far PyTorch's number is from ours. */
+function away(theirs, { stored, size }) {
+  if (Object.is(theirs, stored)) return "the same bits";
+  const off = Math.abs(theirs - stored);
+  if (!Number.isFinite(off)) return theirs === stored ? "the same" : "not the same";
+  const scale = size * store.summary.eps;
+  return off === 0 ? "the same but for the sign" : `${scale ? `${number(off / scale, 2)} eps` : number(off, 2)} away`;
+}
+
+// How it is computed
 
 /** The formulas that explain this number, each kind of operation once. */
 function formulas({ name, gradient }) {
@@ -211,19 +212,19 @@ function only(box, which) {
 
 function howItCameAbout(here, explanation) {
   const { terms, stored } = explanation;
-  const made = [el("h2", {}, "How it came about")];
+  const made = [el("h2", {}, "How it is computed")];
   if (here.name === "loss" && here.gradient) {
-    made.push(el("p", { class: "says" }, "The loss changes by as much as the loss does: every gradient begins here, with 1."));
+    made.push(el("p", { class: "says" }, "The derivative of the loss with respect to itself is 1: the backward pass starts here."));
     return [...made, followButton(here, explanation)];
   }
   if (!here.gradient && isParameter(here.name)) {
-    made.push(el("p", { class: "says" }, "A parameter: training learned it, and nothing in this pass made it."));
+    made.push(el("p", { class: "says" }, "A parameter, read from the checkpoint; this pass does not compute it."));
     return made;
   }
   const zero = here.gradient && (stored === 0 || here.name.endsWith(".W_key.bias"));
   const reason = zero ? whyZero(store, here.name, here.index, explanation) : null;
   if (reason) made.push(el("p", { class: "why" }, el("b", {}, stored === 0 ? "Why 0? " : "Why 0 but for rounding? "), reason));
-  if (!here.gradient && stored === -Infinity) made.push(el("p", { class: "why" }, `Key ${here.index[3]} lies in the future of query ${here.index[2]}: its score is −∞, and its probability 0.`));
+  if (!here.gradient && stored === -Infinity && here.name.endsWith("att.scores")) made.push(el("p", { class: "why" }, `Key ${here.index[3]} lies in the future of query ${here.index[2]}: its score is −∞, and its probability 0.`));
   made.push(...formulas(here));
   const added = addedUp(here, explanation);
   if (added) made.push(added);
@@ -238,8 +239,8 @@ function addedUp({ name, index, gradient }) {
   if (!at.length) return null;
   const where = at.map((t, i) => [i ? ", " : "", el("a", { href: link("tok_emb", [0, t, index[1]], true) }, String(t))]);
   return el("p", { class: "says added" }, "Token ", el("bdi", {}, quoted(pieceAt(at[0]))), at.length > 1 ? " occurs at positions " : " occurs at position ", where,
-    at.length > 1 ? ": their gradients add up here." : ", and its gradient is all that arrives here.",
-    store.summary.config.tie_weights ? " The output layer uses the same row, so its gradients of all positions come on top." : null);
+    at.length > 1 ? ": their gradients add up here." : ": its gradient arrives here.",
+    store.summary.config.tie_weights ? " The output layer uses the same row, and adds a gradient from every position." : null);
 }
 
 /** A factor in four digits; where a sum holds negative ones, in brackets. */
@@ -262,7 +263,7 @@ const idle = (factor, means, input) => factor === 1 && !means && !input;
 
 /** The sum beside the stored number, and by how many eps they differ. */
 function account({ terms, sum, stored, error, size }) {
-  const off = Number.isFinite(stored) ? sum - stored : 0;
+  const off = sum === stored ? 0 : sum - stored;
   const cell = (name, ...value) => [el("dt", {}, name), el("dd", {}, ...value)];
   const num = (text) => el("span", { class: "num" }, text);
   return el("dl", { class: "account" },
@@ -276,7 +277,7 @@ const exactSumText = (x) => (Number.isFinite(x) ? String(Number(x.toPrecision(st
 
 function followButton(here, explanation) {
   const to = next(explanation, here);
-  if (!to) return el("p", { class: "quiet note" }, "Nothing lies behind its largest term: here the way ends.");
+  if (!to) return el("p", { class: "quiet note" }, "Its largest term depends on no other number.");
   return el("p", { class: "follow" }, el("button", { type: "button", class: "plain", "data-keep": "follow", onclick: follow }, `Follow the ${here.name === "loss" && here.gradient ? "loss" : "largest term"}`), " ", el("kbd", {}, "f"), " ", el("span", { class: "quiet" }, "to ", reference(to, here)));
 }
 
@@ -284,10 +285,10 @@ function followButton(here, explanation) {
 function follow() {
   if (!found || !same(found.here, current())) return;
   const to = next(found.explanation, found.here);
-  if (!to) return announce("Here the way ends.");
+  if (!to) return announce("Its largest term depends on no other number.");
   if (/^(tokens|targets)$/.test(to.name)) {
     choose(to.index.at(-1));
-    announce(`The way ends at ${label(to.name, to.index)}.`);
+    announce(`Reached ${label(to.name, to.index)}.`);
     return;
   }
   go(to.name, to.index, to.gradient);
@@ -369,7 +370,7 @@ function row(here, term, largest, shared, at) {
     el("span", { class: "num" }, `${i ? "× " : ""}${number(factor)}`), " ",
     el("span", { class: "from" }, means[i] ? el("span", { class: "quiet" }, `${means[i]} `) : null, inputs[i] ? reference(inputs[i], here, (axis) => !shared.get(array(inputs[i]))?.[axis]) : null)))).filter(Boolean);
   const more = inputs.slice(factors.length);
-  if (more.length) lines.push(el("div", { class: "factor" }, el("span", { class: "num" }), " ", el("span", { class: "from quiet" }, more[0].name === "tokens" ? ["row of ", reference(more[0], here)] : `and the ${more.length} other scores of this query`)));
+  if (more.length) lines.push(el("div", { class: "factor" }, el("span", { class: "num" }), " ", el("span", { class: "from quiet" }, more[0].name === "tokens" ? ["row of ", reference(more[0], here)] : more.length === 1 ? "and the other score of this query" : `and the ${more.length} other scores of this query`)));
   const bar = el("i", { class: value < 0 ? "size negative" : "size" });
   bar.style.width = `${largest > 0 && Number.isFinite(largest) ? Math.max(1, (Math.abs(value) / largest) * 100) : 0}%`;
   return el("tr", { "data-term": at }, el("td", {}, lines), el("td", { class: "product" }, el("span", { class: "num", title: String(value) }, number(value, 5)), el("span", { class: "track" }, bar)));
@@ -381,7 +382,7 @@ function experiments(here, explanation, other) {
   if (here.name === "loss") return [];
   const gradient = here.gradient ? explanation.stored : other;
   const value = here.gradient ? other : explanation.stored;
-  if (isParameter(here.name)) return gradient === null ? [] : [nudge(here, gradient), adamw(value, gradient)];
+  if (isParameter(here.name)) return [nudge(here, gradient), adamw(value, gradient)];
   return [ablation(here)];
 }
 
@@ -395,18 +396,23 @@ function nudge(here, gradient) {
   const input = el("input", { type: "text", class: "num", value: "0.001", "aria-label": "h: how much to add", "data-keep": "h" });
   const slider = el("input", { type: "range", min: "-6", max: "0", step: "0.25", value: "-3", "aria-label": "h on a logarithmic scale" });
   const problem = el("p", { class: "error", hidden: true });
-  let asked = 0;
-  const ask = async () => {
+  let [busy, again] = [false, false];
+  const ask = async () => { // one request at a time: of those that come meanwhile, the last
+    again = busy;
+    if (busy) return;
     const h = Number(input.value.trim().replace("−", "-"));
-    const turn = ++asked;
     problem.hidden = true;
     if (!Number.isFinite(h) || h === 0) return fail(problem, "h is a number other than 0");
+    busy = true;
     try {
       const { loss, base } = await store.nudge(here.name, here.index, h);
-      if (turn === asked) outcome.replaceChildren(...nudged(h, gradient, loss, base));
+      outcome.replaceChildren(...nudged(h, gradient, loss, base));
     } catch (error) {
       fail(problem, error.message);
+    } finally {
+      busy = false;
     }
+    if (again) ask();
   };
   slider.addEventListener("input", () => {
     input.value = String(Number((Math.sign(Number(input.value)) || 1) * 10 ** slider.value).toPrecision(2) * 1);
@@ -446,11 +452,11 @@ function apart(a, b) {
 /** The first step of AdamW for this number. */
 function adamw(value, gradient) {
   const lines = el("dl", { class: "account adamw" });
-  const input = el("input", { type: "text", class: "num", value: String(lr), "aria-label": "Learning rate", "data-keep": "lr" });
+  const input = el("input", { type: "text", class: "num", value: String(ui.lr), "aria-label": "Learning rate", "data-keep": "lr" });
   const draw = () => {
     const rate = Number(input.value);
     if (!(rate >= 0 && Number.isFinite(rate))) return;
-    lr = rate;
+    ui.lr = rate;
     lines.replaceChildren(...update(value, gradient));
   };
   input.addEventListener("input", draw);
@@ -463,8 +469,8 @@ function update(w, g) {
   const v = (1 - BETA2) * g * g;
   const mHat = m / (1 - BETA1);
   const vHat = v / (1 - BETA2);
-  const decay = -lr * DECAY * w;
-  const move = (-lr * mHat) / (Math.sqrt(vHat) + TINY);
+  const decay = -ui.lr * DECAY * w;
+  const move = (-ui.lr * mHat) / (Math.sqrt(vHat) + TINY);
   const n = (x) => number(x).replaceAll("-", "−");
   const line = (name, text) => [el("dt", {}, name), el("dd", { class: "num" }, text)];
   return [
@@ -516,10 +522,10 @@ function ablated({ loss, base, predictions }) {
   const says = (top, k) => top.slice(0, k).map(({ piece: text, p }, i) => [i ? ", " : "", el("bdi", {}, piece(text)), el("span", { class: "num quiet" }, ` ${percent(p)}`)]);
   const line = (t, k) => el("tr", {}, el("th", { scope: "row" }, `${t} `, el("bdi", {}, quoted(pieceAt(t)))), el("td", {}, says(s.predictions[t], k)), el("td", {}, says(predictions[t], k)));
   return [
-    change === null ? null : el("p", { class: "says" }, "loss ", el("span", { class: "num" }, number(base, 6)), " → ", el("span", { class: "num" }, number(loss, 6)), `: ${change > 0 ? "worse" : change < 0 ? "better" : "unchanged"}`, change ? [" by ", el("b", { class: "num" }, number(Math.abs(change), 3))] : null),
+    el("p", { class: "says" }, "loss ", el("span", { class: "num" }, decimal(base, 6)), " → ", el("span", { class: "num" }, decimal(loss, 6)), change === null ? null : `: ${change > 0 ? "worse" : change < 0 ? "better" : "unchanged"}`, change ? [" by ", el("b", { class: "num" }, number(Math.abs(change), 3))] : null),
     el("table", { class: "next-words" }, el("thead", {}, el("tr", {}, ["after", "expected", "now"].map((text) => el("th", {}, text)))),
       el("tbody", {}, line(last, 3), turned.slice(0, 12).map((t) => line(t, 1)))),
-    el("p", { class: "quiet note" }, turned.length ? `The first choice changed at ${turned.length} of the other ${last} positions.` : "At all other positions the first choice stayed the same."),
+    last === 0 ? null : el("p", { class: "quiet note" }, turned.length ? `The first choice changed at ${turned.length} of the other ${last} positions.` : "At all other positions the first choice stayed the same."),
   ].filter(Boolean);
 }
 
@@ -534,7 +540,7 @@ document.addEventListener("keydown", (event) => {
   const here = current();
   if (here.view !== "tensor" || !here.index) return;
   const everywhere = { f: follow, Backspace: back, i: () => panel.querySelector(".index input:not(:disabled)")?.focus() };
-  const inside = { v: () => go(here.name, here.index, false), g: () => store.summary.targets && go(here.name, here.index, true) };
+  const inside = { v: () => go(here.name, here.index, false), g: () => go(here.name, here.index, true) };
   const arrow = { ArrowLeft: [1, -1], ArrowRight: [1, 1], ArrowUp: [2, -1], ArrowDown: [2, 1] }[event.key];
   let act = everywhere[event.key];
   if (!act && panel.contains(event.target)) {

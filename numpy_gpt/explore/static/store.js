@@ -1,14 +1,14 @@
 /** The pass that the page shows: its summary, its arrays, and what follows from a change. Served or embedded alike. */
 
+import { ONLY_SERVED } from "explore/text.js";
+
 const LARGEST = 16 << 20; // bytes of a complete array that is fetched
 const SMALL = 1 << 20; // bytes under which a slice fetches the complete array
 const MOST_SLICES = 500;
-const ASK_SERVED = "This page is a file. The served page can do it: numpy-gpt explore CHECKPOINT TEXT";
 
 const complete = new Map(); // "group/name" -> promise of {data, shape}
 const slices = new Map(); // "group/name?at" -> promise of {data, shape}
 const listeners = new Map(); // event -> [callback]
-let pieces = null; // promise of every token's piece
 
 export const store = {
   summary: null,
@@ -25,6 +25,9 @@ export const store = {
   shape(group, name) {
     return store.summary.arrays[group]?.[name]?.shape;
   },
+
+  /** The size of an array. */
+  bytes: (group, name) => bytes(known(group, name)),
 
   /** A complete array. */
   async array(group, name) {
@@ -77,19 +80,12 @@ export const store = {
     return store.summary.heads;
   },
 
-  /** How far the longer work is: {done, of}, or nulls. */
+  /** Progress of the running computation: {done, of}, or nulls. */
   progress: async () => (await request("progress")).json(),
-
-  /** The piece of every token id. */
-  async vocabulary() {
-    if (!store.served) return store.summary.words;
-    pieces ??= request("vocabulary").then((response) => response.json());
-    return pieces;
-  },
 
   /** torch's numbers for the same slice; fails where PyTorch is not installed. */
   async torch(group, name, at) {
-    if (!store.served) throw new Error(ASK_SERVED);
+    if (!store.served) throw new Error(ONLY_SERVED);
     return { data: await numbers(`torch/${group}/${encodeURIComponent(name)}`, at), shape: left(known(group, name), at) };
   },
 
@@ -172,7 +168,7 @@ async function request(path, options = {}) {
 }
 
 async function post(path, body) {
-  if (!store.served) throw new Error(ASK_SERVED);
+  if (!store.served) throw new Error(ONLY_SERVED);
   const query = path === "run" ? "" : `?run=${store.summary.run}`;
   const headers = { "Content-Type": "application/json" };
   return (await request(path + query, { method: "POST", headers, body: JSON.stringify(body) })).json();

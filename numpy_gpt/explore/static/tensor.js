@@ -4,17 +4,15 @@ import { store } from "explore/store.js";
 import { announce, choose, go, ui } from "explore/main.js";
 import { headsSection } from "explore/map.js";
 import { HeatMap, divergingFor, histogram, legend, sequential, thumbnail } from "explore/heat.js";
-import { axes, el, formula as formulaLines, groupOf, isParameter, label, link, mostOften, number, part, percent, piece, pieceAt, pieceOf, quoted, shapeText, split, targetAt, trusted } from "explore/text.js";
+import { ONLY_SERVED, axes, changeOf, decimal, el, formula as formulaLines, groupOf, isParameter, keepingFocus, label, likelihood, link, mostOften, number, part, perElement, percent, piece, pieceAt, pieceOf, quoted, split, targetAt, title, trusted } from "explore/text.js";
 
 const COMPLETE = 4 << 20; // bytes: larger arrays are fetched by the rows of their window
 const DECAY = 0.1; // the book's weight decay
 const IDLE = "Point at a cell to read it, click it to see how it came about.";
 let view = null; // what is on screen: {key, route, maps, element, onToken}
 let beside = []; // what follows the chosen token in the panel beside the tensor
-let lr = 4e-4; // the book's
 
 const operations = () => store.summary.operations;
-const title = (operation) => store.summary.formulas[operation.kind]?.title ?? operation.kind;
 const sourceOf = (operation) => operation.source ?? operation.kind;
 const shapeOf = (name) => (store.summary.arrays.values[name] ?? store.summary.arrays.params?.[name])?.shape ?? [];
 const isPattern = (name) => /att\.(scores|probs)$/.test(name);
@@ -27,7 +25,6 @@ export function forget() {
 
 /** What is shown of the tensor: "value", "gradient", "both" or "update". */
 function showing(route) {
-  if (!store.summary.targets) return "value";
   if (ui.show === "both" || (ui.show === "update" && isParameter(route.name))) return ui.show;
   if (ui.show === null && isPattern(route.name)) return "both";
   return route.gradient ? "gradient" : "value";
@@ -37,7 +34,7 @@ export async function render(element, route) {
   if (route.name === "loss") return renderLoss(element, route);
   const show = showing(route);
   const head = headOf(route);
-  const key = [route.name, show, isPattern(route.name) ? head : ""].join(" ");
+  const key = [route.name, show, isPattern(route.name) ? head : "", show === "update" ? ui.lr : ""].join(" ");
   if (view?.key === key && element.contains(view.element)) {
     view.route = route;
     return pick(route);
@@ -84,7 +81,7 @@ export function tokenChosen() {
 export function key(event, route) {
   if (route.view !== "tensor") return false;
   const to = { v: "value", g: "gradient", b: "both", u: "update" }[event.key];
-  if (to && store.summary.targets && (to !== "update" || isParameter(route.name))) return change(to, route);
+  if (to && route.name !== "loss" && (to !== "update" || isParameter(route.name))) return change(to, route);
   if (event.key === "[" || event.key === "]") return neighbour(route, event.key === "]" ? 1 : -1);
   if (/^\d$/.test(event.key)) return chooseHead(Number(event.key), route);
   if (event.key === "h" || event.key === "H") return chooseHead((ui.head + (event.key === "h" ? 1 : store.summary.config.n_heads - 1)) % store.summary.config.n_heads, route);
@@ -133,9 +130,9 @@ function toHead(head) {
 /** The tensor before or after this one, in order of computation, or among the parameters. */
 function neighbour(route, by) {
   const { values, params } = store.summary.arrays;
-  const names = Object.keys(values[route.name] ? values : params);
+  const names = isParameter(route.name) ? Object.keys(params) : [...Object.keys(values), "loss"];
   const next = names[names.indexOf(route.name) + by];
-  if (next) go(next, null, route.gradient);
+  if (next) go(next, null, route.gradient && next !== "loss");
   return true;
 }
 
@@ -151,9 +148,9 @@ function axesOf(name, head) {
   const feature = (c) => String(c);
   const ofHead = (g) => `head ${g}`;
   if (isPattern(name)) {
-    const query = (t) => `${token(t)}${targetAt(t) === undefined ? "" : ` → ${piece(trimmed(targetAt(t)))}`}`;
+    const query = (t) => `${token(t)} → ${piece(trimmed(targetAt(t)))}`;
     return { rows: shape[2], cols: shape[3], index: (r, c) => [0, head, r, c], cell: ([, , r, c]) => [r, c], rowLabel: query, colLabel: token, everyColumn: true, square: true,
-      colTitle: "looked at (key)", note: `Rows are queries: the token that looks${store.summary.targets ? " → the next token, which it is to predict" : ""}. Hatched cells are the future.` };
+      colTitle: "looked at (key)", note: "Rows are queries: the token that looks → the next token, which it is to predict. Hatched cells are the future." };
   }
   if (shape.length === 4) {
     return { rows: shape[2], cols: shape[1] * HS, index: (r, c) => [0, Math.floor(c / HS), r, c % HS], cell: ([, h, t, d]) => [t, h * HS + d],
@@ -179,19 +176,18 @@ function axesOf(name, head) {
 /** The numbers behind a picture: {load(r0, nr), value(r, c), data}, data null where only the window's rows are here. */
 async function numbers(name, group, at, head) {
   const facts = store.summary.arrays[group][name];
-  const bytes = facts.size * (store.summary.dtype === "float64" ? 8 : 4);
   const inside = at.outside ? (r, c) => !at.outside(r, c) : () => true;
   if (isPattern(name)) {
     const { data } = await store.slice(group, name, [0, head, null, null]);
     return { data, load: null, value: (r, c) => data[r * at.cols + c] };
   }
-  if (bytes <= COMPLETE) {
+  if (store.bytes(group, name) <= COMPLETE || facts.shape.length === 4) { // queries, keys and values, not a matrix by rows
     const { data, shape } = await store.array(group, name);
     const flat = shape.length === 4 ? (r, c) => {
       const [, h, t, d] = at.index(r, c);
       return (h * shape[2] + t) * shape[3] + d;
     } : (r, c) => r * at.cols + c;
-    return { data, load: null, value: (r, c) => (inside(r, c) ? data[flat(r, c)] : NaN) };
+    return { data, load: null, value: (r, c) => (inside(r, c) ? data[flat(r, c)] : undefined) };
   }
   const rows = new Map();
   const load = async (r0, nr) => {
@@ -201,13 +197,14 @@ async function numbers(name, group, at, head) {
     const { data } = await store.slice(group, name, [...at.index(0, 0).slice(0, -2), [from, to], null]);
     for (let r = from; r < to; r += 1) rows.set(r, data.subarray((r - from) * at.cols, (r - from + 1) * at.cols));
   };
-  return { data: null, load, value: (r, c) => rows.get(r)?.[c] ?? NaN };
+  return { data: null, load, value: (r, c) => rows.get(r)?.[c] };
 }
 
 /** AdamW's first step, −lr · (ĝ / (√(ĝ²) + 1e-8) + decay · w), of numbers as above. */
 async function updates(name, at) {
   const [w, g] = await Promise.all([numbers(name, "params", at), numbers(name, "grads", at)]);
-  const step = (x, dx) => -lr * (dx / (Math.abs(dx) + 1e-8) + DECAY * x);
+  const { lr } = ui;
+  const step = (x, dx) => (x === undefined ? x : -lr * (dx / (Math.abs(dx) + 1e-8) + DECAY * x));
   const load = w.load && (async (...rows) => {
     await w.load(...rows);
     await g.load(...rows);
@@ -228,16 +225,16 @@ async function build(element, route, show, head) {
   const readout = el("p", { class: "readout num quiet", "aria-hidden": "true" }, IDLE);
   const figures = el("div", { class: "figures" });
   const pair = kinds.length === 2;
-  const beside = pair && (at.square || (at.cols * 3 + 120) * 2 <= room);
-  figures.classList.toggle("beside", beside);
-  const size = { width: beside ? (room - 24) / 2 : room, height: pair && !beside ? 250 : at.square ? 470 : 400 };
+  const sideBySide = pair && (at.square || (at.cols * 3 + 120) * 2 <= room);
+  figures.classList.toggle("beside", sideBySide);
+  const size = { width: sideBySide ? (room - 24) / 2 : room, height: pair && !sideBySide ? 250 : at.square ? 470 : 400 };
   const spread = [];
   for (const [i, kind] of kinds.entries()) {
     const map = heat(route, at, kind, sources[i], size, readout);
     begin(map, name, route);
     await map.load?.(map.r0, map.nr, map.c0, map.nc);
     const data = sources[i].data ?? shownNumbers(map);
-    map.scale = isProbability(name, kind === "gradient") ? sequential(data.reduce((a, b) => Math.max(a, b), 0)) : divergingFor(data);
+    map.scale = isProbability(name, kind === "gradient") ? sequential(data.reduce((a, b) => (b > a ? b : a), 0)) : divergingFor(data);
     const facts = store.summary.arrays[groupOf(name, kind === "gradient")][name];
     if (!sources[i].data && kind !== "update") map.scale.largest = Math.max(Math.abs(facts.min), Math.abs(facts.max));
     mine.maps.push(map);
@@ -255,7 +252,7 @@ async function build(element, route, show, head) {
     readout, figures,
     at.note ? el("p", { class: "quiet note" }, at.note) : "",
     el("div", { class: "sections" }, own, statistics(name, spread), computation(route, kinds), ...(/\.att\./.test(name) ? [headsSection()] : [])));
-  element.replaceChildren(view.element);
+  keepingFocus(element, () => element.replaceChildren(view.element));
   await Promise.all(view.maps.map((map) => map.draw()));
   view.element.querySelectorAll(".listing").forEach(showMark);
   await pick(route);
@@ -277,11 +274,11 @@ function begin(map, name, route) {
   if (name === "logits") middle(0, store.summary.predictions[ids.length - 1][0].id);
 }
 
-const kindTitle = (kind) => ({ value: "Value", gradient: "Gradient of the loss", update: `AdamW's first update, lr ${lr}` })[kind];
+const kindTitle = (kind) => ({ value: "Value", gradient: "Gradient of the loss", update: `AdamW's first update, lr ${ui.lr}` })[kind];
 
 function shownNumbers(map) {
   const found = [];
-  for (let r = map.r0; r < map.r0 + map.nr; r += 1) for (let c = map.c0; c < map.c0 + map.nc; c += 1) found.push(map.value(r, c));
+  for (let r = map.r0; r < map.r0 + map.nr; r += 1) for (let c = map.c0; c < map.c0 + map.nc; c += 1) found.push(map.value(r, c) ?? NaN);
   return found;
 }
 
@@ -311,9 +308,8 @@ function heading(route, show, head) {
   const maker = operations().find((operation) => operation.output === name);
   const readers = operations().filter((operation) => operation.inputs.includes(name) || operation.parameters.includes(name));
   const chip = (other) => (other === "tokens" || other === "targets" ? el("span", { class: "chip" }, other) : el("a", { class: "chip", href: link(other, null, gradient) }, split(other).block === block ? split(other).rest : other));
-  const shape = shapeOf(name).map((n, i) => `${n} ${axes(name)[i]}${n === 1 ? "" : "s"}`.replace("querys", "queries")).join(" × ");
-  const button = (to, text, hotkey) => el("button", { type: "button", "aria-pressed": String(show === to), title: `key ${hotkey}`, onclick: () => change(to, view.route) }, text);
-  const hasGradient = store.summary.targets;
+  const shape = shapeOf(name).map((n, i) => `${n} ${axes(name)[i]}${n === 1 ? "" : "s"}`).join(" × ");
+  const button = (to, text, hotkey) => el("button", { type: "button", "aria-pressed": String(show === to), title: `key ${hotkey}`, "data-keep": to, onclick: () => change(to, view.route) }, text);
   return el("header", { class: "heading" },
     el("div", { class: "title-line" },
       el("a", { href: "#map", class: "crumb", title: "Back to the map (Esc)", onclick: (event) => {
@@ -322,25 +318,25 @@ function heading(route, show, head) {
       } }, "map"), el("span", { class: "crumb-sep" }, "›"),
       el("h1", {}, rest, block === null ? null : el("span", { class: "quiet" }, ` block ${block}`), isPattern(name) ? el("span", { class: "quiet" }, ` head ${head}`) : null),
       el("span", { class: "grow" }),
-      hasGradient ? el("div", { class: "choice", role: "group", "aria-label": "What is shown" }, button("value", "Value", "v"), button("gradient", "Gradient", "g"), button("both", "Both", "b"), parameter ? button("update", "Update", "u") : null) : null,
-      el("span", { class: "pager" }, el("button", { type: "button", class: "icon", "aria-label": "Previous tensor", title: "Previous tensor ([)", onclick: () => neighbour(view.route, -1) }, "‹"),
-        el("button", { type: "button", class: "icon", "aria-label": "Next tensor", title: "Next tensor (])", onclick: () => neighbour(view.route, 1) }, "›"))),
+      el("div", { class: "choice", role: "group", "aria-label": "What is shown" }, button("value", "Value", "v"), button("gradient", "Gradient", "g"), button("both", "Both", "b"), parameter ? button("update", "Update", "u") : null),
+      el("span", { class: "pager" }, el("button", { type: "button", class: "icon", "aria-label": "Previous tensor", "data-keep": "previous", title: "Previous tensor ([)", onclick: () => neighbour(view.route, -1) }, "‹"),
+        el("button", { type: "button", class: "icon", "aria-label": "Next tensor", "data-keep": "next", title: "Next tensor (])", onclick: () => neighbour(view.route, 1) }, "›"))),
     el("p", { class: "flow-line" }, el("span", { class: "shape" }, shape), " · ",
       maker ? [maker.inputs.length ? ["from ", maker.inputs.map(chip)] : "", maker.parameters.length ? [" with ", maker.parameters.map(chip)] : "", " by ", el("a", { href: `#map/${operations().indexOf(maker)}` }, title(maker))] : "a parameter: read from the checkpoint",
       readers.length ? [maker ? ", read by " : ", used for ", readers.map((operation) => (operation.output === "loss" ? el("a", { class: "chip", href: "#loss/" }, "loss") : chip(operation.output)))] : ""));
 }
 
-/** A picture of every head to choose from, with what silencing it does to the loss. */
+/** A picture of every head to choose from, with the change of the loss when it is zeroed. */
 async function headChooser(route, head) {
   const { n_heads: n } = store.summary.config;
   const { block } = split(route.name);
   const { heads } = store.summary;
   const T = tokensText();
   const button = async (h) => {
-    const made = el("a", { class: "head-choice", href: `#${route.gradient ? "grad:" : ""}${route.name}?head=${h}`, "aria-current": h === head ? "true" : null, title: `Head ${h} (key ${h})` });
+    const made = el("a", { class: "head-choice", href: `#${route.gradient ? "grad:" : ""}${route.name}?head=${h}`, "aria-current": h === head ? "true" : null, "data-keep": `head-${h}`, title: `Head ${h} (key ${h})` });
     if (T <= 128 && n <= 16) made.append(await headPicture(route.name, h, T));
     made.append(el("span", {}, `head ${h}`));
-    if (heads) made.append(el("span", { class: "num quiet", title: "Change of the loss when this head is zeroed" }, `${heads.zeroed[block][h] >= heads.loss ? "+" : ""}${number(heads.zeroed[block][h] - heads.loss, 2)}`));
+    if (heads) made.append(el("span", { class: "num quiet", title: "Change of the loss when this head is zeroed" }, changeOf(heads.loss, heads.zeroed[block][h], 2)));
     return made;
   };
   return el("nav", { class: n > 8 ? "head-chooser many" : "head-chooser", "aria-label": "Heads" }, await Promise.all(Array.from({ length: n }, (_, h) => button(h))),
@@ -350,11 +346,11 @@ async function headChooser(route, head) {
 async function headPicture(name, head, T) {
   const { data } = await store.slice("values", name, [0, head, null, null]);
   const canvas = el("canvas", { width: T, height: T, class: "head-picture", "aria-hidden": "true" });
-  const scale = isProbability(name, false) ? sequential(data.reduce((a, b) => Math.max(a, b), 0)) : divergingFor(data);
+  const scale = isProbability(name, false) ? sequential(data.reduce((a, b) => (b > a ? b : a), 0)) : divergingFor(data);
   const context = canvas.getContext("2d");
   const image = context.createImageData(T, T);
   data.forEach((x, i) => {
-    if (i % T <= Math.floor(i / T)) image.data.set([...scale.colour(x), 255], i * 4);
+    if (i % T <= Math.floor(i / T) && !Number.isNaN(x)) image.data.set([...scale.colour(x), 255], i * 4);
   });
   context.putImageData(image, 0, 0);
   return canvas;
@@ -404,10 +400,10 @@ function windowControls(map, name, kind) {
 async function special(route) {
   const { rest } = split(route.name);
   if (isPattern(route.name)) return []; // where the head looks stands beside, see hint
-  if (/^att\.[qkv]$/.test(rest) && store.summary.targets) return pulls(route);
+  if (/^att\.[qkv]$/.test(rest)) return pulls(route);
   if (store.summary.lens?.some((each) => each.name === route.name)) return lens(route);
   if (route.name === "logits") return expects();
-  if (isParameter(route.name)) return [...(["tok_emb.weight", "out_head.weight"].includes(route.name) ? [rowsOfText(route)] : []), adamw(route)];
+  if (isParameter(route.name)) return [...(["tok_emb.weight", "out_head.weight"].includes(route.name) ? [rowsOfText(route)] : []), adamw()];
   return [];
 }
 
@@ -426,29 +422,29 @@ const bar = (share, className = "") => {
   return el("span", { class: "share-box" }, made);
 };
 
-/** To which earlier tokens a head looks from one token, the most first. */
+/** The tokens that one query attends to, the largest weight first. */
 async function looksAt(route, head) {
   const { block } = split(route.name);
   const name = `trf_blocks.${block}.att.probs`;
   const T = tokensText();
   const probs = (await store.slice("values", name, [0, head, null, null])).data;
-  const [dp, ds] = store.summary.targets ? await Promise.all([name, `trf_blocks.${block}.att.scores`].map(async (each) => (await store.slice("grads", each, [0, head, null, null])).data)) : [];
+  const [dp, ds] = await Promise.all([name, `trf_blocks.${block}.att.scores`].map(async (each) => (await store.slice("grads", each, [0, head, null, null])).data));
   return followed("looks", beside, ui.token ?? tokenOf(route.name, route.index ?? []) ?? T - 1, (t) => {
     const keys = Array.from({ length: t + 1 }, (_, s) => s).sort((a, b) => probs[t * T + b] - probs[t * T + a]).slice(0, 6);
-    const goal = targetAt(t) === undefined ? "" : [", to predict ", el("b", {}, el("bdi", {}, quoted(targetAt(t))))];
+    const goal = [", to predict ", el("b", {}, el("bdi", {}, quoted(targetAt(t))))];
     return [
       el("h2", {}, `Where head ${head} looks`),
       el("p", {}, "From token ", el("b", {}, `${t} `, el("bdi", {}, quoted(pieceAt(t)))), goal, ", it looks most at:"),
-      el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "token"), el("th", {}, "p"), el("th"), dp ? [el("th", {}, "d probs"), el("th", {}, "d scores")] : null)),
+      el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "token"), el("th", {}, "p"), el("th"), el("th", {}, "d probs"), el("th", {}, "d scores"))),
         el("tbody", {}, keys.map((s) => el("tr", {}, el("th", { scope: "row" }, `${s} `, el("bdi", {}, quoted(pieceAt(s)))),
           el("td", { class: "num" }, el("a", { href: link(name, [0, head, t, s]) }, number(probs[t * T + s], 3))), el("td", { class: "wide-cell" }, bar(probs[t * T + s])),
-          dp ? [el("td", { class: "num" }, el("a", { href: link(name, [0, head, t, s], true) }, number(dp[t * T + s], 3))), el("td", { class: "num" }, el("a", { href: link(name.replace("probs", "scores"), [0, head, t, s], true) }, number(ds[t * T + s], 3)))] : null)))),
-      dp && t === 0 ? el("p", { class: "quiet note" }, "The first token sees itself only: p is 1 whatever its score, so that score's gradient is 0.") : null,
-      dp && t > 0 ? el("p", { class: "quiet note" }, "d scores = p · (d probs − Σ p · d probs over the row): where p is 0 it is 0, and a row's add up to 0.") : null].filter(Boolean);
+          el("td", { class: "num" }, el("a", { href: link(name, [0, head, t, s], true) }, number(dp[t * T + s], 3))), el("td", { class: "num" }, el("a", { href: link(name.replace("probs", "scores"), [0, head, t, s], true) }, number(ds[t * T + s], 3))))))),
+      t === 0 ? el("p", { class: "quiet note" }, "The first token sees itself only: p is 1 whatever its score, so that score's gradient is 0.")
+        : el("p", { class: "quiet note" }, "d scores = p · (d probs − Σ p · d probs over the row): where p is 0 it is 0, and a row's add up to 0.")];
   });
 }
 
-/** Who pulls on a token's key (or query, or value): the parts of its gradient, by the token they come through. */
+/** Where the gradient of a token's key (or query, or value) comes from: its parts by the token they come through. */
 async function pulls(route) {
   const { block, rest } = split(route.name);
   const which = rest.slice(-1);
@@ -478,11 +474,11 @@ async function pulls(route) {
     const most = rows[0]?.all || 1;
     const cell = (row, h) => {
       const [q, k] = which === "q" ? [token, row.x] : [row.x, token];
-      return el("td", { class: "num" }, el("a", { href: link(which === "v" ? `${prefix}probs` : `${prefix}scores`, [0, h, q, k], which !== "v"), title: which === "v" ? "The probability that passes it on" : "The score that passes it on" }, number(row.by[h], 2)));
+      return el("td", { class: "num" }, el("a", { href: link(which === "v" ? `${prefix}probs` : `${prefix}scores`, [0, h, q, k], which !== "v"), title: which === "v" ? "The attention weight it is multiplied by" : "The gradient of the score" }, number(row.by[h], 2)));
     };
     return [
-      el("h2", {}, `Who pulls on the ${noun} of token ${token} `, el("bdi", {}, quoted(pieceAt(token)))),
-      el("p", { class: "quiet" }, which === "q" ? "Its gradient is a sum over the keys it looked at; below, the length of each part." : ["Its gradient is a sum over the tokens that looked at it, each of which was to predict its target; below, the length of each part. ", last ? "This is the last block: each part comes from that one target alone." : "Later tokens act through these too, since further blocks follow."]),
+      el("h2", {}, `Where the gradient of token ${token} `, el("bdi", {}, quoted(pieceAt(token))), `’s ${noun} comes from`),
+      el("p", { class: "quiet" }, which === "q" ? "Its gradient is a sum over the keys it looked at; below, the length of each part." : ["Its gradient is a sum over the tokens that looked at it, each of which predicts its own target; below, the length of each part. ", last ? "This is the last block: each part comes from that one target alone." : "Each part also carries the losses of later tokens, through the blocks above."]),
       el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, which === "q" ? "key" : "looked from"), which === "q" ? null : el("th", {}, "target"), el("th", {}, "length"), el("th"), NH <= 8 ? heads.map((h) => el("th", {}, `head ${h}`)) : null)),
         el("tbody", {}, rows.slice(0, 8).map((row) => el("tr", {}, el("th", { scope: "row" }, `${row.x} `, el("bdi", {}, quoted(pieceAt(row.x)))), which === "q" ? null : el("td", {}, el("bdi", {}, quoted(targetAt(row.x)))),
           el("td", { class: "num" }, el("b", {}, number(row.all, 3))), el("td", { class: "wide-cell" }, bar(row.all / most)), NH <= 8 ? heads.map((h) => cell(row, h)) : null))))];
@@ -496,11 +492,11 @@ function lens(route) {
   const { targets } = store.summary;
   const rows = here.top.map((top, t) => el("tr", { dataset: { t } },
     el("th", { scope: "row" }, el("button", { type: "button", class: "link", onclick: () => choose(t) }, `${t} `, el("bdi", {}, quoted(pieceAt(t))))),
-    top.map((next) => el("td", { class: targets && next.id === targets[0][t] ? "right" : null }, el("bdi", {}, quoted(next.piece)), " ", el("span", { class: "num quiet" }, percent(next.p)))),
-    targets ? [el("td", {}, el("bdi", {}, quoted(targetAt(t)))), el("td", { class: "num" }, percent(here.targetP[t]))] : null));
+    top.map((next) => el("td", { class: next.id === targets[0][t] ? "right" : null }, el("bdi", {}, quoted(next.piece)), " ", el("span", { class: "num quiet" }, percent(next.p)))),
+    el("td", {}, el("bdi", {}, quoted(targetAt(t)))), el("td", { class: "num" }, percent(here.targetP[t]))));
   box.append(el("h2", {}, "What would the model say if it stopped here?"),
-    el("p", { class: "quiet" }, "The final norm and the head applied to this stream (the logit lens)", targets ? [`: mean loss ${number(here.loss, 4)} instead of ${number(store.summary.loss, 4)}`] : "", ". The true next token is marked."),
-    el("div", { class: "tall" }, el("table", { class: "lens" }, el("thead", {}, el("tr", {}, el("th", {}, "after"), el("th", {}, "first"), el("th", {}, "second"), el("th", {}, "third"), targets ? [el("th", {}, "true next"), el("th", {}, "p(true)")] : null)), el("tbody", {}, rows))));
+    el("p", { class: "quiet" }, "The final norm and the head applied to this stream (the logit lens)", `: mean loss ${decimal(here.loss, 4)} instead of ${decimal(store.summary.loss, 4)}. The true next token is marked.`),
+    el("div", { class: "tall" }, el("table", { class: "lens" }, el("thead", {}, el("tr", {}, el("th", {}, "after"), el("th", {}, "first"), el("th", {}, "second"), el("th", {}, "third"), el("th", {}, "true next"), el("th", {}, "p(true)"))), el("tbody", {}, rows))));
   view.onToken.push((t) => rows.forEach((row, at) => row.classList.toggle("chosen", at === t)));
   return box;
 }
@@ -510,10 +506,12 @@ function expects() {
   const { predictions, targets } = store.summary;
   return followed("expects", view.onToken, ui.token ?? tokensText() - 1, (t) => [
     el("h2", {}, "What it expects after token ", `${t} `, el("bdi", {}, quoted(pieceAt(t)))),
-    el("table", {}, el("tbody", {}, predictions[t].map((next) => el("tr", { class: targets && next.id === targets[0][t] ? "right" : null },
+    el("table", {}, el("tbody", {}, predictions[t].map((next) => el("tr", { class: next.id === targets[0][t] ? "right" : null },
       el("th", { scope: "row" }, el("bdi", {}, quoted(next.piece))), el("td", { class: "num" }, el("a", { href: link("logits", [0, t, next.id]) }, `id ${next.id}`)), el("td", { class: "num" }, percent(next.p)), el("td", { class: "wide-cell" }, bar(next.p)))))),
-    targets ? el("p", {}, "The true next is ", el("a", { href: link("logits", [0, t, targets[0][t]], true) }, el("bdi", {}, quoted(targetAt(t)))), ".") : ""]);
+    el("p", {}, "The true next is ", el("a", { href: link("logits", [0, t, targets[0][t]], true) }, el("bdi", {}, quoted(targetAt(t)))), ".")]);
 }
+
+const HEAD_ROWS = "As a row of the output layer, every row gets a gradient from every position: final_norm there, times the token's probability (less 1 where it is the target), divided by the number of positions.";
 
 /** The rows of a vocabulary table that this text touches, those of repeated tokens first. */
 function rowsOfText(route) {
@@ -522,26 +520,26 @@ function rowsOfText(route) {
   ids.forEach((id, t) => seen.set(id, [...(seen.get(id) ?? []), t]));
   const rows = [...seen].sort((a, b) => b[1].length - a[1].length).slice(0, 40);
   const embedding = route.name === "tok_emb.weight";
+  const tied = store.summary.config.tie_weights;
   return el("section", { class: "rows-of-text" }, el("h2", {}, "Rows of this text's tokens"),
-    el("p", { class: "quiet" }, embedding ? "A token that occurs again reads the same row, so its gradients add up there. A row whose token does not occur has gradient 0." : "Every row gets a gradient at every token: its probability, less 1 where it is the target."),
+    el("p", { class: "quiet" }, embedding ? `A token that occurs again reads the same row, so its gradients add up there. ${tied ? HEAD_ROWS : "A row whose token does not occur has gradient 0."}` : HEAD_ROWS),
     el("p", { class: "chips" }, rows.map(([id, at]) => el("a", { class: at.length > 1 ? "chip repeated" : "chip", href: link(route.name, [id, 0], true), title: `id ${id}, at ${at.join(", ")}` }, el("bdi", {}, quoted(pieceOf(id) ?? pieceAt(at[0]))), at.length > 1 ? el("b", { class: "num" }, ` ×${at.length}`) : null))));
 }
 
 /** One step of AdamW on this text, and what becomes of the probabilities. */
 function adamw() {
   const box = el("section", { class: "adamw" }, el("h2", {}, "What would AdamW do with it?"));
-  if (!store.summary.targets) return "";
-  const rate = el("input", { type: "text", inputmode: "decimal", value: String(lr), size: "7", "aria-label": "learning rate" });
+  const rate = el("input", { type: "text", inputmode: "decimal", value: String(ui.lr), size: "7", "aria-label": "learning rate" });
   const outcome = el("div", { "aria-live": "polite" });
   const button = el("button", { class: "plain" }, "Take one step");
   const form = el("form", { class: "inline", onsubmit: async (event) => {
     event.preventDefault();
     const chosen = Number(rate.value);
     if (!(chosen > 0)) return outcome.replaceChildren(el("p", { class: "error" }, "The learning rate is a number above 0."));
-    lr = chosen;
+    ui.lr = chosen;
     button.disabled = true;
     try {
-      outcome.replaceChildren(updateTable(await store.updated(lr)));
+      outcome.replaceChildren(updateTable(await store.updated(chosen)));
       box.classList.add("broad");
     } catch (problem) {
       outcome.replaceChildren(el("p", { class: "error" }, problem.message));
@@ -550,20 +548,20 @@ function adamw() {
     }
   } }, el("label", {}, "lr ", rate), button);
   box.append(el("p", { class: "quiet" }, "On the first step m̂ is the gradient and √v̂ its size, so each number moves by about lr against its gradient's sign, and weight decay 0.1 pulls it to 0: ", el("b", {}, "Update"), " above shows it. Taken for all parameters at once, on a copy:"),
-    store.served ? form : el("p", {}, "The served page can take the step: numpy-gpt explore CHECKPOINT TEXT"), outcome);
+    store.served ? form : el("p", {}, ONLY_SERVED), outcome);
   return box;
 }
 
 function updateTable(after) {
-  const { predictions, loss, tokenLosses } = store.summary;
-  return el("div", {}, el("p", {}, "Loss ", el("b", { class: "num" }, number(loss, 6)), " → ", el("b", { class: "num" }, number(after.loss, 6)), ` (${after.loss < loss ? "" : "+"}${number(after.loss - loss, 3)})`),
+  const { predictions, tokenLosses } = store.summary;
+  return el("div", {}, el("p", {}, "Loss ", el("b", { class: "num" }, decimal(after.base, 6)), " → ", el("b", { class: "num" }, decimal(after.loss, 6)), ` (${changeOf(after.base, after.loss, 3)})`),
     el("div", { class: "tall" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "after"), el("th", {}, "expected"), el("th", {}, "now expects"), el("th", {}, "true next"), el("th", {}, "p(true)"), el("th", {}, "then"))),
       el("tbody", {}, predictions.map((top, t) => {
-        const [before, then] = [tokenLosses, after.tokenLosses].map((losses) => Math.exp(-losses[t]));
+        const [before, then] = [tokenLosses, after.tokenLosses].map((losses) => likelihood(losses[t]));
         return el("tr", {}, el("th", { scope: "row" }, `${t} `, el("bdi", {}, quoted(pieceAt(t)))),
           el("td", {}, el("bdi", {}, quoted(top[0].piece)), " ", el("span", { class: "num quiet" }, percent(top[0].p))),
           el("td", {}, el("bdi", {}, quoted(after.predictions[t][0].piece)), " ", el("span", { class: "num quiet" }, percent(after.predictions[t][0].p))),
-          el("td", {}, el("bdi", {}, quoted(targetAt(t)))), el("td", { class: "num" }, percent(before)), el("td", { class: "num" }, el("b", {}, percent(then)), then > before ? " ↑" : " ↓"));
+          el("td", {}, el("bdi", {}, quoted(targetAt(t)))), el("td", { class: "num" }, percent(before)), el("td", { class: "num" }, el("b", {}, percent(then)), then > before ? " ↑" : then < before ? " ↓" : ""));
       })))));
 }
 
@@ -573,11 +571,11 @@ function statistics(name, spread) {
   const row = (group, text) => {
     const facts = store.summary.arrays[group]?.[name];
     if (!facts) return null;
-    return el("tr", {}, el("th", { scope: "row" }, text), ["min", "max", "mean", "norm"].map((key) => el("td", { class: "num" }, number(facts[key], 3))), el("td", { class: "num" }, number(facts.norm / Math.sqrt(facts.size), 3)));
+    return el("tr", {}, el("th", { scope: "row" }, text), ["min", "max", "mean", "norm"].map((key) => el("td", { class: "num" }, number(facts[key], 3))), el("td", { class: "num" }, number(perElement(facts), 3)));
   };
   return el("section", { class: "statistics" }, el("h2", {}, "Spread"),
-    el("table", {}, el("thead", {}, el("tr", {}, el("th"), ["min", "max", "mean", "norm"].map((text) => el("th", {}, text)), el("th", { title: "norm divided by the square root of the number of elements" }, "per element"))),
-      el("tbody", {}, row(isParameter(name) ? "params" : "values", "value"), store.summary.targets ? row("grads", "gradient") : null)),
+    el("table", {}, el("thead", {}, el("tr", {}, el("th"), ["min", "max", "mean", "norm"].map((text) => el("th", {}, text)), el("th", { title: "norm divided by the square root of the number of elements, those that are finite" }, "per element"))),
+      el("tbody", {}, row(isParameter(name) ? "params" : "values", "value"), row("grads", "gradient"))),
     el("div", { class: "histograms" }, spread.map((each) => el("div", {}, el("p", { class: "quiet" }, each.kind, isPattern(name) ? `, head ${ui.head}` : each.complete ? "" : ", of the cells shown"), histogram(each.data, each.scale, `${each.kind} of ${name}`)))));
 }
 
@@ -619,7 +617,7 @@ function listingBox(source, role, positions) {
   if (!found) return null;
   const box = el("div", { class: "source" });
   const which = found[ui.listing] ? ui.listing : "plain";
-  const tab = (to) => (found[to] ? el("button", { type: "button", "aria-pressed": String(which === to), title: "key s", onclick: () => listing(to) }, found[to].file.replace("numpy_gpt/", "")) : null);
+  const tab = (to) => (found[to] ? el("button", { type: "button", "aria-pressed": String(which === to), title: "key s", "data-keep": `listing-${to}`, onclick: () => listing(to) }, found[to].file.replace("numpy_gpt/", "")) : null);
   const from = found[which];
   const code = trusted(el("pre", { class: "listing highlight", tabindex: "0", "aria-label": `Source of ${from.file}` }), from.html);
   const marks = role === "output" ? from.marks.output : positions.flatMap((position) => from.marks[role]?.[position] ?? []);
@@ -631,7 +629,7 @@ function listingBox(source, role, positions) {
 
 function listing(to) {
   ui.listing = to;
-  view.element.querySelectorAll(".source").forEach((box) => box.redraw());
+  keepingFocus(view.element, () => view.element.querySelectorAll(".source").forEach((box) => box.redraw()));
   view.element.querySelectorAll(".listing").forEach(showMark);
   return true;
 }
@@ -655,7 +653,7 @@ export async function hint(aside, route) {
   if (isPattern(route.name)) return box.append(await looksAt(route, headOf(route)));
   const group = groupOf(route.name, gradient);
   const facts = store.summary.arrays[group][route.name];
-  if (facts.size * 4 > COMPLETE) return;
+  if (store.bytes(group, route.name) > COMPLETE) return;
   const { data, shape } = await store.array(group, route.name);
   const best = largest(data, 10);
   const indexOf = (flat) => {
@@ -694,12 +692,12 @@ function renderLoss(element, route) {
   const most = Math.max(...tokenLosses);
   const rows = tokenLosses.map((each, t) => el("tr", {},
     el("th", { scope: "row" }, el("button", { type: "button", class: "link", onclick: () => choose(t) }, `${t} `, el("bdi", {}, quoted(pieces[t])))),
-    el("td", {}, el("bdi", {}, quoted(targetAt(t)))), el("td", { class: "num" }, el("a", { href: link("logits", [0, t, targets[0][t]], true) }, percent(Math.exp(-each)))),
-    el("td", { class: "num" }, number(each, 4)), el("td", { class: "wide-cell" }, bar(each / most))));
+    el("td", {}, el("bdi", {}, quoted(targetAt(t)))), el("td", { class: "num" }, el("a", { href: link("logits", [0, t, targets[0][t]], true) }, percent(likelihood(each)))),
+    el("td", { class: "num" }, decimal(each, 4)), el("td", { class: "wide-cell" }, bar((each ?? 0) / most))));
   view.onToken.push((t) => rows.forEach((row, at) => row.classList.toggle("chosen", at === t)));
   view.element.append(
-    el("header", { class: "heading" }, el("div", { class: "title-line" }, el("a", { href: "#map", class: "crumb" }, "map"), el("span", { class: "crumb-sep" }, "›"), el("h1", {}, "loss"), el("span", { class: "num big" }, number(loss, 7)), el("span", { class: "quiet" }, `nats per token; perplexity ${number(Math.exp(loss), 4)}`)),
-      el("p", { class: "flow-line" }, "from ", el("a", { class: "chip", href: "#logits" }, "logits"), " and the targets: the mean of what each token's surprise costs")),
+    el("header", { class: "heading" }, el("div", { class: "title-line" }, el("a", { href: "#map", class: "crumb" }, "map"), el("span", { class: "crumb-sep" }, "›"), el("h1", {}, "loss"), el("span", { class: "num big" }, decimal(loss, 7)), el("span", { class: "quiet" }, `nats per token; perplexity ${loss === null ? "nan" : number(Math.exp(loss), 4)}`)),
+      el("p", { class: "flow-line" }, "from ", el("a", { class: "chip", href: "#logits" }, "logits"), " and the targets: the mean of the tokens' losses")),
     el("div", { class: "sections" }, el("section", {}, el("h2", {}, "Loss of each token"), el("div", { class: "tall" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "after"), el("th", {}, "true next"), el("th", {}, "p(true)"), el("th", {}, "−log p"), el("th"))), el("tbody", {}, rows)))), computation(route, ["value"])));
   element.replaceChildren(view.element);
   view.element.querySelectorAll(".listing").forEach(showMark);

@@ -44,7 +44,6 @@ class Pass {
     this.T = this.tokens[0].length;
     this.C = this.config.emb_dim;
     this.HS = this.C / this.config.n_heads;
-    this.replaced = new Set(store.summary.replaced ?? []);
   }
 
   isParameter(name) {
@@ -263,7 +262,7 @@ const RULES = {
       const [scores] = op.inputs;
       const [score, [lse]] = await together(
         pass.at(scores, [b, h, t, s]), pass.cache(`${op.output}.lse`, [b, h, t, 0]));
-      const row = range(pass.T).filter((i) => i !== s);
+      const row = range(t + 1).filter((i) => i !== s); // the future is masked
       const others = row.map((i) => ({ name: scores, index: [b, h, t, i], gradient: false }));
       const p = made([Math.exp(score.number - lse)], [score.input, ...others], ["exp(s − log Σ exp) of"]);
       return [{ ...p, exponent: [score.number, lse] }];
@@ -351,7 +350,7 @@ const RULES = {
         const target = pass.targets[b][t];
         return [
           made([lse, 1 / N], [{ name: logits, index: [b, t, likeliest], gradient: false }],
-            ["log Σ exp of a row, its largest:", "1/N"]),
+            ["log Σ exp of the row of", "1/N"]),
           term(named(rows[n][target], logits, [b, t, target]), by(-1 / N, "−1/N")),
         ];
       });
@@ -364,9 +363,9 @@ const RULES = {
       const { largest, total } = logSumExp(row);
       const loss = { name: "loss", index: [], gradient: true };
       const own = { name: logits, index: [b, t, v], gradient: false };
-      const terms = [made([Math.exp(row[v] - largest) / total, 1 / N], [own, loss], ["softmax at", "1/N, from"])];
+      const terms = [made([Math.exp(row[v] - largest) / total, 1 / N], [own, loss], ["softmax at", "1/N of"])];
       if (pass.targets[b][t] === v) {
-        terms.push(made([1, -1 / N], [loss, { name: targets, index: [b, t], gradient: false }], [null, "−1/N, as this is the"]));
+        terms.push(made([1, -1 / N], [loss, { name: targets, index: [b, t], gradient: false }], [null, "−1/N at"]));
       }
       return terms;
     },
@@ -385,16 +384,16 @@ function logSumExp(row) {
 
 /** The terms of an activation's or a parameter's own number. */
 async function valueTerms(pass, name, index) {
-  if (pass.isParameter(name) || pass.replaced.has(name)) return [made([await pass.number(name, index)])];
+  if (pass.isParameter(name)) return [made([await pass.number(name, index)])];
   const op = pass.summary.operations.find(({ output }) => output === name);
   return RULES[op.kind].value(pass, op, index);
 }
 
-/** The terms of a gradient: of all operations that read the array, but for those whose output was replaced. */
+/** The terms of a gradient: of all operations that read the array. */
 async function gradientTerms(pass, name, index) {
   if (name === "loss") return [made([1])];
   const parameter = pass.isParameter(name);
-  const found = pass.summary.operations.filter((op) => !pass.replaced.has(op.output)).flatMap((op) =>
+  const found = pass.summary.operations.flatMap((op) =>
     (parameter ? op.parameters : op.inputs).flatMap((read, i) =>
       read === name ? [RULES[op.kind][parameter ? "parameter" : "input"](pass, op, index, i)] : []));
   return (await Promise.all(found)).flat();
@@ -403,9 +402,7 @@ async function gradientTerms(pass, name, index) {
 /** Fail with a sentence unless the pass has such a number. */
 function check(pass, name, index, gradient) {
   const { values, params } = pass.summary.arrays;
-  const isLoss = name === "loss" && pass.summary.loss !== null;
-  if (!isLoss && !Object.hasOwn(values, name) && !Object.hasOwn(params, name)) throw new Error(`There is no ${name}.`);
-  if (gradient && pass.summary.loss === null) throw new Error("Without targets there is no loss and no gradient.");
+  if (name !== "loss" && !Object.hasOwn(values, name) && !Object.hasOwn(params, name)) throw new Error(`There is no ${name}.`);
   const shape = pass.shape(name);
   const inside = index.length === shape.length
     && index.every((i, axis) => Number.isInteger(i) && i >= 0 && i < shape[axis]);
@@ -433,11 +430,11 @@ export async function explain(store, name, index, gradient = false) {
   return { stored, terms: Array.from(order, (i) => terms[i]), sum, size, error: errorOf(sum, stored, size * store.summary.eps) };
 }
 
-/** |sum − stored| in units of scale; 0 if they are equal. */
+/** |sum − stored| in units of scale; 0 if they are equal, infinite if one is not finite. */
 function errorOf(sum, stored, scale) {
+  if (sum === stored) return 0;
   const off = Math.abs(sum - stored);
-  if (off === 0 || Number.isNaN(off)) return 0; // NaN: both are −∞
-  return scale ? off / scale : Infinity;
+  return scale && Number.isFinite(off) ? off / scale : Infinity;
 }
 
 /** The sum rounded once, as Python's math.fsum: exact partial sums of no common digits (Shewchuk 1997). */
@@ -492,8 +489,6 @@ export function next(explanation, { name, index, gradient }) {
 export function whyZero(store, name, index, explanation) {
   const pass = new Pass(store);
   const kind = name.replace(/^trf_blocks\.\d+\./, "");
-  const replacedAfter = pass.summary.operations.some((op) => pass.replaced.has(op.output) && op.inputs.includes(name));
-  if (replacedAfter) return "What was computed from this number was replaced by a constant, so the loss does not depend on it.";
   if (kind === "att.scores" && index[3] > index[2]) {
     return `This key (position ${index[3]}) lies in the future of its query (position ${index[2]}): the score is masked to −∞, so the loss does not depend on it.`;
   }
@@ -509,7 +504,7 @@ export function whyZero(store, name, index, explanation) {
   if (kind === "att.W_key.bias") {
     return "A key bias adds the same number, query · bias, to all scores of a query, and softmax ignores what is added to all alike.";
   }
-  if (name === "tok_emb.weight" && !pass.tokens.flat().includes(index[0])) {
+  if (name === "tok_emb.weight" && !pass.config.tie_weights && !pass.tokens.flat().includes(index[0])) {
     return "This token does not occur in the text, so the loss does not depend on its row.";
   }
   if (name === "pos_emb.weight" && index[0] >= pass.T) {

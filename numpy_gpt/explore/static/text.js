@@ -2,8 +2,8 @@
 
 import { store } from "explore/store.js";
 
-/** Invisible and direction-changing characters, which would make a label lie about what it contains. */
-const HIDDEN = /[\u0000-\u001f\u007f-\u00a0\u00ad\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff\ud800-\udfff]/gu;
+/** Characters that are invisible or change the direction of text, but for the space: a label must show them. */
+const HIDDEN = /(?! )[\p{Cc}\p{Cf}\p{Cs}\p{Zs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\u2800\ufff0-\uffff]/gu;
 const PICTURES = { "\n": "⏎", "\t": "⇥" };
 
 /** A piece of text with everything invisible in it made visible; a space on its own shows as ␣. */
@@ -20,8 +20,8 @@ export const quoted = (text) => `“${piece(text)}”`;
 /** The piece of the token at a position of the text. */
 export const pieceAt = (t) => store.summary.pieces[t];
 
-/** The piece of the target that belongs to a position; undefined without targets. */
-export const targetAt = (t) => store.summary.targetPieces?.[t];
+/** The piece of the target that belongs to a position. */
+export const targetAt = (t) => store.summary.targetPieces[t];
 
 /** The id that occurs most often among some, and how often. */
 export function mostOften(ids) {
@@ -32,6 +32,23 @@ export function mostOften(ids) {
 
 /** The piece of a token id, where the page knows it. */
 export const pieceOf = (id) => store.summary.words[id];
+
+/** The same of a number that JSON could not carry: null, for NaN and infinities. */
+export const decimal = (x, digits) => (x === null ? "nan" : number(x, digits));
+
+/** From one loss to another: +0.034. Null, as above, gives nan. */
+export const changeOf = (from, to, digits) => (from === null || to === null ? "nan" : `${to >= from ? "+" : ""}${number(to - from, digits)}`);
+
+/** An array's norm divided by the square root of the number of its finite elements. */
+export const perElement = (facts) => facts.norm / Math.sqrt(facts.finite || 1);
+
+/** What an operation is called. */
+export const title = (operation) => store.summary.formulas[operation.kind].title;
+
+export const ONLY_SERVED = "This page is a file. The served page can do it: numpy-gpt explore CHECKPOINT TEXT";
+
+/** The probability of a target whose loss is known. */
+export const likelihood = (loss) => (loss === null ? NaN : Math.exp(-loss));
 
 /** A number in at most `digits` significant digits, always one that Python and JavaScript read back. */
 export function number(x, digits = 4) {
@@ -48,6 +65,7 @@ export function number(x, digits = 4) {
 
 /** A probability as a percentage: 61 %, 0.4 %, 0.0021 %. */
 export function percent(p) {
+  if (p === null || Number.isNaN(p)) return "nan";
   if (p >= 0.0995) return `${Math.round(p * 100)} %`;
   return p >= 0.001 ? `${(p * 100).toFixed(1)} %` : `${number(p * 100, 2)} %`;
 }
@@ -156,6 +174,13 @@ export function formula(mathml) {
   });
   box.replaceChildren(...equations);
   return box;
+}
+
+/** Draw part of the page again, and leave the focus on the control that has it, found by its data-keep. */
+export function keepingFocus(element, draw) {
+  const keep = element.contains(document.activeElement) ? document.activeElement.dataset.keep : undefined;
+  draw();
+  if (keep) element.querySelector(`[data-keep="${CSS.escape(keep)}"]`)?.focus({ preventScroll: true });
 }
 
 /** Set an element's content to HTML that Python made of this project's own sources and formulas, and of nothing else. */
