@@ -8,7 +8,8 @@ import { ONLY_SERVED, axes, count, decimal, el, formula as formulaLines, groupOf
 const FIRST = 30; // terms shown before "show all"
 const WRITTEN = 4; // terms in the line that has the numbers put in
 const MOST_SHOWN = 2000; // rows that a table of terms can have
-const BETA1 = 0.9, BETA2 = 0.999, TINY = 1e-8, DECAY = 0.1; // AdamW's, as in the book
+export const DECAY = 0.1; // weight decay, as in the book
+const BETA1 = 0.9, BETA2 = 0.999, TINY = 1e-8; // AdamW's, as in the book
 
 /** For the list of keys. */
 export const KEYS = [

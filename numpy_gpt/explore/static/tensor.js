@@ -3,21 +3,20 @@
 import { store } from "explore/store.js";
 import { announce, choose, go, ui } from "explore/main.js";
 import { headsSection } from "explore/map.js";
+import { DECAY } from "explore/number.js";
+import { bar, looksAt, special } from "explore/panels.js";
+import { computation, showListing, showMark } from "explore/listing.js";
 import { HeatMap, divergingFor, histogram, legend, sequential, thumbnail } from "explore/heat.js";
-import { ONLY_SERVED, axes, changeOf, decimal, el, formula as formulaLines, groupOf, isParameter, keepingFocus, label, likelihood, link, mostOften, number, part, perElement, percent, piece, pieceAt, pieceOf, quoted, split, targetAt, title, trusted } from "explore/text.js";
+import { axes, changeOf, decimal, el, groupOf, isParameter, isPattern, keepingFocus, label, likelihood, link, mostOften, number, part, percent, perElement, piece, pieceAt, pieceOf, quoted, split, targetAt, title, tokenOf } from "explore/text.js";
 
 const COMPLETE = 4 << 20; // bytes: larger arrays are fetched by the rows of their window
-const DECAY = 0.1; // the book's weight decay
-const IDLE = "Point at a cell to read it, click it to see how it came about.";
+const IDLE = "Point at a cell to read it, click it to see how it is computed.";
 let view = null; // what is on screen: {key, route, maps, element, onToken}
 let beside = []; // what follows the chosen token in the panel beside the tensor
 
 const operations = () => store.summary.operations;
-const sourceOf = (operation) => operation.source ?? operation.kind;
 const shapeOf = (name) => (store.summary.arrays.values[name] ?? store.summary.arrays.params?.[name])?.shape ?? [];
-const isPattern = (name) => /att\.(scores|probs)$/.test(name);
 const isProbability = (name, gradient) => !gradient && name.endsWith("att.probs");
-const tokensText = () => store.summary.pieces.length;
 
 export function forget() {
   view = null;
@@ -67,12 +66,6 @@ function follow(t) {
   for (const show of [...view.onToken, ...beside]) show(t);
 }
 
-/** The token that a cell belongs to, if any: the query of a pattern. */
-function tokenOf(name, index) {
-  const at = axes(name).indexOf("token");
-  return at < 0 ? null : index[at];
-}
-
 /** Another token was chosen in the strip above. */
 export function tokenChosen() {
   if (view?.element.isConnected && ui.token !== null) follow(ui.token);
@@ -85,7 +78,10 @@ export function key(event, route) {
   if (event.key === "[" || event.key === "]") return neighbour(route, event.key === "]" ? 1 : -1);
   if (/^\d$/.test(event.key)) return chooseHead(Number(event.key), route);
   if (event.key === "h" || event.key === "H") return chooseHead((ui.head + (event.key === "h" ? 1 : store.summary.config.n_heads - 1)) % store.summary.config.n_heads, route);
-  if (event.key === "s") return listing(ui.listing === "plain" ? "ops" : "plain");
+  if (event.key === "s") {
+    showListing(view.element, ui.listing === "plain" ? "ops" : "plain");
+    return true;
+  }
   if (/^Arrow/.test(event.key) && view?.maps.length && !event.target.closest?.("button, a, input, select, table")) {
     view.maps[0].canvas.focus();
     view.maps[0].key(event);
@@ -244,7 +240,7 @@ async function build(element, route, show, head) {
   if (axes(name).includes("token")) view.onToken.push((t) => view.maps.forEach((map) => map.markRow(t)));
   view.maps.forEach((map) => { map.others = view.maps.filter((other) => other !== map); });
   const chooser = isPattern(name) ? await headChooser(route, head) : "";
-  const own = await special(route);
+  const own = await special(route, mine.onToken);
   if (view !== mine) return;
   mine.element.append(
     heading(route, show, head),
@@ -331,7 +327,7 @@ async function headChooser(route, head) {
   const { n_heads: n } = store.summary.config;
   const { block } = split(route.name);
   const { heads } = store.summary;
-  const T = tokensText();
+  const T = store.summary.pieces.length;
   const button = async (h) => {
     const made = el("a", { class: "head-choice", href: `#${route.gradient ? "grad:" : ""}${route.name}?head=${h}`, "aria-current": h === head ? "true" : null, "data-keep": `head-${h}`, title: `Head ${h} (key ${h})` });
     if (T <= 128 && n <= 16) made.append(await headPicture(route.name, h, T));
@@ -395,176 +391,6 @@ function windowControls(map, name, kind) {
   return el("div", { class: "window" }, over, el("div", {}, where, heads, form));
 }
 
-// What is special to a kind of tensor
-
-async function special(route) {
-  const { rest } = split(route.name);
-  if (isPattern(route.name)) return []; // where the head looks stands beside, see hint
-  if (/^att\.[qkv]$/.test(rest)) return pulls(route);
-  if (store.summary.lens?.some((each) => each.name === route.name)) return lens(route);
-  if (route.name === "logits") return expects();
-  if (isParameter(route.name)) return [...(["tok_emb.weight", "out_head.weight"].includes(route.name) ? [rowsOfText(route)] : []), adamw()];
-  return [];
-}
-
-/** A section that follows the chosen token. */
-function followed(className, onToken, first, draw) {
-  const box = el("section", { class: className });
-  const show = (t) => box.replaceChildren(...draw(t));
-  onToken.push(show);
-  show(first);
-  return box;
-}
-
-const bar = (share, className = "") => {
-  const made = el("span", { class: `share ${className}`, "aria-hidden": "true" });
-  made.style.width = `${Math.max(0, Math.min(1, share)) * 100}%`;
-  return el("span", { class: "share-box" }, made);
-};
-
-/** The tokens that one query attends to, the largest weight first. */
-async function looksAt(route, head) {
-  const { block } = split(route.name);
-  const name = `trf_blocks.${block}.att.probs`;
-  const T = tokensText();
-  const probs = (await store.slice("values", name, [0, head, null, null])).data;
-  const [dp, ds] = await Promise.all([name, `trf_blocks.${block}.att.scores`].map(async (each) => (await store.slice("grads", each, [0, head, null, null])).data));
-  return followed("looks", beside, ui.token ?? tokenOf(route.name, route.index ?? []) ?? T - 1, (t) => {
-    const keys = Array.from({ length: t + 1 }, (_, s) => s).sort((a, b) => probs[t * T + b] - probs[t * T + a]).slice(0, 6);
-    const goal = [", to predict ", el("b", {}, el("bdi", {}, quoted(targetAt(t))))];
-    return [
-      el("h2", {}, `Where head ${head} looks`),
-      el("p", {}, "From token ", el("b", {}, `${t} `, el("bdi", {}, quoted(pieceAt(t)))), goal, ", it looks most at:"),
-      el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "token"), el("th", {}, "p"), el("th"), el("th", {}, "d probs"), el("th", {}, "d scores"))),
-        el("tbody", {}, keys.map((s) => el("tr", {}, el("th", { scope: "row" }, `${s} `, el("bdi", {}, quoted(pieceAt(s)))),
-          el("td", { class: "num" }, el("a", { href: link(name, [0, head, t, s]) }, number(probs[t * T + s], 3))), el("td", { class: "wide-cell" }, bar(probs[t * T + s])),
-          el("td", { class: "num" }, el("a", { href: link(name, [0, head, t, s], true) }, number(dp[t * T + s], 3))), el("td", { class: "num" }, el("a", { href: link(name.replace("probs", "scores"), [0, head, t, s], true) }, number(ds[t * T + s], 3))))))),
-      t === 0 ? el("p", { class: "quiet note" }, "The first token sees itself only: p is 1 whatever its score, so that score's gradient is 0.")
-        : el("p", { class: "quiet note" }, "d scores = p · (d probs − Σ p · d probs over the row): where p is 0 it is 0, and a row's add up to 0.")];
-  });
-}
-
-/** Where the gradient of a token's key (or query, or value) comes from: its parts by the token they come through. */
-async function pulls(route) {
-  const { block, rest } = split(route.name);
-  const which = rest.slice(-1);
-  const prefix = `trf_blocks.${block}.att.`;
-  const { n_heads: NH, emb_dim: C } = store.summary.config;
-  const [T, HS] = [tokensText(), C / NH];
-  if (T * T * NH > 4e6) return [];
-  const heads = [...Array(NH).keys()];
-  const weights = await Promise.all(heads.map(async (h) => (await store.slice(which === "v" ? "values" : "grads", `${prefix}${which === "v" ? "probs" : "scores"}`, [0, h, null, null])).data));
-  const mask = which === "v" && store.summary.arrays.masks?.[`${prefix}probs`] ? await Promise.all(heads.map(async (h) => (await store.slice("masks", `${prefix}probs`, [0, h, null, null])).data)) : null;
-  const other = which === "v" ? await store.array("grads", `${prefix}heads`) : await store.array("values", `${prefix}${which === "k" ? "q" : "k"}`);
-  const length = (h, t) => {
-    let sum = 0;
-    for (let d = 0; d < HS; d += 1) sum += other.data[which === "v" ? t * C + h * HS + d : (h * T + t) * HS + d] ** 2;
-    return Math.sqrt(sum);
-  };
-  const scale = which === "v" ? 1 : 1 / Math.sqrt(HS);
-  const noun = { q: "query", k: "key", v: "value" }[which];
-  const last = block === store.summary.config.n_layers - 1;
-  return followed("pulls broad", view.onToken, ui.token ?? tokenOf(route.name, route.index ?? []) ?? Math.min(3, T - 1), (token) => {
-    const partners = which === "q" ? [...Array(token + 1).keys()] : [...Array(T - token).keys()].map((i) => i + token);
-    const part = (h, x) => {
-      const at = which === "q" ? token * T + x : x * T + token;
-      return Math.abs(weights[h][at] * (mask ? mask[h][at] : 1)) * length(h, x) * scale;
-    };
-    const rows = partners.map((x) => ({ x, by: heads.map((h) => part(h, x)) })).map((row) => ({ ...row, all: Math.hypot(...row.by) })).sort((a, b) => b.all - a.all);
-    const most = rows[0]?.all || 1;
-    const cell = (row, h) => {
-      const [q, k] = which === "q" ? [token, row.x] : [row.x, token];
-      return el("td", { class: "num" }, el("a", { href: link(which === "v" ? `${prefix}probs` : `${prefix}scores`, [0, h, q, k], which !== "v"), title: which === "v" ? "The attention weight it is multiplied by" : "The gradient of the score" }, number(row.by[h], 2)));
-    };
-    return [
-      el("h2", {}, `Where the gradient of token ${token} `, el("bdi", {}, quoted(pieceAt(token))), `’s ${noun} comes from`),
-      el("p", { class: "quiet" }, which === "q" ? "Its gradient is a sum over the keys it looked at; below, the length of each part." : ["Its gradient is a sum over the tokens that looked at it, each of which predicts its own target; below, the length of each part. ", last ? "This is the last block: each part comes from that one target alone." : "Each part also carries the losses of later tokens, through the blocks above."]),
-      el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, which === "q" ? "key" : "looked from"), which === "q" ? null : el("th", {}, "target"), el("th", {}, "length"), el("th"), NH <= 8 ? heads.map((h) => el("th", {}, `head ${h}`)) : null)),
-        el("tbody", {}, rows.slice(0, 8).map((row) => el("tr", {}, el("th", { scope: "row" }, `${row.x} `, el("bdi", {}, quoted(pieceAt(row.x)))), which === "q" ? null : el("td", {}, el("bdi", {}, quoted(targetAt(row.x)))),
-          el("td", { class: "num" }, el("b", {}, number(row.all, 3))), el("td", { class: "wide-cell" }, bar(row.all / most)), NH <= 8 ? heads.map((h) => cell(row, h)) : null))))];
-  });
-}
-
-/** What the model would say if it stopped here, for each token. */
-function lens(route) {
-  const here = store.summary.lens.find((each) => each.name === route.name);
-  const box = el("section", { class: "lens-tensor" });
-  const { targets } = store.summary;
-  const rows = here.top.map((top, t) => el("tr", { dataset: { t } },
-    el("th", { scope: "row" }, el("button", { type: "button", class: "link", onclick: () => choose(t) }, `${t} `, el("bdi", {}, quoted(pieceAt(t))))),
-    top.map((next) => el("td", { class: next.id === targets[0][t] ? "right" : null }, el("bdi", {}, quoted(next.piece)), " ", el("span", { class: "num quiet" }, percent(next.p)))),
-    el("td", {}, el("bdi", {}, quoted(targetAt(t)))), el("td", { class: "num" }, percent(here.targetP[t]))));
-  box.append(el("h2", {}, "What would the model say if it stopped here?"),
-    el("p", { class: "quiet" }, "The final norm and the head applied to this stream (the logit lens)", `: mean loss ${decimal(here.loss, 4)} instead of ${decimal(store.summary.loss, 4)}. The true next token is marked.`),
-    el("div", { class: "tall" }, el("table", { class: "lens" }, el("thead", {}, el("tr", {}, el("th", {}, "after"), el("th", {}, "first"), el("th", {}, "second"), el("th", {}, "third"), el("th", {}, "true next"), el("th", {}, "p(true)"))), el("tbody", {}, rows))));
-  view.onToken.push((t) => rows.forEach((row, at) => row.classList.toggle("chosen", at === t)));
-  return box;
-}
-
-/** The likeliest next tokens, whose logits are of interest among 50,257. */
-function expects() {
-  const { predictions, targets } = store.summary;
-  return followed("expects", view.onToken, ui.token ?? tokensText() - 1, (t) => [
-    el("h2", {}, "What it expects after token ", `${t} `, el("bdi", {}, quoted(pieceAt(t)))),
-    el("table", {}, el("tbody", {}, predictions[t].map((next) => el("tr", { class: next.id === targets[0][t] ? "right" : null },
-      el("th", { scope: "row" }, el("bdi", {}, quoted(next.piece))), el("td", { class: "num" }, el("a", { href: link("logits", [0, t, next.id]) }, `id ${next.id}`)), el("td", { class: "num" }, percent(next.p)), el("td", { class: "wide-cell" }, bar(next.p)))))),
-    el("p", {}, "The true next is ", el("a", { href: link("logits", [0, t, targets[0][t]], true) }, el("bdi", {}, quoted(targetAt(t)))), ".")]);
-}
-
-const HEAD_ROWS = "As a row of the output layer, every row gets a gradient from every position: final_norm there, times the token's probability (less 1 where it is the target), divided by the number of positions.";
-
-/** The rows of a vocabulary table that this text touches, those of repeated tokens first. */
-function rowsOfText(route) {
-  const ids = store.summary.tokens[0];
-  const seen = new Map();
-  ids.forEach((id, t) => seen.set(id, [...(seen.get(id) ?? []), t]));
-  const rows = [...seen].sort((a, b) => b[1].length - a[1].length).slice(0, 40);
-  const embedding = route.name === "tok_emb.weight";
-  const tied = store.summary.config.tie_weights;
-  return el("section", { class: "rows-of-text" }, el("h2", {}, "Rows of this text's tokens"),
-    el("p", { class: "quiet" }, embedding ? `A token that occurs again reads the same row, so its gradients add up there. ${tied ? HEAD_ROWS : "A row whose token does not occur has gradient 0."}` : HEAD_ROWS),
-    el("p", { class: "chips" }, rows.map(([id, at]) => el("a", { class: at.length > 1 ? "chip repeated" : "chip", href: link(route.name, [id, 0], true), title: `id ${id}, at ${at.join(", ")}` }, el("bdi", {}, quoted(pieceOf(id) ?? pieceAt(at[0]))), at.length > 1 ? el("b", { class: "num" }, ` ×${at.length}`) : null))));
-}
-
-/** One step of AdamW on this text, and what becomes of the probabilities. */
-function adamw() {
-  const box = el("section", { class: "adamw" }, el("h2", {}, "What would AdamW do with it?"));
-  const rate = el("input", { type: "text", inputmode: "decimal", value: String(ui.lr), size: "7", "aria-label": "learning rate" });
-  const outcome = el("div", { "aria-live": "polite" });
-  const button = el("button", { class: "plain" }, "Take one step");
-  const form = el("form", { class: "inline", onsubmit: async (event) => {
-    event.preventDefault();
-    const chosen = Number(rate.value);
-    if (!(chosen > 0)) return outcome.replaceChildren(el("p", { class: "error" }, "The learning rate is a number above 0."));
-    ui.lr = chosen;
-    button.disabled = true;
-    try {
-      outcome.replaceChildren(updateTable(await store.updated(chosen)));
-      box.classList.add("broad");
-    } catch (problem) {
-      outcome.replaceChildren(el("p", { class: "error" }, problem.message));
-    } finally {
-      button.disabled = false;
-    }
-  } }, el("label", {}, "lr ", rate), button);
-  box.append(el("p", { class: "quiet" }, "On the first step m̂ is the gradient and √v̂ its size, so each number moves by about lr against its gradient's sign, and weight decay 0.1 pulls it to 0: ", el("b", {}, "Update"), " above shows it. Taken for all parameters at once, on a copy:"),
-    store.served ? form : el("p", {}, ONLY_SERVED), outcome);
-  return box;
-}
-
-function updateTable(after) {
-  const { predictions, tokenLosses } = store.summary;
-  return el("div", {}, el("p", {}, "Loss ", el("b", { class: "num" }, decimal(after.base, 6)), " → ", el("b", { class: "num" }, decimal(after.loss, 6)), ` (${changeOf(after.base, after.loss, 3)})`),
-    el("div", { class: "tall" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "after"), el("th", {}, "expected"), el("th", {}, "now expects"), el("th", {}, "true next"), el("th", {}, "p(true)"), el("th", {}, "then"))),
-      el("tbody", {}, predictions.map((top, t) => {
-        const [before, then] = [tokenLosses, after.tokenLosses].map((losses) => likelihood(losses[t]));
-        return el("tr", {}, el("th", { scope: "row" }, `${t} `, el("bdi", {}, quoted(pieceAt(t)))),
-          el("td", {}, el("bdi", {}, quoted(top[0].piece)), " ", el("span", { class: "num quiet" }, percent(top[0].p))),
-          el("td", {}, el("bdi", {}, quoted(after.predictions[t][0].piece)), " ", el("span", { class: "num quiet" }, percent(after.predictions[t][0].p))),
-          el("td", {}, el("bdi", {}, quoted(targetAt(t)))), el("td", { class: "num" }, percent(before)), el("td", { class: "num" }, el("b", {}, percent(then)), then > before ? " ↑" : then < before ? " ↓" : ""));
-      })))));
-}
-
 // Numbers at large
 
 function statistics(name, spread) {
@@ -579,66 +405,6 @@ function statistics(name, spread) {
     el("div", { class: "histograms" }, spread.map((each) => el("div", {}, el("p", { class: "quiet" }, each.kind, isPattern(name) ? `, head ${ui.head}` : each.complete ? "" : ", of the cells shown"), histogram(each.data, each.scale, `${each.kind} of ${name}`)))));
 }
 
-// What makes it
-
-/** The operations that make a tensor, or its gradient: [{kind, says, positions, ops, role}], one for each kind. */
-function makers(name, gradient) {
-  if (!gradient) return operations().filter((operation) => operation.output === name).map((operation) => ({ kind: operation.kind, source: sourceOf(operation), ops: [operation], role: "output", positions: [] }));
-  const found = new Map();
-  const role = isParameter(name) ? "parameters" : "inputs";
-  for (const operation of operations()) {
-    operation[role].forEach((input, position) => {
-      if (input !== name) return;
-      const group = found.get(sourceOf(operation)) ?? { kind: operation.kind, source: sourceOf(operation), ops: [], role, positions: [] };
-      group.ops.push(operation);
-      if (!group.positions.includes(position)) group.positions.push(position);
-      found.set(sourceOf(operation), group);
-    });
-  }
-  return [...found.values()];
-}
-
-function computation(route, kinds) {
-  const { name } = route;
-  const wanted = kinds.flatMap((kind) => makers(name, kind !== "value").map((maker) => ({ ...maker, gradient: kind !== "value" })));
-  if (!wanted.length) return el("section", {}, el("h2", {}, "How it is made"), el("p", { class: "quiet" }, "A parameter: the checkpoint holds it. Its gradient has a formula: ", el("a", { href: link(name, null, true) }, "gradient"), "."));
-  return el("section", { class: "computation" }, el("h2", {}, "How it is made"), wanted.map((maker) => one(name, maker)));
-}
-
-function one(name, { kind, source, ops, role, positions, gradient }) {
-  const formula = store.summary.formulas[kind];
-  const from = gradient ? [`The gradient ${ops.length > 1 ? "adds up what comes" : "comes"} back through `, el("b", {}, formula?.title ?? kind), " of ", ops.map((operation, i) => [i ? ", " : "", operation.output === "loss" ? el("a", { href: "#loss/" }, "loss") : el("a", { href: link(operation.output, null, true) }, `d ${split(operation.output).rest}`)])] : [el("b", {}, formula?.title ?? kind), ". ", formula?.says ?? ""];
-  const html = gradient ? formula?.backward : formula?.forward;
-  return el("div", { class: "made" }, el("p", {}, from), html ? formulaLines(html) : null, listingBox(source, role, positions));
-}
-
-function listingBox(source, role, positions) {
-  const found = store.summary.sources?.[source];
-  if (!found) return null;
-  const box = el("div", { class: "source" });
-  const which = found[ui.listing] ? ui.listing : "plain";
-  const tab = (to) => (found[to] ? el("button", { type: "button", "aria-pressed": String(which === to), title: "key s", "data-keep": `listing-${to}`, onclick: () => listing(to) }, found[to].file.replace("numpy_gpt/", "")) : null);
-  const from = found[which];
-  const code = trusted(el("pre", { class: "listing highlight", tabindex: "0", "aria-label": `Source of ${from.file}` }), from.html);
-  const marks = role === "output" ? from.marks.output : positions.flatMap((position) => from.marks[role]?.[position] ?? []);
-  for (const line of marks ?? []) code.querySelector(`[data-line="${line}"]`)?.classList.add("marked");
-  box.append(el("div", { class: "choice small", role: "group", "aria-label": "Source" }, tab("plain"), tab("ops")), code);
-  box.redraw = () => box.replaceWith(listingBox(source, role, positions));
-  return box;
-}
-
-function listing(to) {
-  ui.listing = to;
-  keepingFocus(view.element, () => view.element.querySelectorAll(".source").forEach((box) => box.redraw()));
-  view.element.querySelectorAll(".listing").forEach(showMark);
-  return true;
-}
-
-function showMark(code) {
-  const first = code.querySelector(".marked");
-  if (first) code.scrollTop = first.offsetTop - code.clientHeight / 2 + 10;
-}
-
 // Beside a tensor of which no number is chosen
 
 export async function hint(aside, route) {
@@ -648,9 +414,9 @@ export async function hint(aside, route) {
   const gradient = route.gradient;
   const box = el("div", { class: "hint-box" },
     el("h2", {}, "A number"),
-    el("p", {}, "Click a cell, or move to it with the arrow keys and press ", el("kbd", {}, "Enter"), ": how it came about, the terms it is the sum of, and what follows from changing it."));
+    el("p", {}, "Click a cell, or move to it with the arrow keys and press ", el("kbd", {}, "Enter"), ": how it is computed, the terms it is the sum of, and what follows from changing it."));
   aside.append(box);
-  if (isPattern(route.name)) return box.append(await looksAt(route, headOf(route)));
+  if (isPattern(route.name)) return box.append(await looksAt(route, headOf(route), beside));
   const group = groupOf(route.name, gradient);
   const facts = store.summary.arrays[group][route.name];
   if (store.bytes(group, route.name) > COMPLETE) return;

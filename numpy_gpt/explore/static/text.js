@@ -114,6 +114,15 @@ export function headOfOutput(name, i) {
   return /att\.W_(query|key|value)\./.test(name) ? Math.floor(i / (C / NH)) : null;
 }
 
+/** Whether a tensor is a pattern: a number for each query and key. */
+export const isPattern = (name) => /att\.(scores|probs)$/.test(name);
+
+/** The token that a cell belongs to, if any: the query of a pattern. */
+export function tokenOf(name, index) {
+  const at = axes(name).indexOf("token");
+  return at < 0 ? null : index[at];
+}
+
 /** One index of an array in words: token 5 “ moves”, id 464 “The”, head 2, output 65 (head 2). */
 export function part(name, axis, i) {
   if (axis === "token" || axis === "key") return `${axis} ${i} ${quoted(pieceAt(i))}`;
