@@ -1,6 +1,5 @@
 """The suite's settings: Hypothesis profiles, deliberate faults, threads, skips as failures in CI; a checkpoint."""
 
-import os
 import signal
 from dataclasses import replace
 
@@ -75,9 +74,11 @@ def one_thread():
 
 
 @pytest.fixture
-def all_threads():
-    """Use every core, for a test at GPT-2's size."""
-    with profiles.threads(os.cpu_count() or 1):
+def all_threads(monkeypatch):
+    """Use every core, or pytest-xdist's share of them, for a test at GPT-2's size and the processes it starts."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, str(profiles.SHARE))
+    with profiles.threads(profiles.SHARE):
         yield
 
 

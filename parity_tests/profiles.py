@@ -18,6 +18,9 @@ ALL_THREADS = int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
 """Threads of BLAS and torch at the start. Mutation testing sets 1: a process forked from one with OpenMP threads hangs
 waiting for them, and mutmut counts the hang as a killed mutant."""
 
+SHARE = max(1, ALL_THREADS // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+"""This process's part of them: threads of two processes on the same cores mostly wait for each other."""
+
 settings.register_profile("dev", deadline=None)
 settings.register_profile(
     "ci", deadline=None, derandomize=True, max_examples=200, suppress_health_check=[HealthCheck.too_slow]
