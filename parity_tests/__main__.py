@@ -341,7 +341,7 @@ def screenshots(out, checkpoint, text):
     """
     from parity_tests.tools import pages
 
-    for file in pages.screenshots(pages.page_of(checkpoint, text), out):
+    for file in pages.screenshots(checkpoint, text, out):
         print(f"{file} ({file.stat().st_size:,} bytes)")
 
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from functools import partial
 
 from parity_tests.judge.browser import chromium, served
 
@@ -50,10 +51,15 @@ def gpt2_page():
     return Page(model, words, "gpt2-124M", read_text(words, model.config, text, None))
 
 
-def screenshots(page, folder):
-    """Take the pictures; yield each file's path."""
+def screenshots(checkpoint, text, folder):
+    """Take the pictures of a checkpoint's pass over a text; yield each file's path."""
+    from numpy_gpt.explore.reference import stamp_of, torch_arrays
+    from numpy_gpt.weights.checkpoint import find_model
+
+    file = find_model(checkpoint)
+    page, torch = page_of(checkpoint, text), partial(torch_arrays, file, stamp_of(file))
     folder.mkdir(parents=True, exist_ok=True)
-    with served(page) as address, chromium() as browser:
+    with served(page, torch) as address, chromium() as browser:
         for theme in THEMES:
             tab = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=theme)
             for name, route in ZOOMS.items():
@@ -61,6 +67,7 @@ def screenshots(page, folder):
                 tab.wait_for_selector("#tokens .token")
                 if name == "number":
                     tab.wait_for_function(DRAWN, arg=route)
+                    tab.wait_for_selector("#number .torch .num", timeout=120_000)
                 tab.wait_for_timeout(1500)
                 file = folder / f"explore-{name}-{theme}.png"
                 tab.screenshot(path=file)

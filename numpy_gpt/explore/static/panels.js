@@ -85,7 +85,7 @@ async function pulls(route, onToken) {
       return el("td", { class: "num" }, el("a", { href: link(which === "v" ? `${prefix}probs` : `${prefix}scores`, [0, h, q, k], which !== "v"), title: which === "v" ? "The attention weight it is multiplied by" : "The gradient of the score" }, number(row.by[h], 2)));
     };
     return [
-      el("h2", {}, `Where the gradient of token ${token} `, el("bdi", {}, quoted(pieceAt(token))), `’s ${noun} comes from`),
+      el("h2", {}, `Where the ${noun}’s gradient of token ${token} `, el("bdi", {}, quoted(pieceAt(token))), " comes from"),
       el("p", { class: "quiet" }, which === "q" ? "Its gradient is a sum over the keys it looked at; below, the length of each part." : ["Its gradient is a sum over the tokens that looked at it, each of which predicts its own target; below, the length of each part. ", last ? "This is the last block: each part comes from that one target alone." : "Each part also carries the losses of later tokens, through the blocks above."]),
       el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, which === "q" ? "key" : "looked from"), which === "q" ? null : el("th", {}, "target"), el("th", {}, "length"), el("th"), NH <= 8 ? heads.map((h) => el("th", {}, `head ${h}`)) : null)),
         el("tbody", {}, rows.slice(0, 8).map((row) => el("tr", {}, el("th", { scope: "row" }, `${row.x} `, el("bdi", {}, quoted(pieceAt(row.x)))), which === "q" ? null : el("td", {}, el("bdi", {}, quoted(targetAt(row.x)))),
