@@ -3,6 +3,7 @@
 import sys
 
 from benchmarks.environment import restart_if_slowed
+from numpy_gpt.errors import install
 
 OURS = ("benchmarks", "numpy_gpt", "torch_gpt")
 
@@ -17,7 +18,7 @@ def run() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing in ("", *OURS):
             raise
-        print(f"benchmarks needs {missing}: pip install -e '.[test]'", file=sys.stderr)
+        print(f"benchmarks needs {missing}: {install('test')}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

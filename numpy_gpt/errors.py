@@ -1,4 +1,7 @@
-"""The exceptions that the commands report in one line."""
+"""The exceptions that the commands report in one line, and words for their messages."""
+
+import shlex
+import sys
 
 
 class InputError(ValueError):
@@ -38,3 +41,8 @@ class OutputError(Exception):
 def brief(error: BaseException) -> str:
     """A parser's error in at most 300 characters: some quote their complete input."""
     return f"{error!s:.300}" if isinstance(error, UnicodeError) else f"{error!r:.300}"
+
+
+def install(extra: str) -> str:
+    """The command that installs one of pyproject.toml's extras into the running Python."""
+    return f"{shlex.quote(sys.executable)} -m pip install -e '.[{extra}]'"

@@ -66,7 +66,7 @@ def linear_backward(dy: Array, cache: Any) -> tuple[Array, Array, Any]:
 def layernorm_forward(x: Array, scale: Array, shift: Array) -> tuple[Array, Any]:
     """y = x̂ · scale + shift,  x̂ = (x − mean(x)) / √(var(x) + 1e-5). x (..., C), scale, shift (C,) -> y (..., C)."""
     centred = x - x.mean(axis=-1, keepdims=True)  # (..., C)
-    centred = centred - centred.mean(axis=-1, keepdims=True)  # again: if all x are equal, rounding is left, times 316
+    centred = centred - centred.mean(axis=-1, keepdims=True)  # again: rounding is left, and may be divided by √1e-5
     rstd = 1 / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)  # (..., 1)
     x_hat = centred * rstd  # (..., C)
     return x_hat * scale + shift, (x_hat, rstd, scale)
@@ -78,7 +78,7 @@ def layernorm_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
     dscale = rows(dy * x_hat).sum(axis=0)  # (C,); y = x_hat * scale + shift
     dshift = rows(dy).sum(axis=0)  # (C,)
     g = dy * scale  # (..., C), the gradient of x_hat
-    # shifting x, or (but for the 1e-5) scaling centred x, leaves x_hat: g's parts along 1s and x_hat are subtracted
+    # x_hat has mean 0 and (but for the 1e-5) length √C, whatever x: g's parts along 1 and along x_hat are removed
     along_1, along_x_hat = g.mean(axis=-1, keepdims=True), (g * x_hat).mean(axis=-1, keepdims=True)  # (..., 1)
     dx = rstd * (g - along_1 - x_hat * along_x_hat)  # (..., C)
     return dx, dscale, dshift
@@ -117,7 +117,7 @@ def dropout_backward(dy: Array, mask: Array | None) -> Array:
 def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, Any]:
     """y = dropout(p) @ v,  p = softmax(s),  s = q @ kᵀ / √HS: for each query a weighted mean of the values up to it.
 
-    q (B, NH, T, HS), k, v (B, NH, S, HS) -> y (B, NH, T, HS). The queries are the last T of S positions: S = T below.
+    q (B, NH, T, HS), k, v (B, NH, S, HS) -> y (B, NH, T, HS). The queries are the last T of S positions; below S = T.
     """
     T, HS, S = q.shape[2], q.shape[3], k.shape[2]
     future = np.arange(S) > np.arange(S - T, S)[:, None]  # (T, S): the key's position is after the query's
@@ -133,7 +133,7 @@ def attention_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
     q, k, v, p, a, mask = cache
     dv = a.mT @ dy  # (B, NH, S, HS); y = a @ v
     dp = dropout_backward(dy @ v.mT, mask)  # (B, NH, T, S); y = a @ v, a = dropout(p)
-    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))  # (B, NH, T, S); ∂p_i/∂s_j = p_i (δ_ij − p_j) needs p, not s
+    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True))  # Σ_i dp_i ∂p_i/∂s_j; ∂p_i/∂s_j = p_i (δ_ij − p_j)
     dqk = ds / math.sqrt(q.shape[-1])  # (B, NH, T, S); s = q @ k.mT / sqrt(HS); each row of ds adds up to 0
     return dqk @ k, dqk.mT @ q, dv
 

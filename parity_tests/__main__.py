@@ -11,6 +11,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from numpy_gpt.cli.main import Commands
+from numpy_gpt.errors import install
 from numpy_gpt.io.outermost import optional_output, say
 
 PAGE = Path(__file__).parent / "museum.md"
@@ -39,7 +40,7 @@ class Bench(Commands):
         except ModuleNotFoundError as error:
             if error.name not in ("google_crc32c", "hypothesis", "playwright", "pytest", "tokenizers", "torch"):
                 raise
-            say(f"parity_tests needs {error.name}: pip install -e '.[test]'")
+            say(f"parity_tests needs {error.name}: {install('test')}")
             raise SystemExit(2) from None
 
 

@@ -297,8 +297,9 @@ def test_a_nudge_and_an_ablation(browser):
         assert float(texts[2]) == pytest.approx(page.trace.grads[name][3, 4] * 0.001, rel=1e-4)
         show(made, "#trf_blocks.1.att.heads/0,3,5")
         for button in range(made.locator("#number .ablate .choices button").count()):
-            made.locator("#number .ablate .choices button").nth(button).click()
-            made.wait_for_selector("#number .ablate .next-words")
+            with made.expect_response("**/ablate?*"):
+                made.locator("#number .ablate .choices button").nth(button).click()
+        made.wait_for_timeout(200)
         base, loss = re.findall(r"[\d.]+", made.locator("#number .ablate .says").inner_text())[:2]
         want = page.ablate({"trf_blocks.1.att.heads": [(..., slice(4, 8))]})
         assert float(loss) == pytest.approx(want["loss"], rel=1e-4)
@@ -392,6 +393,58 @@ def hold_back(tab, pattern):
     held = []
     tab.route(pattern, lambda route: held.append(route))
     return held
+
+
+def test_leaving_a_heat_map_by_a_key_throws_nothing(browser):
+    with served(page_of()) as address, tab(browser, f"{address}#trf_blocks.1.att.scores") as made:
+        for leave in ("m", "Escape"):
+            made.evaluate("location.hash = '#trf_blocks.1.att.scores'")
+            made.locator("#view .heat canvas").first.click(position={"x": 100, "y": 150})
+            made.keyboard.press("ArrowUp")
+            made.keyboard.press(leave)
+            made.wait_for_timeout(200)
+
+
+def test_the_shares_of_a_keys_gradient_add_up(browser):
+    """Each is the part's component along the gradient: of key 3, in all heads, by NumPy."""
+    page, block = page_of(text="abcdefghijklmnop"), "trf_blocks.1.att."
+    t = page.trace
+    with served(page) as address, tab(browser, f"{address}#grad:{block}k") as made:
+        made.wait_for_selector("#view .pulls")
+        rows = made.locator("#view .pulls tbody tr").all_inner_texts()
+        share = lambda text: float(re.search(r"(−?[\d.]+) %", text)[1].replace("−", "-")) / 100  # noqa: E731
+        assert sum(map(share, rows)) == pytest.approx(1, abs=0.006)
+        g = t.grads[f"{block}k"][0, :, 3].astype(float)
+        parts = t.grads[f"{block}scores"][0, :, :, 3, None] * t.values[f"{block}q"][0] / math.sqrt(4)  # (NH, T, HS)
+        want = (parts * g[:, None]).sum(axis=(0, 2)) / (g**2).sum()
+        assert want.sum() == pytest.approx(1, rel=1e-4)
+        for row in rows[:-1]:
+            assert share(row) == pytest.approx(want[int(row.split()[0])], abs=6e-4), row
+        assert "others" in rows[-1]
+
+
+def test_the_loss_is_followed_to_its_worst_token(browser):
+    page = page_of()
+    with served(page) as address, tab(browser, address) as made:
+        show(made, "#loss/")
+        losses = page.summary(True, False)["tokenLosses"]
+        worst = max(range(len(losses)), key=losses.__getitem__)
+        made.keyboard.press("f")
+        made.wait_for_function("() => location.hash.startsWith('#logits/')")
+        assert made.evaluate("location.hash") == f"#logits/0,{worst},{page.ids.targets[0, worst]}"
+
+
+def test_a_step_backward_names_what_it_kept(browser):
+    page = page_of()
+    at = next(
+        i for i, each in enumerate(page.summary(True, False)["operations"]) if each["output"].endswith("1.att.heads")
+    )
+    steps = 2 * len(page.summary(True, False)["operations"])
+    with served(page) as address, tab(browser, f"{address}#map/{steps - 1 - at}") as made:
+        lines = made.locator("#view .operation .io tbody tr").all_inner_texts()
+        kept = [line for line in lines if "kept from the forward pass" in line]
+        assert [re.search(r"att\.\w+", line)[0] for line in kept] == ["att.probs", "att.v"]
+        assert made.locator("#view .node.now").count() == 2
 
 
 def test_a_view_that_was_left_is_not_drawn(browser):

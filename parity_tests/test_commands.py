@@ -10,6 +10,8 @@ from parity_tests import profiles
 from parity_tests.__main__ import PAGE, main
 from parity_tests.tools import exhibition, museum, report
 
+INSTALL = f"{sys.executable} -m pip install -e"
+
 
 def run_without(package, *command):
     """Run a command in a process that cannot import this package."""
@@ -21,11 +23,11 @@ def run_without(package, *command):
 @pytest.mark.parametrize(
     ("package", "command", "line"),
     [
-        ("torch", ("torch_gpt", "--help"), "torch-gpt needs PyTorch: pip install -e '.[torch]'"),
-        ("torch", ("torch_gpt", "pretrain"), "torch-gpt needs PyTorch: pip install -e '.[torch]'"),
-        ("torch", ("parity_tests", "report", "--out", "."), "parity_tests needs torch: pip install -e '.[test]'"),
+        ("torch", ("torch_gpt", "--help"), f"torch-gpt needs PyTorch: {INSTALL} '.[torch]'"),
+        ("torch", ("torch_gpt", "pretrain"), f"torch-gpt needs PyTorch: {INSTALL} '.[torch]'"),
+        ("torch", ("parity_tests", "report", "--out", "."), f"parity_tests needs torch: {INSTALL} '.[test]'"),
         ("hypothesis", ("parity_tests", "check", "--help"), "parity_tests needs hypothesis: pip install"),
-        ("pytest", ("parity_tests", "museum"), "parity_tests needs pytest: pip install -e '.[test]'"),
+        ("pytest", ("parity_tests", "museum"), f"parity_tests needs pytest: {INSTALL} '.[test]'"),
     ],
 )
 def test_missing_package_is_reported_in_one_line(package, command, line):

@@ -264,8 +264,8 @@ def test_targets_come_after_the_last_token(model):
         ("", "x", "empty"),
         ("a", None, "one token"),
         ("a", "", r"what follows the text \(--targets\) is empty"),
-        ("a" * 130, None, "129 tokens to read, and the model reads 128"),
-        ("a" * 129, "x", "129 tokens"),
+        ("a" * 130, None, r"reads 128 tokens, and the text has 129 \(and one that is only a target\)"),
+        ("a" * 129, "x", "the text has 129: shorten it"),
     ],
 )
 def test_a_text_that_gives_no_pass_is_refused(model, text, targets, said):
@@ -288,7 +288,7 @@ def test_pieces_of_half_characters_are_escaped(model):
 
 
 def test_every_mark_is_one_line_of_its_listing():
-    assert set(sources.LINES) == set(sources.FORMULAS) | {"residual:post"}
+    assert set(sources.LINES) | {"linear:unbiased"} == set(sources.FORMULAS) | {"residual:post"}
     for kind, both in sources.sources().items():
         for found, lines in zip(both.values(), sources.LINES[kind], strict=True):
             text = (sources.PACKAGE.parent / found["file"]).read_text().splitlines()
@@ -894,7 +894,7 @@ def test_unusable_input_is_one_sentence_and_exit_code_2(checkpoint, tmp_path):
             ((checkpoint, ""), "empty"),
             ((checkpoint, "a"), "one token"),
             ((checkpoint, TEXT, "--targets", ""), "what follows the text (--targets) is empty"),
-            ((checkpoint, "a" * 200), "reads 128 at most"),
+            ((checkpoint, "a" * 200), "reads 128 tokens, and the text has 199"),
             ((checkpoint, TEXT, "--port", taken.getsockname()[1]), "is in use"),
             ((checkpoint, TEXT, "--encoding", "gpt2"), "50,257"),
             ((TEXT, checkpoint), "swapped"),
@@ -918,7 +918,7 @@ def test_a_missing_extra_is_said(checkpoint, monkeypatch, package):
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == package else object())
     result = run(checkpoint, TEXT)
     assert result.exit_code == 2
-    assert result.stderr == f"Error: the page needs {package}: pip install -e '.[explore]'\n"
+    assert result.stderr == f"Error: the page needs {package}: {sys.executable} -m pip install -e '.[explore]'\n"
 
 
 @pytest.mark.parametrize(("flags", "asked", "word"), [((), True, "Opened"), (("--no-browser",), False, "Open")])

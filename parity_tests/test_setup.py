@@ -60,7 +60,7 @@ def without_torch(monkeypatch, *arguments):
 )
 def test_benchmarks_name_the_missing_package(monkeypatch, capsys, arguments):
     assert without_torch(monkeypatch, *arguments) == 2
-    assert capsys.readouterr() == ("", "benchmarks needs torch: pip install -e '.[test]'\n")
+    assert capsys.readouterr() == ("", f"benchmarks needs torch: {sys.executable} -m pip install -e '.[test]'\n")
 
 
 @pytest.mark.usefixtures("unslowed")

@@ -1,5 +1,6 @@
 """python -m torch_gpt is torch-gpt."""
 
+from numpy_gpt.errors import install
 from numpy_gpt.io.outermost import outermost, say
 
 
@@ -11,7 +12,7 @@ def main() -> None:
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
-            say("torch-gpt needs PyTorch: pip install -e '.[torch]'")
+            say(f"torch-gpt needs PyTorch: {install('torch')}")
             raise SystemExit(2) from None
         command(prog_name="torch-gpt")
 

@@ -11,7 +11,7 @@ from numpy_gpt.cli.flags import PATH, Count
 from numpy_gpt.cli.info import enough_memory
 from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
 from numpy_gpt.console import Report
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import InputError, install
 from numpy_gpt.io.paths import kind_of
 from numpy_gpt.tokenizer import ENCODINGS
 from numpy_gpt.weights.checkpoint import find_model, load, read_header
@@ -23,7 +23,11 @@ EXTRA = ("starlette", "uvicorn", "latex2mathml", "pygments")
 @click.command("explore", short_help="Look inside a pass: every activation, gradient and number.")
 @click.argument("checkpoint")  # a path, unless swapped with the text
 @click.argument("text")
-@click.option("--targets", metavar="TEXT", help="What comes after TEXT.  [default: TEXT's last token is a target only]")
+@click.option(
+    "--targets",
+    metavar="TEXT",
+    help="What comes after TEXT; its first token is the last target.  [default: TEXT's own last token]",
+)
 @click.option(
     "--encoding",
     metavar="NAME|DIR",
@@ -48,7 +52,7 @@ def explore_command(
     The page is served on 127.0.0.1 until Ctrl-C, and asks the network for nothing.
     """
     if missing := [name for name in EXTRA if find_spec(name) is None]:
-        raise InputError(f"the page needs {' and '.join(missing)}: pip install -e '.[explore]'")
+        raise InputError(f"the page needs {', '.join(missing)}: {install('explore')}")
     from numpy_gpt.explore.file import check_fits, write_page
     from numpy_gpt.explore.payload import Page, read_text
     from numpy_gpt.explore.reference import stamp_of, torch_arrays, torch_is_here

@@ -47,26 +47,29 @@ class Tokens(NamedTuple):
     targets: Array
 
 
-def read_text(encoding: "tiktoken.Encoding", config: GPTConfig, text: str, following: str | None) -> Tokens:
+def read_text(
+    encoding: "tiktoken.Encoding", config: GPTConfig, text: str, following: str | None, field: str = "--targets"
+) -> Tokens:
     """The text's ids and, as targets, the ids one later; following: the text whose first token is the last target.
 
-    Without it the text's last token is a target only. Raises InputError if the text is empty, too short or too long.
+    Without it the text's last token is a target only. Raises InputError, naming
+    the field that following comes from, if the text is empty, too short or too long.
     """
     text = _unicode(text)
     if not text:
-        raise InputError("the text is empty: give at least two tokens, or one and what follows it (--targets)")
+        raise InputError(f"the text is empty: give at least two tokens, or one and what follows it ({field})")
     ids, room = encode(encoding, text), config.context_length
     if following is None:
         if len(ids) < 2:
-            raise InputError("the text is one token: give a longer one, or what follows it (--targets)")
-        ids, last = ids[:-1], ids[-1]
+            raise InputError(f"the text is one token: give a longer one, or what follows it ({field})")
+        ids, last, target = ids[:-1], ids[-1], " (and one that is only a target)"
     else:
         after = encode(encoding, _unicode(following))
         if not len(after):
-            raise InputError("what follows the text (--targets) is empty: give it, or leave it out")
-        last = after[0]
+            raise InputError(f"what follows the text ({field}) is empty: give it, or leave it out")
+        last, target = after[0], ""
     if len(ids) > room:
-        raise InputError(f"the text has {len(ids):,} tokens to read, and the model reads {room:,} at most: shorten it")
+        raise InputError(f"the model reads {room:,} tokens, and the text has {len(ids):,}{target}: shorten it")
     tokens = ids[None]
     return Tokens(text, tokens, np.append(tokens[:, 1:], [[last]], axis=1))
 

@@ -25,7 +25,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import InputError, install
 from numpy_gpt.explore.payload import Page, parse_slice, raw, read_text
 from numpy_gpt.explore.static_files import STATIC, index_html
 from numpy_gpt.io.bounded_json import SMALL, parse_json
@@ -75,7 +75,7 @@ class Pages:
     def read(self, text: str, following: str | None) -> bytes:
         """Show another text's pass and return its summary."""
         old = self.page
-        ids = read_text(old.encoding, old.model.config, text, following)
+        ids = read_text(old.encoding, old.model.config, text, following, "the field beside the text")
         self.show(Page(old.model, old.encoding, old.checkpoint, ids))
         return self.summary
 
@@ -93,7 +93,7 @@ class Pages:
         """PyTorch's arrays of this page's pass by group, computed once."""
         self._check_shown(page)
         if self._torch is None:
-            raise HTTPException(404, "PyTorch is not installed: pip install -e '.[torch]'")
+            raise HTTPException(404, f"PyTorch is not installed: {install('torch')}")
         if self._reference is None:
             try:
                 self._reference = self._torch(page, self._check)

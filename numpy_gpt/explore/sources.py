@@ -27,10 +27,11 @@ class Lines(NamedTuple):
 
 
 class Formula(NamedTuple):
-    """A kind's title, one sentence, and LaTeX. d stands for the gradient of the loss: dx = ∂loss/∂x."""
+    """A kind's title, a sentence for each direction, and LaTeX, in which dx is ∂loss/∂x."""
 
     title: str
     says: str
+    says_backward: str
     forward: str
     backward: str
 
@@ -38,47 +39,61 @@ class Formula(NamedTuple):
 FORMULAS = {
     "embedding": Formula(
         "Token embedding",
-        "Each token's row of the table; where a token occurs more than once, its gradients add up.",
+        "Each token's row of the table.",
+        "Each position's gradient is added to its token's row; a repeated token's gradients add up there.",
         r"y_{t} = W_{\text{token}_t}",
         r"dW_{v} = \sum_{t \,:\, \text{token}_t = v} dy_{t}",
     ),
     "position": Formula(
         "Position embedding",
         "Each position's row of the table, whatever token stands there.",
+        "Each position's row gets the gradient of that position.",
         r"y_{t} = W_{t}",
         r"dW_{t} = dy_{t}",
     ),
     "sum": Formula(
         "Sum of the embeddings",
         "The token's embedding plus its position's: the start of the residual stream.",
+        "Both summands get the sum's gradient; the positions' adds up over the texts.",
         r"y = \text{tok} + \text{pos}",
         r"d\text{tok} = dy, \qquad d\text{pos} = \sum_{b} dy_{b}",
     ),
     "same": Formula(
         "Residual stream",
         "The block's input: the previous step's output, unchanged.",
+        "The gradient passes unchanged.",
         r"y = x",
         r"dx = dy",
     ),
     "layernorm": Formula(
         "LayerNorm",
         "Each token's features, brought to mean 0 and variance 1, then scaled and shifted as learned.",
+        "A token's mean and length have no effect on the output: these two parts of the gradient are removed.",
         r"y = \hat{x} \cdot \text{scale} + \text{shift}, \qquad "
-        r"\hat{x} = \frac{x - \bar{x}}{\sigma}, \qquad \sigma = \sqrt{\text{var}(x) + 10^{-5}}",
-        r"dx = \frac{1}{\sigma} \left( g - \bar{g} - \hat{x} \cdot \overline{g \cdot \hat{x}} \right), \quad "
+        r"\hat{x} = \frac{x - \text{mean}(x)}{\sigma}, \qquad \sigma = \sqrt{\text{var}(x) + 10^{-5}}",
+        r"dx = \frac{1}{\sigma} \left( g - \text{mean}(g) - \hat{x} \cdot \text{mean}(g \cdot \hat{x}) \right), \quad "
         r"g = dy \cdot \text{scale}; \qquad d\text{scale} = \sum_{t} dy_{t} \cdot \hat{x}_{t}, \quad "
         r"d\text{shift} = \sum_{t} dy_{t}",
     ),
     "linear": Formula(
         "Linear layer",
-        "Each output is a weighted sum of all input features; each weight's gradient sums over all tokens.",
+        "Each output is a weighted sum of all input features.",
+        "The input's gradient sums over all outputs that read it; a weight's sums over all tokens.",
         r"y_{to} = \sum_{i} x_{ti} \, W_{oi} + b_{o}",
         r"dx_{ti} = \sum_{o} dy_{to} \, W_{oi}, \qquad dW_{oi} = \sum_{t} dy_{to} \, x_{ti}, \qquad "
         r"db_{o} = \sum_{t} dy_{to}",
     ),
+    "linear:unbiased": Formula(
+        "Linear layer",
+        "Each output is a weighted sum of all input features.",
+        "The input's gradient sums over all outputs that read it; a weight's sums over all tokens.",
+        r"y_{to} = \sum_{i} x_{ti} \, W_{oi}",
+        r"dx_{ti} = \sum_{o} dy_{to} \, W_{oi}, \qquad dW_{oi} = \sum_{t} dy_{to} \, x_{ti}",
+    ),
     "scores": Formula(
         "Attention scores",
         "How well each query matches each key up to its own position; the future is excluded.",
+        "A query's gradient sums over the keys it looked at, a key's over the queries that looked at it.",
         r"s_{ts} = \frac{1}{\sqrt{HS}} \sum_{d} q_{td} \, k_{sd} \;\; (s \le t), \qquad s_{ts} = -\infty \;\; (s > t)",
         r"dq_{td} = \frac{1}{\sqrt{HS}} \sum_{s} ds_{ts} \, k_{sd}, \qquad "
         r"dk_{sd} = \frac{1}{\sqrt{HS}} \sum_{t} ds_{ts} \, q_{td}",
@@ -86,18 +101,21 @@ FORMULAS = {
     "softmax": Formula(
         "Softmax",
         "Scores become weights: positive, 0 in the future, and 1 in all for each query.",
+        "Only differences between the gradients of a query's weights matter, since the weights add up to 1.",
         r"p_{ts} = \frac{e^{s_{ts}}}{\sum_{k} e^{s_{tk}}}",
         r"ds_{ts} = p_{ts} \left( dp_{ts} - \sum_{k} dp_{tk} \, p_{tk} \right)",
     ),
     "mix": Formula(
         "Weighted mean of the values",
         "Each query's mean of the values up to its own position, weighted by its attention.",
+        "A weight's gradient is output's gradient · value; a value's sums over the queries that looked at it.",
         r"y_{td} = \sum_{s} p_{ts} \, v_{sd}",
         r"dp_{ts} = \sum_{d} dy_{td} \, v_{sd}, \qquad dv_{sd} = \sum_{t} p_{ts} \, dy_{td}",
     ),
     "gelu": Formula(
         "GELU",
         "Lets large numbers pass and turns negative ones nearly to 0, smoothly.",
+        "The gradient is multiplied by the slope at the input.",
         r"y = \frac{1}{2} x \left( 1 + \tanh u \right), \qquad "
         r"u = \sqrt{\frac{2}{\pi}} \left( x + 0.044715 \, x^{3} \right)",
         r"dx = dy \left( \frac{1}{2} (1 + \tanh u) + \frac{1}{2} x \, (1 - \tanh^{2} u) \, u' \right), \qquad "
@@ -105,13 +123,15 @@ FORMULAS = {
     ),
     "residual": Formula(
         "Residual connection",
-        "The branch's result is added to the stream; the gradient takes both paths.",
+        "The branch's result is added to the stream.",
+        "The gradient takes both paths unchanged: along the stream, and into the branch.",
         r"y = x + \text{branch}",
         r"dx = dy, \qquad d\text{branch} = dy",
     ),
     "cross_entropy": Formula(
         "Cross-entropy",
         "The mean surprise, in nats, at the tokens that really follow.",
+        "The softmax of each position's logits, less 1 at the true next token, divided by the number of positions.",
         r"\text{loss} = \frac{1}{N} \sum_{t} \left( \log \sum_{v} e^{z_{tv}} - z_{t, \text{target}_t} \right)",
         r"dz_{tv} = \frac{1}{N} \left( \text{softmax}(z_{t})_{v} - [\, v = \text{target}_t \,] \right)",
     ),
@@ -277,6 +297,7 @@ def formulas() -> dict[str, dict[str, str]]:
         kind: {
             "title": f.title,
             "says": f.says,
+            "saysBackward": f.says_backward,
             "forward": convert(f.forward, display="block"),
             "backward": convert(f.backward, display="block"),
         }

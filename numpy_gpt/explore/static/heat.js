@@ -132,7 +132,7 @@ export class HeatMap {
       for (let i = 0; i < Math.min(n, 400); i += 1) most = Math.max(most, context.measureText(f(i)).width);
       return most;
     };
-    this.left = (this.rowRoom || Math.min(170, Math.ceil(widest(this.rowLabel, this.rows)))) + 10;
+    this.left = (this.rowRoom || Math.min(150, Math.ceil(widest(this.rowLabel, this.rows)))) + 10;
     const room = this.width - this.left - 4;
     const fit = (space, n) => Math.floor((space / n) * 4) / 4;
     this.cw = Math.max(this.smallest, Math.min(this.largest, fit(room, this.cols)));

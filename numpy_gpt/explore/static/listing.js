@@ -2,7 +2,7 @@
 
 import { store } from "explore/store.js";
 import { ui } from "explore/main.js";
-import { el, formula as formulaLines, isParameter, keepingFocus, link, split, trusted } from "explore/text.js";
+import { el, formula as formulaLines, formulaOf, isParameter, keepingFocus, link, split, trusted } from "explore/text.js";
 
 const operations = () => store.summary.operations;
 
@@ -31,7 +31,7 @@ export function computation(route, kinds) {
 }
 
 function one(name, { kind, source, ops, role, positions, gradient }) {
-  const formula = store.summary.formulas[kind];
+  const formula = formulaOf(ops[0]);
   const from = gradient ? [`The gradient ${ops.length > 1 ? "adds up what comes" : "comes"} back through `, el("b", {}, formula?.title ?? kind), " of ", ops.map((operation, i) => [i ? ", " : "", operation.output === "loss" ? el("a", { href: "#loss/" }, "loss") : el("a", { href: link(operation.output, null, true) }, `d ${split(operation.output).rest}`)])] : [el("b", {}, formula?.title ?? kind), ". ", formula?.says ?? ""];
   const html = gradient ? formula?.backward : formula?.forward;
   return el("div", { class: "made" }, el("p", {}, from), html ? formulaLines(html) : null, listingBox(source, role, positions));

@@ -104,7 +104,7 @@ async function run(input, after, error) {
   try {
     following = after.value;
     await store.run(input.value, following || null);
-    if (!document.contains(document.activeElement) || document.activeElement === document.body) $("text").focus();
+    $("view").focus(); // so that the next key is a shortcut
   } catch (problem) {
     following = before;
     error.textContent = problem.message;
@@ -130,7 +130,7 @@ function tokens() {
     event.stopPropagation();
     choose(Math.max(0, Math.min(s.pieces.length - 1, (ui.token ?? (to > 0 ? -1 : s.pieces.length)) + to)));
   });
-  const key = el("div", { class: "strip-key quiet", "aria-hidden": "true" }, el("span", {}, count(s.pieces.length)), el("span", {}, s.pieces.length === 1 ? "token" : "tokens"), el("span", {}, "expects next, %"), el("span", {}, "true next"), el("span", {}, "its loss"));
+  const key = el("div", { class: "strip-key quiet", "aria-hidden": "true" }, el("span", {}, "position"), el("span", {}, "token"), el("span", {}, "expects next, %"), el("span", {}, "true next"), el("span", {}, "its loss"));
   const fade = () => {
     list.classList.toggle("before", list.scrollLeft > 1);
     list.classList.toggle("after", list.scrollLeft + list.clientWidth < list.scrollWidth - 1);

@@ -3,7 +3,7 @@
 import { store } from "explore/store.js";
 import { announce, go, ui } from "explore/main.js";
 import { sequential, legend, svg, thumbnail, diverging } from "explore/heat.js";
-import { changeOf, count, decimal, el, formula as formulaLines, keepingFocus, label, link, mostOften, number, perElement, percent, quoted, shapeText, short, split, title } from "explore/text.js";
+import { changeOf, count, decimal, el, formula as formulaLines, formulaOf, keepingFocus, label, link, mostOften, number, perElement, percent, quoted, shapeText, short, split, title } from "explore/text.js";
 
 const [W, H, PITCH, LEFT, GAP] = [186, 58, 78, 14, 12];
 
@@ -47,8 +47,9 @@ export function render(element, route) {
   last = step === null ? "#map" : `#map/${step}`;
   const current = step === null ? null : stepOf(step);
   if (current) {
-    const { block } = split(current.operation.output);
-    if (block !== null) ui.open = block;
+    const { output, inputs } = current.operation;
+    const block = [output, ...inputs].map((name) => split(name).block).find((each) => each !== null);
+    if (block !== undefined) ui.open = block;
     ui.colour = current.backward ? "grads" : "values";
   }
   const key = `${ui.open} ${ui.colour}`;
@@ -344,7 +345,7 @@ function beginnings() {
 }
 
 function operationPanel(step, { operation, backward, at }) {
-  const formula = store.summary.formulas[operation.kind];
+  const formula = formulaOf(operation);
   const n = operations().length;
   const button = (to, text, name) => el("a", { class: "step", href: `#map/${Math.max(0, Math.min(steps() - 1, to))}`, "aria-label": name, "data-keep": name, "aria-disabled": String(to < 0 || to >= steps()) }, text);
   const gauge = el("progress", { max: steps() - 1, value: step, "aria-hidden": "true" });
@@ -353,7 +354,7 @@ function operationPanel(step, { operation, backward, at }) {
       el("span", { class: "grow" }), el("a", { href: `#map/${backward ? at : 2 * n - 1 - at}`, class: "quiet", "data-keep": "other-way" }, backward ? "its forward ↓" : "its backward ↑")),
     gauge,
     el("h1", {}, title(operation), el("span", { class: backward ? "way back" : "way" }, backward ? "backward" : "forward")),
-    el("p", { class: "says" }, formula.says),
+    el("p", { class: "says" }, backward ? formula.saysBackward : formula.says),
     formulaLines(backward ? formula.backward : formula.forward),
     backward ? backwardTable(operation, step) : forwardTable(operation));
 }
@@ -379,6 +380,13 @@ function forwardTable(operation) {
     tensorLine("makes", operation.output, false)]);
 }
 
+/** What an operation's backward needs of the forward pass. */
+function kept({ kind, inputs, output, parameters }) {
+  if (kind === "softmax") return [output];
+  if (kind === "linear" || kind === "layernorm") return [...inputs, parameters[0]];
+  return ["scores", "mix", "gelu", "embedding", "cross_entropy"].includes(kind) ? inputs : [];
+}
+
 function backwardTable(operation, step) {
   const parts = progress(step).part;
   const part = (name) => {
@@ -390,6 +398,7 @@ function backwardTable(operation, step) {
   const known = (name) => name !== "tokens" && name !== "targets";
   return tensorTable([
     tensorLine("reads", operation.output, true),
+    ...kept(operation).map((name) => tensorLine("reads", name, false, " kept from the forward pass")),
     ...operation.inputs.filter(known).map((name) => tensorLine("makes", name, true, part(name))),
     ...operation.parameters.map((name) => tensorLine("makes", name, true, part(name)))]);
 }

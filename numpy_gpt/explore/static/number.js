@@ -3,9 +3,10 @@
 import { store } from "explore/store.js";
 import { explain, next, whyZero } from "explore/terms.js";
 import { announce, choose, go, route as current, ui } from "explore/main.js";
-import { ONLY_SERVED, axes, count, decimal, el, formula as formulaLines, groupOf, isParameter, label, link, number, part, percent, piece, pieceAt, quoted, split, targetAt } from "explore/text.js";
+import { ONLY_SERVED, axes, count, decimal, el, formula as formulaLines, formulaOf, groupOf, isParameter, label, link, number, part, percent, piece, pieceAt, quoted, split, targetAt } from "explore/text.js";
 
-const FIRST = 30; // terms shown before "show all"
+const FIRST = 30; // terms shown before "show all", of more than 40
+const FEW = 40;
 const WRITTEN = 4; // terms in the line that has the numbers put in
 const MOST_SHOWN = 2000; // rows that a table of terms can have
 export const DECAY = 0.1; // weight decay, as in the book
@@ -84,7 +85,7 @@ function crumbs() {
 
 const href = ({ name, index, gradient }) => link(name, index, gradient);
 const named = ({ name, index, gradient }) => `${gradient ? "gradient of " : ""}${label(name, index)}`;
-const brief = ({ name, index, gradient }) => `${gradient ? "d " : ""}${split(name).rest}[${index.join(",")}]`;
+const brief = ({ name, index, gradient }) => `${gradient ? "d " : ""}${name.replace(/^trf_blocks\./, "")}${index.length ? `[${index.join(",")}]` : ""}`;
 
 function title({ name, index, gradient }) {
   const { block, rest } = split(name);
@@ -192,10 +193,11 @@ function away(theirs, { stored, size }) {
 function formulas({ name, gradient }) {
   const reads = isParameter(name) ? "parameters" : "inputs";
   const all = store.summary.operations.filter((op) => (gradient ? op[reads].includes(name) : op.output === name));
-  const kinds = new Map(all.map((op) => [op.kind, op]));
-  return [...kinds.values()].filter(({ kind }) => store.summary.formulas[kind]).map((op) => {
-    const { forward, backward } = store.summary.formulas[op.kind];
+  const kinds = new Map(all.map((op) => [op.kind, op])); // the three linears of norm1 have one formula
+  return [...kinds.values()].map((op) => {
+    const { forward, backward } = formulaOf(op);
     const box = formulaLines(gradient ? backward : forward);
+    if (gradient && kinds.size > 1) box.prepend(el("span", { class: "quiet note" }, `through ${split(op.output).rest}:`));
     if (gradient && SEPARATE.has(op.kind)) only(box, isParameter(name) ? op.inputs.length + op.parameters.indexOf(name) : op.inputs.indexOf(name));
     return box;
   });
@@ -206,16 +208,16 @@ const SEPARATE = new Set(["linear", "scores", "mix"]);
 
 /** Leave one equation, without the comma after it. */
 function only(box, which) {
-  if (box.children.length <= which) return;
-  const equation = box.children[which];
-  box.replaceChildren(equation);
+  if (box.querySelectorAll("math").length <= which) return;
+  const equations = [...box.querySelectorAll("math")];
+  equations.forEach((equation, at) => at !== which && equation.remove());
 }
 
 function howItCameAbout(here, explanation) {
   const { terms, stored } = explanation;
   const made = [el("h2", {}, "How it is computed")];
   if (here.name === "loss" && here.gradient) {
-    made.push(el("p", { class: "says" }, "The derivative of the loss with respect to itself is 1: the backward pass starts here."));
+    made.push(el("p", { class: "says" }, "The derivative of the loss with respect to itself is 1: the backward pass starts here. The way on is the loss itself, and what it is computed from."));
     return [...made, followButton(here, explanation)];
   }
   if (!here.gradient && isParameter(here.name)) {
@@ -229,6 +231,8 @@ function howItCameAbout(here, explanation) {
   made.push(...formulas(here));
   const added = addedUp(here, explanation);
   if (added) made.push(added);
+  if (!here.gradient && stored === -Infinity) return made;
+  if (here.gradient && here.name.endsWith("att.probs") && here.index[3] > here.index[2]) made.push(el("p", { class: "why" }, "This key lies in the future of its query: p is 0, and softmax’s backward multiplies this gradient by it."));
   if (!terms.length) return [...made, el("p", { class: "quiet" }, reason ? "So it has no terms." : here.name.endsWith("att.scores") ? "It has no terms: the probability p is 0, and softmax’s backward multiplies by it." : "It has no terms.")];
   return [...made, written(here, explanation), account(explanation), followButton(here, explanation), table(here, explanation)];
 }
@@ -270,7 +274,7 @@ function account({ terms, sum, stored, error, size }) {
   return el("dl", { class: "account" },
     cell(`sum of ${count(terms.length)} term${terms.length === 1 ? "" : "s"}`, num(exactSumText(sum))),
     cell("stored", num(exact(stored))),
-    cell("difference", num(number(off, 2)), ` = `, el("b", {}, `${number(error, 2)} eps`), el("span", { class: "quiet", title: `Σ|terms| = ${number(size)}, eps = ${number(store.summary.eps, 3)} (${store.summary.dtype}); rounding allows 64` }, " of Σ|terms|")));
+    cell("difference", num(number(off, 2)), ` = `, el("b", {}, `${number(error, 2)} eps`), el("span", { class: "quiet", title: `Σ|terms| = ${number(size)}, eps = ${number(store.summary.eps, 3)} (${store.summary.dtype}); rounding allows 64` }, error <= 64 ? " of Σ|terms|: rounding" : " of Σ|terms|: more than rounding")));
 }
 
 /** A sum in double precision, a little longer than the stored number. */
@@ -279,7 +283,7 @@ const exactSumText = (x) => (Number.isFinite(x) ? String(Number(x.toPrecision(st
 function followButton(here, explanation) {
   const to = next(explanation, here);
   if (!to) return el("p", { class: "quiet note" }, "Its largest term depends on no other number.");
-  return el("p", { class: "follow" }, el("button", { type: "button", class: "plain", "data-keep": "follow", onclick: follow }, `Follow the ${here.name === "loss" && here.gradient ? "loss" : "largest term"}`), " ", el("kbd", {}, "f"), " ", el("span", { class: "quiet" }, "to ", reference(to, here)));
+  return el("p", { class: "follow" }, el("button", { type: "button", class: "plain", "data-keep": "follow", onclick: follow }, here.name !== "loss" ? "Follow the largest term" : here.gradient ? "Follow the loss" : "Follow the token with the largest loss"), " ", el("kbd", {}, "f"), " ", el("span", { class: "quiet" }, "to ", reference(to, here)));
 }
 
 /** Go to the number behind the largest term. */
@@ -322,8 +326,11 @@ function table(here, { terms }) {
   const shared = inCommon(terms);
   const box = el("div", {}, sharedLine(shared, here), el("table", { class: "term-table" }, el("thead", {}, el("tr", {}, el("th", {}, "factors"), el("th", {}, "product"))), body));
   const show = (from, to) => body.append(...terms.slice(from, to).map((term, i) => row(here, term, largest, shared, from + i)));
+  if (terms.length <= FEW) {
+    show(0, terms.length);
+    return box;
+  }
   show(0, FIRST);
-  if (terms.length <= FIRST) return box;
   const rest = terms.slice(FIRST).reduce((sum, { value }) => sum + value, 0);
   const most = Math.min(terms.length, MOST_SHOWN);
   const more = el("p", { class: "more" }, el("span", { class: "quiet" }, `${count(terms.length - FIRST)} smaller terms, together `, el("span", { class: "num" }, number(rest)), " "),
@@ -403,7 +410,10 @@ function nudge(here, gradient) {
     if (busy) return;
     const h = Number(input.value.trim().replace("−", "-"));
     problem.hidden = true;
-    if (!Number.isFinite(h) || h === 0) return fail(problem, "h is a number other than 0");
+    if (!Number.isFinite(h) || h === 0) {
+      outcome.replaceChildren();
+      return fail(problem, "h is a number other than 0");
+    }
     busy = true;
     try {
       const { loss, base } = await store.nudge(here.name, here.index, h);
@@ -423,7 +433,7 @@ function nudge(here, gradient) {
     event.preventDefault();
     ask();
   } }, el("label", {}, "h = ", input), slider, el("button", { class: "plain" }, "Add h"));
-  return section("nudge", "Nudge it", el("p", { class: "quiet" }, "Add h to this number alone: does the loss change by gradient × h?"), form, problem, outcome);
+  return section("nudge", "Nudge it", el("p", { class: "quiet" }, "Add h to this number alone, in float64: does the loss change by gradient × h?"), form, problem, outcome);
 }
 
 function fail(problem, text) {

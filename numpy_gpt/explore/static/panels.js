@@ -64,34 +64,39 @@ async function pulls(route, onToken) {
   const weights = await Promise.all(heads.map(async (h) => (await store.slice(which === "v" ? "values" : "grads", `${prefix}${which === "v" ? "probs" : "scores"}`, [0, h, null, null])).data));
   const mask = which === "v" && store.summary.arrays.masks?.[`${prefix}probs`] ? await Promise.all(heads.map(async (h) => (await store.slice("masks", `${prefix}probs`, [0, h, null, null])).data)) : null;
   const other = which === "v" ? await store.array("grads", `${prefix}heads`) : await store.array("values", `${prefix}${which === "k" ? "q" : "k"}`);
-  const length = (h, t) => {
-    let sum = 0;
-    for (let d = 0; d < HS; d += 1) sum += other.data[which === "v" ? t * C + h * HS + d : (h * T + t) * HS + d] ** 2;
-    return Math.sqrt(sum);
-  };
+  const offset = (h, t) => (which === "v" ? t * C + h * HS : (h * T + t) * HS);
   const scale = which === "v" ? 1 : 1 / Math.sqrt(HS);
   const noun = { q: "query", k: "key", v: "value" }[which];
   const last = block === store.summary.config.n_layers - 1;
   return followed("pulls broad", onToken, ui.token ?? tokenOf(route.name, route.index ?? []) ?? Math.min(3, T - 1), (token) => {
     const partners = which === "q" ? [...Array(token + 1).keys()] : [...Array(T - token).keys()].map((i) => i + token);
-    const part = (h, x) => {
+    const weight = (h, x) => {
       const at = which === "q" ? token * T + x : x * T + token;
-      return Math.abs(weights[h][at] * (mask ? mask[h][at] : 1)) * length(h, x) * scale;
+      return weights[h][at] * (mask ? mask[h][at] : 1) * scale;
     };
-    const rows = partners.map((x) => ({ x, by: heads.map((h) => part(h, x)) })).map((row) => ({ ...row, all: Math.hypot(...row.by) })).sort((a, b) => b.all - a.all);
-    const most = rows[0]?.all || 1;
+    const whole = heads.map((h) => Float64Array.from({ length: HS }, (_, d) => partners.reduce((sum, x) => sum + weight(h, x) * other.data[offset(h, x) + d], 0)));
+    const square = whole.reduce((sum, part) => sum + part.reduce((of, x) => of + x * x, 0), 0);
+    const share = (h, x) => (square ? (weight(h, x) * whole[h].reduce((sum, g, d) => sum + g * other.data[offset(h, x) + d], 0)) / square : 0);
+    const rows = partners.map((x) => ({ x, by: heads.map((h) => share(h, x)) })).map((row) => ({ ...row, all: row.by.reduce((a, b) => a + b, 0) })).sort((a, b) => Math.abs(b.all) - Math.abs(a.all));
+    const rest = rows.splice(FIRST);
+    const most = Math.abs(rows[0]?.all) || 1;
     const cell = (row, h) => {
       const [q, k] = which === "q" ? [token, row.x] : [row.x, token];
-      return el("td", { class: "num" }, el("a", { href: link(which === "v" ? `${prefix}probs` : `${prefix}scores`, [0, h, q, k], which !== "v"), title: which === "v" ? "The attention weight it is multiplied by" : "The gradient of the score" }, number(row.by[h], 2)));
+      return el("td", { class: "num" }, el("a", { href: link(which === "v" ? `${prefix}probs` : `${prefix}scores`, [0, h, q, k], which !== "v"), title: which === "v" ? "The attention weight it is multiplied by" : "The gradient of the score" }, signed(row.by[h])));
     };
     return [
       el("h2", {}, `Where the ${noun}’s gradient of token ${token} `, el("bdi", {}, quoted(pieceAt(token))), " comes from"),
-      el("p", { class: "quiet" }, which === "q" ? "Its gradient is a sum over the keys it looked at; below, the length of each part." : ["Its gradient is a sum over the tokens that looked at it, each of which predicts its own target; below, the length of each part. ", last ? "This is the last block: each part comes from that one target alone." : "Each part also carries the losses of later tokens, through the blocks above."]),
-      el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, which === "q" ? "key" : "looked from"), which === "q" ? null : el("th", {}, "target"), el("th", {}, "length"), el("th"), NH <= 8 ? heads.map((h) => el("th", {}, `head ${h}`)) : null)),
-        el("tbody", {}, rows.slice(0, 8).map((row) => el("tr", {}, el("th", { scope: "row" }, `${row.x} `, el("bdi", {}, quoted(pieceAt(row.x)))), which === "q" ? null : el("td", {}, el("bdi", {}, quoted(targetAt(row.x)))),
-          el("td", { class: "num" }, el("b", {}, number(row.all, 3))), el("td", { class: "wide-cell" }, bar(row.all / most)), NH <= 8 ? heads.map((h) => cell(row, h)) : null))))];
+      el("p", { class: "quiet" }, which === "q" ? "It is a sum over the keys that the token looked at. " : ["It is a sum over the tokens that looked at this one, each of which predicts its own target. ", last ? "This is the last block: each part comes from that one target alone. " : "Each part also carries the losses of later tokens, through the blocks above. "],
+        "A part’s share is its component along the whole gradient, divided by the whole’s length: the shares add up to 1, and a negative one pulls the other way."),
+      el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, which === "q" ? "key" : "looked from"), which === "q" ? null : el("th", {}, "target"), el("th", {}, "share"), el("th"), NH <= 8 ? heads.map((h) => el("th", {}, `head ${h}`)) : null)),
+        el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row" }, `${row.x} `, el("bdi", {}, quoted(pieceAt(row.x)))), which === "q" ? null : el("td", {}, el("bdi", {}, quoted(targetAt(row.x)))),
+          el("td", { class: "num" }, el("b", {}, signed(row.all))), el("td", { class: "wide-cell" }, bar(Math.abs(row.all) / most, row.all < 0 ? "negative" : "")), NH <= 8 ? heads.map((h) => cell(row, h)) : null)),
+        rest.length ? el("tr", { class: "quiet" }, el("th", { scope: "row", colspan: which === "q" ? 1 : 2 }, `${rest.length} others`), el("td", { class: "num" }, signed(rest.reduce((sum, row) => sum + row.all, 0)))) : null))];
   });
 }
+
+const FIRST = 8; // rows of a table
+const signed = (share) => (Number.isFinite(share) ? `${(share * 100).toFixed(1).replace("-", "−")} %` : "nan");
 
 /** What the model would say if it stopped here, for each token. */
 function lens(route, onToken) {
@@ -103,7 +108,7 @@ function lens(route, onToken) {
     top.map((next) => el("td", { class: next.id === targets[0][t] ? "right" : null }, el("bdi", {}, quoted(next.piece)), " ", el("span", { class: "num quiet" }, percent(next.p)))),
     el("td", {}, el("bdi", {}, quoted(targetAt(t)))), el("td", { class: "num" }, percent(here.targetP[t]))));
   box.append(el("h2", {}, "What would the model say if it stopped here?"),
-    el("p", { class: "quiet" }, "The final norm and the head applied to this stream (the logit lens)", `: mean loss ${decimal(here.loss, 4)} instead of ${decimal(store.summary.loss, 4)}. The true next token is marked.`),
+    el("p", { class: "quiet" }, "The final norm and the head applied to this stream (the logit lens)", here === store.summary.lens.at(-1) ? ": of the last stream it is what the model says. " : `: mean loss ${decimal(here.loss, 4)} instead of ${decimal(store.summary.loss, 4)}. `, "The true next token is marked."),
     el("div", { class: "tall" }, el("table", { class: "lens" }, el("thead", {}, el("tr", {}, el("th", {}, "after"), el("th", {}, "first"), el("th", {}, "second"), el("th", {}, "third"), el("th", {}, "true next"), el("th", {}, "p(true)"))), el("tbody", {}, rows))));
   onToken.push((t) => rows.forEach((row, at) => row.classList.toggle("chosen", at === t)));
   return box;

@@ -161,7 +161,7 @@ function axesOf(name, head) {
   if (shape.length === 2) {
     const row = named[0] === "token" ? token : named[0] === "id" ? (r) => (pieceOf(r) === undefined ? `id ${r}` : `${r} ${piece(trimmed(pieceOf(r)))}`) : (r) => `${named[0]} ${r}`;
     const byHead = /W_(query|key|value)\.weight$/.test(name);
-    return { rows: shape[0], cols: shape[1], index: (r, c) => [r, c], cell: ([r, c]) => [r, c], rowLabel: byHead ? (r) => part(name, "output", r) : row, colLabel: feature,
+    return { rows: shape[0], cols: shape[1], index: (r, c) => [r, c], cell: ([r, c]) => [r, c], rowLabel: byHead ? (r) => (r % 8 ? String(r) : part(name, "output", r)) : row, colLabel: feature,
       rowRoom: named[0] === "id" ? 104 : 0, rowGroups: byHead ? HS : 0, groups: /out_proj\.weight$/.test(name) ? HS : 0, groupLabel: ofHead, colTitle: named[1] === "input" ? "input feature" : "feature" };
   }
   const wide = Math.min(32, shape[0]);
@@ -282,6 +282,7 @@ function heat(route, at, kind, source, size, readout) {
   const { name } = route;
   const gradient = kind !== "value";
   const say = (cell) => {
+    if (!view) return; // the focus leaves a map that is gone
     for (const map of view.maps) if (map !== made) map.mark(cell);
     if (!cell) return void (readout.textContent = IDLE);
     const words = label(name, at.index(...cell)).replace(/^[^·]+· (block \d+ · )?/, "");

@@ -476,13 +476,25 @@ function rounded(partials) {
 
 /**
  * The number that "follow the largest term" goes to, or null at the end: a gradient leads to the gradient below it and
- * so to the loss, the loss to the logits, and a value to what made it, up to a parameter or a token's id.
+ * so to the loss, the loss to the token that adds most to it, and a value to what made it, up to a parameter or a token's id.
  */
 export function next(explanation, { name, index, gradient }) {
   if (name === "loss" && gradient) return { name, index, gradient: false };
+  if (name === "loss") return worst(explanation.terms);
   const inputs = explanation?.terms[0]?.inputs ?? [];
   const rank = (input) => (input.gradient ? 0 : /^(tokens|targets)$/.test(input.name) ? 1 : 2);
   return [...inputs].sort((a, b) => rank(a) - rank(b))[0] ?? null;
+}
+
+/** The target's logit of the token that adds most to the loss. */
+function worst(terms) {
+  const losses = new Map(); // position -> [its part of the loss, its target's logit]
+  for (const { value, factors, inputs: [logit] } of terms) {
+    const position = logit.index.slice(0, 2).join();
+    const [sum, target] = losses.get(position) ?? [0, null];
+    losses.set(position, [sum + value, factors[1] < 0 ? logit : target]);
+  }
+  return [...losses.values()].reduce((a, b) => (b[0] > a[0] ? b : a))[1];
 }
 
 /** Why a gradient is exactly 0, in one sentence; null where it just came out as 0. */

@@ -42,8 +42,11 @@ export const changeOf = (from, to, digits) => (from === null || to === null ? "n
 /** An array's norm divided by the square root of the number of its finite elements. */
 export const perElement = (facts) => facts.norm / Math.sqrt(facts.finite || 1);
 
+/** What there is to say of an operation: title, says, saysBackward, forward and backward. */
+export const formulaOf = ({ kind, parameters }) => store.summary.formulas[kind === "linear" && parameters.length === 1 ? "linear:unbiased" : kind];
+
 /** What an operation is called. */
-export const title = (operation) => store.summary.formulas[operation.kind].title;
+export const title = (operation) => formulaOf(operation).title;
 
 export const ONLY_SERVED = "This page is a file. The served page can do it: numpy-gpt explore CHECKPOINT TEXT";
 
@@ -108,10 +111,10 @@ export function axes(name) {
   return ["text", "token", "feature"];
 }
 
-/** The head that a row of W_query, W_key or W_value belongs to; null for other parameters. */
+/** The head that a row of W_query, W_key or W_value, or a feature of att.heads belongs to; null for other arrays. */
 export function headOfOutput(name, i) {
   const { n_heads: NH, emb_dim: C } = store.summary.config;
-  return /att\.W_(query|key|value)\./.test(name) ? Math.floor(i / (C / NH)) : null;
+  return /att\.(W_(query|key|value)\.|heads$)/.test(name) ? Math.floor(i / (C / NH)) : null;
 }
 
 /** Whether a tensor is a pattern: a number for each query and key. */
@@ -127,7 +130,7 @@ export function tokenOf(name, index) {
 export function part(name, axis, i) {
   if (axis === "token" || axis === "key") return `${axis} ${i} ${quoted(pieceAt(i))}`;
   if (axis === "id") return pieceOf(i) === undefined ? `id ${i}` : `id ${i} ${quoted(pieceOf(i))}`;
-  const head = axis === "output" ? headOfOutput(name, i) : null;
+  const head = axis === "output" || axis === "feature" ? headOfOutput(name, i) : null;
   return head === null ? `${axis} ${i}` : `${axis} ${i} (head ${head})`;
 }
 
