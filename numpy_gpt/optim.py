@@ -61,11 +61,13 @@ class AdamW:
         self._check_settings()
         for name, p in self.params.items():
             m, g = self.m.get(name), grads.get(name)
+            if not isinstance(p, np.ndarray | np.generic):
+                raise InputError(f"AdamW: {name} is {type(p).__name__}: give an array of floating-point numbers")
             if m is None or m.shape != p.shape or m.dtype != p.dtype:
                 began = "it was missing" if m is None else f"it was {m.dtype} {m.shape}"
                 raise InputError(f"AdamW: {name} is {p.dtype} {p.shape}, {began} at first: make another optimiser")
-            if g is None or g.shape != p.shape:
-                found = "no gradient" if g is None else g.shape
+            if not isinstance(g, np.ndarray | np.generic) or g.shape != p.shape:
+                found = "no gradient" if g is None else getattr(g, "shape", type(g).__name__)
                 raise InputError(f"AdamW: {name} has shape {p.shape}, its gradient: {found}")
             if g.dtype != p.dtype:
                 raise InputError(f"AdamW: {name} is {p.dtype}, its gradient {g.dtype}: use one dtype")
@@ -96,7 +98,7 @@ class AdamW:
 
     def _check_memory(self, grads: Params) -> None:
         """Call check_updatable, unless it has seen these very parameters and the gradients lie in other memory."""
-        params, others = list(self.params.values()), memory(grads.values())
+        params, others = list(self.params.values()), memory(grads[name] for name in self.params)
         seen = len(params) == len(self._checked) and all(map(operator.is_, params, self._checked))
         apart = not self._memory & others and FOREIGN not in self._memory | others
         if not (seen and apart and all(p.flags.writeable for p in params)):

@@ -91,6 +91,9 @@ def trace(
     Raises InputError for ids that do not fit the model, and for a replacement of an unknown name, of another shape or
     without numbers.
     """
+    if not isinstance(replace, Mapping | None):
+        raise InputError(f"replace: give a dict from names to arrays or functions, not {type(replace).__name__}")
+    model._check_parameters()
     replace = dict(replace or {})
     names = [operation.output for operation in operations(model.config)[:-1]]
     for name in replace:
@@ -133,6 +136,8 @@ class _Pass:
             raise InputError(
                 f"replace: {name} has shape {array.shape}, its replacement rows of different lengths"
             ) from error
+        except (TypeError, RuntimeError) as error:  # another library's array
+            raise InputError(f"replace: {name} has shape {array.shape}, its replacement fails: {error}") from error
         if put.dtype.kind not in "biuf":
             found = "None: return the array" if new is None and callable(made) else "not an array of numbers"
             raise InputError(f"replace: {name} has shape {array.shape}, its replacement is {found}")
@@ -210,12 +215,12 @@ class _Pass:
         y, cache = attention.attention_forward(q, k, v, mask)
         s = product(q / math.sqrt(HS), k.mT)  # (B, NH, T, T)
         s[..., np.triu(np.ones((T, T), bool), k=1)] = -np.inf
-        *_, lse, _ = cache
         s = self.keep(f"{at}att.scores", s)
-        if f"{at}att.scores" in self._replace:
-            lse = np.logaddexp.reduce(s, axis=-1, keepdims=True)
-        self.t.caches[f"{at}att.probs"] = lse
-        p = self.keep(f"{at}att.probs", np.exp(s - lse))
+        largest = s.max(axis=-1, keepdims=True)  # (B, NH, T, 1)
+        e = np.exp(s - largest)
+        total = e.sum(axis=-1, keepdims=True)  # (B, NH, T, 1)
+        self.t.caches[f"{at}att.probs"] = largest, total
+        p = self.keep(f"{at}att.probs", e / total)
         replaced = not {f"{at}att.scores", f"{at}att.probs"}.isdisjoint(self._replace)
         if replaced:
             y = product(p if mask is None else p * mask, v)

@@ -519,7 +519,8 @@ def test_a_large_heat_map_shows_the_arrays_numbers(large, name, gradient):
     assert array.nbytes > 4 << 20
     made.evaluate(f"location.hash = '#{'grad:' if gradient else ''}trf_blocks.0.{name}'")
     made.wait_for_function("(name) => document.querySelector('#view h1')?.innerText.startsWith(name)", arg=name)
-    made.wait_for_selector("#view .tensor canvas")
+    kind = "Gradient of the loss" if gradient else "Value"
+    made.wait_for_selector(f"#view .figure-head b:text-is('{kind}')")
     canvas = made.locator("#view .tensor .heat canvas").first
     matrix = (
         array[0].swapaxes(0, 1).reshape(len(array[0, 0]), -1) if array.ndim == 4 else array.reshape(-1, array.shape[-1])

@@ -26,7 +26,7 @@ def run_without(package, *command):
         ("torch", ("torch_gpt", "--help"), f"torch-gpt needs PyTorch: {INSTALL} '.[torch]'"),
         ("torch", ("torch_gpt", "pretrain"), f"torch-gpt needs PyTorch: {INSTALL} '.[torch]'"),
         ("torch", ("parity_tests", "report", "--out", "."), f"parity_tests needs torch: {INSTALL} '.[test]'"),
-        ("hypothesis", ("parity_tests", "check", "--help"), "parity_tests needs hypothesis: pip install"),
+        ("hypothesis", ("parity_tests", "check", "--help"), f"parity_tests needs hypothesis: {INSTALL}"),
         ("pytest", ("parity_tests", "museum"), f"parity_tests needs pytest: {INSTALL} '.[test]'"),
     ],
 )

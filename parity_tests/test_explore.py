@@ -32,7 +32,7 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.explain.operations import operations
 from numpy_gpt.explore import file as as_file
 from numpy_gpt.explore import payload, server, sources
-from numpy_gpt.explore.file import page_html
+from numpy_gpt.explore.file import page_html, write_page
 from numpy_gpt.explore.payload import GROUPS, Page, parse_slice, read_text, stats
 from numpy_gpt.explore.reference import stamp_of, torch_arrays
 from numpy_gpt.explore.server import Pages, Served, listen
@@ -155,6 +155,11 @@ def test_summary_says_what_the_trace_found(model, page, summary):
                 assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-9), (group, name, key)
 
 
+def test_a_norm_that_overflows_is_none():
+    assert stats(np.full(4, 1e200))["norm"] is None
+    assert stats(np.full(2_000_000, 1.3e151))["norm"] is None
+
+
 def test_the_norm_of_large_float32_numbers_is_finite():
     assert stats(np.full(4, 3e30, np.float32))["norm"] == pytest.approx(6e30)
     assert stats(np.full(4, 3e-30, np.float32))["norm"] == pytest.approx(6e-30)
@@ -166,9 +171,20 @@ def test_caches_are_what_their_names_say(page):
     norm = x_hat * t.params[f"{b}norm1.scale"] + t.params[f"{b}norm1.shift"]
     assert np.allclose(norm, t.values[f"{b}norm1"], atol=1e-5)
     assert np.allclose(found[f"{b}norm1.rstd"], 1 / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-5), rtol=1e-4)
-    assert np.array_equal(np.exp(t.values[f"{b}att.scores"] - found[f"{b}att.probs.lse"]), t.values[f"{b}att.probs"])
+    assert np.array_equal(
+        np.exp(t.values[f"{b}att.scores"] - found[f"{b}att.probs.max"]) / found[f"{b}att.probs.total"],
+        t.values[f"{b}att.probs"],
+    )
     assert np.array_equal(t.grads[f"{b}ff.act"] * found[f"{b}ff.act.slope"], t.grads[f"{b}ff.pre"])
-    blocks = {"norm1.x_hat", "norm1.rstd", "att.probs.lse", "norm2.x_hat", "norm2.rstd", "ff.act.slope"}
+    blocks = {
+        "norm1.x_hat",
+        "norm1.rstd",
+        "att.probs.max",
+        "att.probs.total",
+        "norm2.x_hat",
+        "norm2.rstd",
+        "ff.act.slope",
+    }
     assert {name.removeprefix(b) for name in found if name.startswith(b)} == blocks
 
 
@@ -764,6 +780,16 @@ def test_a_torch_that_fails_is_a_sentence(page, tmp_path):
         torch_arrays(file, stamp_of(file), page, lambda: None)
 
 
+def test_torchs_process_ends_with_the_one_that_asks(checkpoint):
+    """Also if that one is killed: the ids never come."""
+    pytest.importorskip("torch")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as parent:
+        command = [sys.executable, "-m", "torch_gpt", "explore", str(checkpoint), "--parent", str(parent.pid)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+            assert child.wait(60) == 1
+        parent.kill()
+
+
 def test_a_torch_that_fails_is_asked_once(page):
     asked = []
 
@@ -890,6 +916,8 @@ def test_unusable_input_is_one_sentence_and_exit_code_2(checkpoint, tmp_path):
         taken.listen()
         cases = [
             ((tmp_path / "nowhere", TEXT), "does not exist"),
+            (("", TEXT), "an empty path names no checkpoint"),
+            ((checkpoint, TEXT, "--out", tmp_path / f"{'x' * 220}.html"), "a name of at most 200 bytes"),
             ((tmp_path / "gpt2-124M", TEXT), "(to fetch GPT-2: numpy-gpt download 124M)"),
             ((checkpoint, ""), "empty"),
             ((checkpoint, "a"), "one token"),
@@ -921,7 +949,7 @@ def test_a_missing_extra_is_said(checkpoint, monkeypatch, package):
     assert result.stderr == f"Error: the page needs {package}: {sys.executable} -m pip install -e '.[explore]'\n"
 
 
-@pytest.mark.parametrize(("flags", "asked", "word"), [((), True, "Opened"), (("--no-browser",), False, "Open")])
+@pytest.mark.parametrize(("flags", "asked", "word"), [((), True, "Opening"), (("--no-browser",), False, "Open")])
 def test_address_is_printed_and_opened(checkpoint, monkeypatch, flags, asked, word):
     opened = []
     browser = SimpleNamespace(open=lambda address: not opened.append(address))
@@ -930,6 +958,27 @@ def test_address_is_printed_and_opened(checkpoint, monkeypatch, flags, asked, wo
     result = run(checkpoint, TEXT, *flags)
     assert (result.exit_code, result.output) == (0, f"{word} http://here/ in a browser; Ctrl-C stops the server\n")
     assert opened == (["http://once"] if asked else [])
+
+
+def test_a_file_made_meanwhile_is_kept(page, tmp_path, monkeypatch):
+    out = tmp_path / "page.html"
+    real = as_file.page_html
+
+    def slow(page):
+        out.write_text("precious")
+        return real(page)
+
+    monkeypatch.setattr(as_file, "page_html", slow)
+    with pytest.raises(InputError, match="exists already"):
+        write_page(page, out)
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == {out: "precious"}
+
+
+def test_an_unusable_browser_variable_is_no_error(checkpoint, monkeypatch):
+    monkeypatch.setenv("BROWSER", "foo '%s")
+    monkeypatch.setattr(server, "serve", lambda pages, sock, ready: ready(Served(None, "http://here/", "http://once")))
+    result = run(checkpoint, TEXT)
+    assert (result.exit_code, result.output) == (0, "Open http://here/ in a browser; Ctrl-C stops the server\n")
 
 
 @pytest.mark.parametrize("kind", ["none", "broken", "terminal"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -311,6 +312,54 @@ def test_an_explanation_prints_its_terms_their_sum_and_the_number():
     long = t.explain("final_norm.scale", (3,), gradient=True)
     assert len(long.terms) == 12
     assert "d final_norm[1, 0, 3], x̂ of trf_blocks.1.resid_post[1, 0, 3]" in str(long)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e8])
+def test_probabilities_of_huge_scores_are_probabilities(size):
+    """The operation's scores, in blocks of queries, have other bits than those of all queries at once."""
+    config = GPTConfig(vocab_size=50, context_length=256, emb_dim=64, n_heads=4, n_layers=1, drop_rate=0.0)
+    model, rng = GPT(config, seed=1), np.random.default_rng(0)
+    for name in ("W_query", "W_key"):
+        model.params[f"trf_blocks.0.att.{name}.weight"] *= np.float32(size**0.5)
+    ids = rng.integers(0, 50, (1, 201))
+    t = trace(model, ids[:, :-1], ids[:, 1:])
+    p, at = t.values["trf_blocks.0.att.probs"], "trf_blocks.0.att."
+    scores = t.values[f"{at}scores"]
+    assert np.abs(scores[np.isfinite(scores)]).max() > size
+    assert p.max() <= 1
+    assert np.abs(p.sum(axis=-1) - 1).max() < 1e-5
+    for index in rng.integers(0, (1, 4, 200, 200), (50, 4)):
+        assert t.explain(f"{at}probs", tuple(index)).error <= 64
+        assert t.explain(f"{at}heads", (0, index[2], index[3] % 64)).error <= 64
+
+
+@pytest.mark.parametrize("index", [np.array(3), (True, 0, 0), np.array([0.0, 0, 0]), "012", None])
+def test_an_index_that_is_none_is_refused(index):
+    t = trace(UNTIED.model(), *UNTIED.batch())
+    with pytest.raises(InputError, match=r"^explain: emb has shape \(2, 6, 12\), so index is 3 whole numbers"):
+        t.explain("emb", index)
+    assert t.explain("emb", np.array([0, 1, 2])).stored == t.values["emb"][0, 1, 2]
+    with pytest.raises(InputError, match=r"^explain: there is no"):
+        t.explain(np.array(["emb", "logits"]), (0, 0, 0))
+
+
+def test_a_rebound_parameter_that_is_no_array_is_named():
+    model = UNTIED.model()
+    model.params["final_norm.scale"] = 1.0
+    with pytest.raises(InputError, match=r"final_norm\.scale"):
+        trace(model, *UNTIED.batch())
+
+
+@pytest.mark.parametrize("replace", [[1], "emb", 5])
+def test_replacements_that_are_no_dict_are_refused(replace):
+    with pytest.raises(InputError, match=r"^replace: give a dict from names to arrays or functions, not "):
+        trace(UNTIED.model(), *UNTIED.batch(), replace=replace)
+
+
+def test_a_tensor_that_requires_a_gradient_is_refused_as_a_replacement():
+    put = {"emb": torch.zeros(2, 6, 12, requires_grad=True)}
+    with pytest.raises(InputError, match=r"^replace: emb has shape \(2, 6, 12\), its replacement fails: .*detach"):
+        trace(UNTIED.model(), *UNTIED.batch(), replace=put)
 
 
 def test_a_factor_that_is_not_its_inputs_number_says_what_it_is():

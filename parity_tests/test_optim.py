@@ -581,6 +581,19 @@ def test_unusable_settings_are_refused_before_a_step(name, value):
             torch.optim.AdamW([torch.zeros(1, requires_grad=True)], **{name: value})
 
 
+@pytest.mark.parametrize("put", [None, 1.0, [1.0, 1.0, 1.0]])
+def test_what_is_no_array_is_named(put):
+    params = {"a": np.ones(3), "b": np.ones(3)}
+    ours = optim.AdamW(params)
+    with pytest.raises(InputError, match=r"^AdamW: b has shape \(3,\), its gradient: "):
+        ours.step({"a": np.ones(3), "b": put})
+    ours.step({"a": np.ones(3), "b": np.ones(3), "c": put})
+    params["b"] = put
+    with pytest.raises(InputError, match=f"^AdamW: b is {type(put).__name__}: give an array"):
+        ours.step({"a": np.ones(3), "b": np.ones(3)})
+    assert ours.t == 1
+
+
 @pytest.mark.parametrize(
     "betas", [(0.9,), (0.9, 0.9, 0.9), 0.9, None, ("a", 0.9), (0.9, math.nan), (0.9, 1), (-0.1, 0.9)]
 )

@@ -75,10 +75,10 @@ def chapter5_command(text: str, quick: bool) -> None:
 
 @main.command("explore", hidden=True)
 @click.argument("checkpoint", type=PATH)
-@click.argument("file", type=PATH)
-def explore_command(checkpoint: Path, file: Path) -> None:
-    """The torch column of `numpy-gpt explore`: tokens and targets on stdin, every activation and gradient to FILE."""
-    write_pass(checkpoint, file)
+@click.option("--parent", type=int, required=True, help="The process that asks, and with which this one ends.")
+def explore_command(checkpoint: Path, parent: int) -> None:
+    """The torch column of `numpy-gpt explore`: tokens and targets on stdin, all activations and gradients to stdout."""
+    write_pass(checkpoint, parent)
 
 
 if __name__ == "__main__":

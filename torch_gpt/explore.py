@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from numpy_gpt.config import GPTConfig
@@ -59,8 +62,12 @@ def traced(
     return kept, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def write_pass(checkpoint: Path, file: Path) -> None:
-    """The pass of the tokens and targets on stdin, as JSON, to a safetensors file: values/NAME and grads/NAME."""
+def write_pass(checkpoint: Path, parent: int) -> None:
+    """The pass of the tokens and targets on stdin, as JSON, to stdout as safetensors: values/NAME and grads/NAME.
+
+    Ends with the process `parent`, which may be killed at any moment.
+    """
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     tokens, targets = (torch.tensor(ids) for ids in json.load(sys.stdin))
     config, stored = load_params(checkpoint)
     params: dict[str, Tensor] = dict(from_params(config, stored).named_parameters())
@@ -69,4 +76,11 @@ def write_pass(checkpoint: Path, file: Path) -> None:
     found = {f"values/{name}": x.detach() for name, x in values.items()}
     for name, x in (values | params).items():
         found[f"grads/{name}"] = torch.zeros_like(x) if x.grad is None else x.grad
-    save_file({name: x.contiguous().clone() for name, x in found.items()}, file)
+    with open(1, "wb", closefd=False) as out:  # sys.stdout is for text
+        out.write(save({name: x.contiguous().clone() for name, x in found.items()}))
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)

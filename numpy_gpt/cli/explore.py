@@ -10,9 +10,8 @@ import click
 from numpy_gpt.cli.flags import PATH, Count
 from numpy_gpt.cli.info import enough_memory
 from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
-from numpy_gpt.console import Report
+from numpy_gpt.console import Report, printable
 from numpy_gpt.errors import InputError, install
-from numpy_gpt.io.paths import kind_of
 from numpy_gpt.tokenizer import ENCODINGS
 from numpy_gpt.weights.checkpoint import find_model, load, read_header
 
@@ -53,7 +52,7 @@ def explore_command(
     """
     if missing := [name for name in EXTRA if find_spec(name) is None]:
         raise InputError(f"the page needs {', '.join(missing)}: {install('explore')}")
-    from numpy_gpt.explore.file import check_fits, write_page
+    from numpy_gpt.explore.file import check_fits, check_new_file, write_page
     from numpy_gpt.explore.payload import Page, read_text
     from numpy_gpt.explore.reference import stamp_of, torch_arrays, torch_is_here
     from numpy_gpt.explore.server import Pages, Served, listen, serve
@@ -68,7 +67,7 @@ def explore_command(
         check_fits(header.config, next(iter(header.tensors.values())).dtype.itemsize)
     ids = read_text(words, header.config, text, targets)
     sock = None if out is not None else listen(port or 0)
-    report = Report(required=True)
+    report = Report(required=out is None)  # a page in a file is the result, whatever becomes of the last line
     with report.status() as progress, enough_memory(header.config, 16, "showing every activation and gradient"):
         progress("reading the model")
         file = find_model(checkpoint)
@@ -85,25 +84,17 @@ def explore_command(
             pages = Pages(page, torch)
     if sock is None:
         assert out is not None
-        report.line(f"Saved {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser, no network needed")
+        report.line(
+            f"Saved {printable(str(out))} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser, no network needed"
+        )
         return
 
     def ready(served: Served) -> None:
         opened = not no_browser and open_browser(served.once)
-        report.line(f"{'Opened' if opened else 'Open'} {served.address} in a browser; Ctrl-C stops the server")
+        report.line(f"{'Opening' if opened else 'Open'} {served.address} in a browser; Ctrl-C stops the server")
 
     with sock:
         serve(pages, sock, ready)
-
-
-def check_new_file(out: Path) -> None:
-    """Raise InputError unless a new HTML file can be written here."""
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--out {out}: give a name that ends in .html, or browsers show the page as text")
-    if kind_of(out) != "missing":
-        raise InputError(f"{out} exists already: choose another name for the page")
-    if kind_of(out.parent) != "folder":
-        raise InputError(f"{out.parent} is not a folder: create it first, or choose another place for the page")
 
 
 def open_browser(address: str) -> bool:
@@ -113,5 +104,5 @@ def open_browser(address: str) -> bool:
         if type(browser).__name__ in ("GenericBrowser", "Elinks"):  # w3m, lynx and the like
             return False
         return browser.open(address)
-    except (webbrowser.Error, OSError):
+    except (webbrowser.Error, OSError, ValueError):  # ValueError: of an unusable $BROWSER
         return False

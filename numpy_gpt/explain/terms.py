@@ -57,12 +57,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How one number came about. stored: the number; terms: what it is the sum of, the largest first."""
+    """How one number is computed. stored: the number; terms: what it is the sum of, the largest first.
+
+    eps, tiny: the relative rounding and the smallest normal number of the pass's dtype.
+    """
 
     what: Input
     stored: float
     terms: tuple[Term, ...]
     eps: float
+    tiny: float
 
     @property
     def sum(self) -> float:
@@ -70,12 +74,12 @@ class Explanation:
 
     @property
     def error(self) -> float:
-        """|sum − stored| in units of eps · Σ |terms|, eps being that of the pass's dtype; 0 if they are equal."""
-        if self.sum == self.stored:
-            return 0.0
+        """|sum − stored| in units of eps · Σ |terms|; 0 if they are equal but for an underflow."""
         off = abs(self.sum - self.stored)
-        scale = math.fsum(abs(term.value) for term in self.terms) * self.eps
-        return off / scale if scale and math.isfinite(off) else math.inf
+        if self.sum == self.stored or off <= self.tiny:
+            return 0.0
+        scale = _sum(abs(term.value) for term in self.terms) * self.eps
+        return off / scale if scale and math.isfinite(off) and math.isfinite(scale) else math.inf
 
     def rows(self, most: int = 20) -> list[tuple[str, str, str]]:
         """(inputs, factors, product) of the first `most` terms, as text."""
@@ -106,7 +110,7 @@ class Explanation:
 
 
 def _sum(numbers: Iterable[float]) -> float:
-    """The sum, rounded once; NaN for opposite infinities."""
+    """The sum, rounded once; NaN for opposite infinities, and where a partial sum overflows."""
     try:
         return math.fsum(numbers)
     except (ValueError, OverflowError):
@@ -134,8 +138,8 @@ def explain(t: Pass, name: str, index: Sequence[int], gradient: bool = False) ->
     Raises InputError for an unknown name, an index outside the array, and a gradient of a pass without targets.
     """
     known = [*t.values, *t.params, *(["loss"] if t.loss is not None else [])]
-    if name not in known:
-        if name == "loss":
+    if not isinstance(name, str) or name not in known:
+        if isinstance(name, str) and name == "loss":
             raise InputError("explain: without targets there is no loss and no gradient: give trace the targets")
         near = difflib.get_close_matches(str(name), known, 3, 0)
         raise InputError(f"explain: there is no {name!r}; the nearest names are {', '.join(near)}")
@@ -143,8 +147,9 @@ def explain(t: Pass, name: str, index: Sequence[int], gradient: bool = False) ->
         raise InputError("explain: without targets there is no loss and no gradient: give trace the targets")
     rules = _Rules(t)
     array = rules.array(name)
-    at = tuple(index) if isinstance(index, Sequence | np.ndarray) else (index,)
-    if len(at) != array.ndim or not all(isinstance(i, int | np.integer) for i in at):
+    given = index.tolist() if isinstance(index, np.ndarray) else index
+    at = tuple(given) if isinstance(given, Sequence) else (given,)
+    if len(at) != array.ndim or not all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in at):
         raise InputError(f"explain: {name} has shape {array.shape}, so index is {array.ndim} whole numbers, not {at}")
     if not all(-n <= i < n for i, n in zip(at, array.shape, strict=True)):
         raise InputError(f"explain: index {at} is outside {name}, which has shape {array.shape}")
@@ -152,7 +157,8 @@ def explain(t: Pass, name: str, index: Sequence[int], gradient: bool = False) ->
     what = Input(name, at, gradient)
     stored = 1.0 if what == ("loss", (), True) else float((t.grads[name] if gradient else array)[at])
     terms = sorted(rules.gradient(what) if gradient else rules.value(what), key=lambda term: -abs(term.value))
-    return Explanation(what, stored, tuple(terms), float(np.finfo(t.values["logits"].dtype).eps))
+    info = np.finfo(t.values["logits"].dtype)
+    return Explanation(what, stored, tuple(terms), float(info.eps), float(info.tiny))
 
 
 class _Rules:
@@ -334,14 +340,15 @@ class _Rules:
             other = self.at(op.inputs[1 - i], (b, h, s if i == 0 else t, d))
             yield self.term(self.at(op.output, (b, h, t, s), True), other, self.t.config.head_size**-0.5)
 
-    # p = softmax(s): exp(s − lse)
+    # p = softmax(s): exp(s − max) / Σ exp(s − max)
 
     def softmax_value(self, op: Operation, index: Index) -> Iterable[Term]:
         score, name = self.at(op.inputs[0], index)
-        lse = float(self.t.caches[op.output][(*index[:3], 0)])
+        largest, total = (float(a[(*index[:3], 0)]) for a in self.t.caches[op.output])
         seen = self.t.tokens.shape[1] if op.inputs[0] in self.t.replaced else index[2] + 1  # the future is masked
         row = [Input(op.inputs[0], (*index[:3], s)) for s in range(seen) if s != index[3]]
-        yield Term((math.exp(score - lse),), (name, *row), ("exp(s − log Σ exp) of",))
+        p = math.exp(score - largest) / total if score <= largest else math.nan  # NaN: of a pass that overflowed
+        yield Term((p,), (name, *row), ("exp(s − log Σ exp) of",))
 
     def softmax_input(self, op: Operation, index: Index, _: int) -> Iterable[Term]:
         """ds = p · (dp − Σ dp · p)."""

@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -14,11 +15,15 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.explore.payload import GROUPS, Page
 from numpy_gpt.explore.static_files import STATIC, index_html
 from numpy_gpt.io.files import replacing, written
+from numpy_gpt.io.paths import kind_of
 from numpy_gpt.parameters import parameter_shapes
 from numpy_gpt.typing import Array
 
 LARGEST = 48_000_000
 """Bytes of arrays that a file may embed. As text they take up to a third more, which a browser reads in seconds."""
+
+LONGEST_NAME = 200
+"""Bytes of a file's name: while it is written it has a longer one, and file systems allow 255."""
 
 SCRIPT = re.compile(r"<script.*?</script>\s*", re.DOTALL)
 STYLE = re.compile(r"<link rel=\"stylesheet\"[^>]*>")
@@ -38,11 +43,24 @@ def _check_bytes(count: int) -> None:
         )
 
 
+def check_new_file(out: Path) -> None:
+    """Raise InputError unless a new HTML file can be written here."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {out}: give a name that ends in .html, or browsers show the page as text")
+    if len(os.fsencode(out.name)) > LONGEST_NAME:
+        raise InputError(f"--out {out.name:.40}…: choose a name of at most {LONGEST_NAME} bytes")
+    if os.path.lexists(out):
+        raise InputError(f"{out} exists already: choose another name for the page")
+    if kind_of(out.parent) != "folder":
+        raise InputError(f"{out.parent} is not a folder: create it first, or choose another place for the page")
+
+
 def write_page(page: Page, file: Path) -> None:
-    """Write the page to a file, atomically. Raises InputError if it is too large or cannot be written."""
+    """Write the page to a new file, atomically. Raises InputError if it is too large or cannot be written."""
     html = page_html(page)
     with written(file), replacing(file) as path:
         path.write_text(html, "utf-8", newline="\n")
+        check_new_file(file)  # again: another process may have made it meanwhile
 
 
 def page_html(page: Page) -> str:

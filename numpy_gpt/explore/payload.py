@@ -124,6 +124,7 @@ class Page:
             "config": self.model.config.to_dict(),
             "dtype": str(self.model.dtype),
             "eps": float(np.finfo(self.model.dtype).eps),
+            "tiny": float(np.finfo(self.model.dtype).tiny),
             "parameters": sum(array.size for array in t.params.values()),
             "tokens": [tokens],
             "pieces": [self.piece(i) for i in tokens],
@@ -237,7 +238,8 @@ class Page:
         if self._precise is None:
             params = {key: array.astype(np.float64) for key, array in self.trace.params.items()}
             model = GPT.from_params(self.model.config, params)
-            self._precise = model, float(model.loss(ids.tokens, ids.targets))
+            with np.errstate(all="ignore"):
+                self._precise = model, float(model.loss(ids.tokens, ids.targets))
         model, base = self._precise
         array = model.params[name]
         before = array[index]
@@ -262,13 +264,14 @@ class Page:
 
 
 def flat_caches(caches: Mapping[str, Any]) -> Params:
-    """A trace's caches as arrays with names: a LayerNorm's .x_hat and .rstd, GELU's .slope, softmax's .lse."""
+    """A trace's caches by name: a LayerNorm's .x_hat and .rstd, a GELU's .slope, a softmax's .max and .total."""
     found: Params = {}
     for name, cache in caches.items():
         if isinstance(cache, tuple):
-            found[f"{name}.x_hat"], found[f"{name}.rstd"] = cache
+            of = ("max", "total") if name.endswith("probs") else ("x_hat", "rstd")
+            found |= {f"{name}.{of[i]}": array for i, array in enumerate(cache)}
         else:
-            found[f"{name}.{'lse' if name.endswith('probs') else 'slope'}"] = cache
+            found[f"{name}.slope"] = cache
     return found
 
 
@@ -299,7 +302,11 @@ def stats(array: Array) -> dict[str, Any]:
     with np.errstate(all="ignore"):
         mean = flat.mean(dtype=np.float64) if flat.size else 0.0
         parts = np.array_split(flat, -(-flat.size // 65536) or 1)
-        norm = math.sqrt(math.fsum(float(np.vdot(wide, wide)) for wide in (part.astype(np.float64) for part in parts)))
+        squares = (float(np.vdot(wide, wide)) for wide in (part.astype(np.float64) for part in parts))
+        try:
+            norm = math.sqrt(math.fsum(squares))
+        except OverflowError:
+            norm = math.inf
     return {
         "shape": list(array.shape),
         "size": array.size,

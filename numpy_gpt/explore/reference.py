@@ -1,9 +1,9 @@
 """PyTorch's values and gradients of the same pass, in a process of its own: numpy_gpt does not import torch."""
 
 import json
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,39 +33,46 @@ def torch_arrays(checkpoint: Path, stamp: Stamp, page: Page, check_cancelled: Ca
     check_cancelled is called now and then; it raises to cancel. Raises InputError if PyTorch fails, and if the file
     no longer has this stamp: a run in training has saved other weights.
     """
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
-    with tempfile.TemporaryDirectory(prefix="numpy-gpt-") as folder:
-        file = Path(folder, "torch.safetensors")
-        command = [sys.executable, "-P", "-m", "torch_gpt", "explore", str(checkpoint), str(file)]
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,  # a Ctrl-C is for this process, which ends the other
-        ) as process:
-            try:
-                assert process.stdin is not None
-                process.stdin.write(json.dumps([page.ids.tokens.tolist(), page.ids.targets.tolist()]))
-                process.stdin.close()
-                while process.poll() is None:
-                    check_cancelled()
-                    try:
-                        process.wait(0.1)
-                    except subprocess.TimeoutExpired:
-                        continue
-            except BrokenPipeError:
-                process.wait()
-            finally:
-                process.kill()
-        if not checkpoint.is_file() or stamp_of(checkpoint) != stamp:
-            raise InputError(f"{checkpoint} has changed since the page was opened: start numpy-gpt explore again")
-        if process.returncode or not file.is_file():
-            raise InputError(f"PyTorch could not run this pass: try torch-gpt explore {checkpoint} FILE in a terminal")
-        found: dict[str, Params] = {}
-        for key, array in load_file(file).items():
-            group, _, name = key.partition("/")
-            found.setdefault(group, {})[name] = array
-        return found
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "torch_gpt",
+        "explore",
+        str(checkpoint),
+        "--parent",
+        str(os.getpid()),
+        "--debug",
+    ]
+    ids = json.dumps([page.ids.tokens.tolist(), page.ids.targets.tolist()]).encode()
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # a Ctrl-C is for this process, which ends the other
+    ) as process:
+        try:
+            sending: bytes | None = ids
+            while True:
+                check_cancelled()
+                try:
+                    answer, said = process.communicate(sending, 0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    sending = None  # it goes on with the rest
+        finally:
+            process.kill()
+    if not checkpoint.is_file() or stamp_of(checkpoint) != stamp:
+        raise InputError(f"{checkpoint} has changed since the page was opened: start numpy-gpt explore again")
+    if process.returncode:
+        lines = said.decode(errors="replace").split("\n")
+        why = next((line for line in reversed(lines) if line.strip()), f"exit code {process.returncode}")
+        raise InputError(f"PyTorch could not run this pass: {why.strip():.300}")
+    found: dict[str, Params] = {}
+    for key, array in load(answer).items():
+        group, _, name = key.partition("/")
+        found.setdefault(group, {})[name] = array
+    return found

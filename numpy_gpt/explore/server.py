@@ -6,14 +6,19 @@ All arithmetic runs in one thread, one request at a time; arrays are read from a
 import base64
 import hashlib
 import json
+import logging
 import re
 import secrets
 import socket
-from asyncio import get_running_loop
+import threading
+import warnings
+from asyncio import wrap_future
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from errno import EADDRINUSE
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import uvicorn
@@ -48,6 +53,35 @@ class StoppedError(Exception):
 ANOTHER_TEXT = "another text has been run since: reload the page"
 
 
+class Worker:
+    """One thread that computes. The process does not wait for it at its end, as it does for an executor's."""
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        threading.Thread(target=self._run, name="explore", daemon=True).start()
+
+    def submit(self, work: Callable[..., T], *args: Any) -> "Future[T]":
+        future: Future[T] = Future()
+        self._tasks.put((future, partial(work, *args)))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._tasks.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def close(self) -> None:
+        """Cancel what has not begun."""
+        with suppress(Empty):
+            while True:
+                self._tasks.get_nowait()[0].cancel()
+
+
 class Pages:
     """The pass that is shown now, and the thread that computes the next one.
 
@@ -56,7 +90,7 @@ class Pages:
     """
 
     def __init__(self, page: Page, torch: Torch | None = None):
-        self._worker = ThreadPoolExecutor(1, "explore")
+        self._worker = Worker()
         self._torch, self.run, self._ended = torch, 0, False
         self.progress: tuple[int, int] | None = None
         self._worker.submit(self.show, page).result()
@@ -70,7 +104,7 @@ class Pages:
 
     async def compute(self, work: Callable[..., T], *args: Any) -> T:
         """Run this in the one thread that computes."""
-        return await get_running_loop().run_in_executor(self._worker, work, *args)
+        return await wrap_future(self._worker.submit(work, *args))
 
     def read(self, text: str, following: str | None) -> bytes:
         """Show another text's pass and return its summary."""
@@ -118,7 +152,7 @@ class Pages:
 
     def close(self) -> None:
         self._ended = True
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._worker.close()
 
 
 def policy(html: str) -> str:
@@ -383,6 +417,7 @@ def server(pages: Pages, sock: socket.socket) -> Served:
         log_level="critical",
         access_log=False,
         server_header=False,
+        limit_concurrency=200,
         timeout_graceful_shutdown=1,
     )
     root = f"http://{HOST}:{port}"
@@ -392,9 +427,11 @@ def server(pages: Pages, sock: socket.socket) -> Served:
 def serve(pages: Pages, sock: socket.socket, ready: Callable[[Served], None]) -> None:
     """Serve until Ctrl-C. ready is called with what is served, whose addresses can be opened from then on."""
     served = server(pages, sock)
-    ready(served)  # the socket listens already: a browser waits until it is served
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # which reports a flood of connections line by line
     try:
-        with suppress(KeyboardInterrupt):  # uvicorn has closed everything, and raises it again
+        with suppress(KeyboardInterrupt), warnings.catch_warnings():  # uvicorn raises it again when all is closed
+            warnings.filterwarnings("ignore", ".*was never awaited", RuntimeWarning)  # if it comes before the first
+            ready(served)  # the socket listens already: a browser waits until it is served
             served.server.run(sockets=[sock])
     finally:
         pages.close()

@@ -206,6 +206,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def find_model(path: str | os.PathLike[str]) -> Path:
     """The safetensors file with the parameters for path. Raises InputError if there is none."""
+    if not os.fspath(path):
+        raise InputError("an empty path names no checkpoint: give a run folder, or . for the working directory")
     given = Path(path)
     kind = kind_of(given)
     for file in (given, given / MODEL_FILE, given / "checkpoint" / MODEL_FILE):

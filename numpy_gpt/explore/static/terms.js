@@ -256,16 +256,16 @@ const RULES = {
     },
   },
 
-  // p = softmax(s): exp(s − lse)
+  // p = softmax(s): exp(s − max) / Σ exp(s − max)
   softmax: {
     async value(pass, op, [b, h, t, s]) {
       const [scores] = op.inputs;
-      const [score, [lse]] = await together(
-        pass.at(scores, [b, h, t, s]), pass.cache(`${op.output}.lse`, [b, h, t, 0]));
+      const [score, [largest], [total]] = await together(pass.at(scores, [b, h, t, s]),
+        pass.cache(`${op.output}.max`, [b, h, t, 0]), pass.cache(`${op.output}.total`, [b, h, t, 0]));
       const row = range(t + 1).filter((i) => i !== s); // the future is masked
       const others = row.map((i) => ({ name: scores, index: [b, h, t, i], gradient: false }));
-      const p = made([Math.exp(score.number - lse)], [score.input, ...others], ["exp(s − log Σ exp) of"]);
-      return [{ ...p, exponent: [score.number, lse] }];
+      const p = made([Math.exp(score.number - largest) / total], [score.input, ...others], ["exp(s − log Σ exp) of"]);
+      return [{ ...p, exponent: [score.number, largest + Math.log(total)] }];
     },
     // ds = p · (dp − Σ dp · p)
     async input(pass, op, [b, h, t, s]) {
@@ -427,13 +427,13 @@ export async function explain(store, name, index, gradient = false) {
   const order = Uint32Array.from(sizes.keys()).sort((i, j) => sizes[j] - sizes[i] || i - j);
   const sum = exactSum(values);
   const size = exactSum(sizes);
-  return { stored, terms: Array.from(order, (i) => terms[i]), sum, size, error: errorOf(sum, stored, size * store.summary.eps) };
+  return { stored, terms: Array.from(order, (i) => terms[i]), sum, size, error: errorOf(sum, stored, size * store.summary.eps, store.summary.tiny) };
 }
 
-/** |sum − stored| in units of scale; 0 if they are equal, infinite if one is not finite. */
-function errorOf(sum, stored, scale) {
-  if (sum === stored) return 0;
+/** |sum − stored| in units of scale; 0 if they are equal but for an underflow, infinite if one is not finite. */
+function errorOf(sum, stored, scale, tiny) {
   const off = Math.abs(sum - stored);
+  if (sum === stored || off <= tiny) return 0;
   return scale && Number.isFinite(off) ? off / scale : Infinity;
 }
 
