@@ -75,7 +75,7 @@ def chapter5_command(text: str, quick: bool) -> None:
 
 @main.command("explore", hidden=True)
 @click.argument("checkpoint", type=PATH)
-@click.option("--parent", type=int, required=True, help="The process that asks, and with which this one ends.")
+@click.option("--parent", type=AT_LEAST_1, required=True, help="The process that asks, and with which this one ends.")
 def explore_command(checkpoint: Path, parent: int) -> None:
     """The torch column of `numpy-gpt explore`: tokens and targets on stdin, all activations and gradients to stdout."""
     write_pass(checkpoint, parent)
