@@ -35,6 +35,13 @@ def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     return shapes if config.tie_weights else shapes | {"out_head.weight": (V, C)}
 
 
+def parameter_count(config: GPTConfig) -> int:
+    """Elements of all parameters together."""
+    shapes = parameter_shapes(replace(config, n_layers=1))  # all blocks are alike
+    block = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("trf_blocks."))
+    return sum(map(math.prod, shapes.values())) + (config.n_layers - 1) * block
+
+
 def check_shapes(config: GPTConfig, found: Mapping[str, tuple[int, ...]]) -> None:
     """Raise InputError naming the first parameter that is missing, unknown or of the wrong shape."""
     # an absurd n_layers must not build an absurd dictionary

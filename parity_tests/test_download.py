@@ -688,7 +688,7 @@ def gpt2(web, monkeypatch):
     monkeypatch.setattr(download, "SHA256", {f"124M/{name}": hashes[name] for name in MODEL_FILES})
     monkeypatch.setattr(download, "GPT2_FILES", {name: hashes[name] for name in GPT2_FILES})
     length = len(STAND_INS[download.DATA_FILE])
-    monkeypatch.setattr(download, "parameter_shapes", lambda _: {"w": (length // 8, 2)})
+    monkeypatch.setattr(download, "parameter_count", lambda _: length // 4)
     for size in ("124M", "355M"):
         for name, content in STAND_INS.items():
             web.pages[f"{download.ADDRESSES[0]}{size}/{name}"] = content

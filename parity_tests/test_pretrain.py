@@ -1,5 +1,6 @@
 """Pretraining end to end through the commands: both backends, resuming, stopping, and refusals."""
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import torch
 from numpy_gpt import GPT, Generator, GPTConfig, load, save
 from numpy_gpt.cli.main import main as numpy_main
 from numpy_gpt.runs.evaluation import mean_loss
+from numpy_gpt.runs.folder import _sha256 as run_sha256
 from numpy_gpt.runs.losses import COLUMNS, Losses
 from numpy_gpt.runs.settings import Settings
 from numpy_gpt.weights.checkpoint import load_training
@@ -77,6 +79,59 @@ def test_numpy_and_torch_train_alike_from_one_seed(tmp_path, text, flags, drop_r
         return [re.sub(r"   \S+ tokens/s, .* left", "", line) for line in output.splitlines()[1:] if "/" not in line]
 
     assert lines(ours) == lines(theirs)
+
+
+OWN_SIZE = ["--n-layers", 3, "--n-heads", 2, "--emb-dim", 24]
+
+
+@brief
+def test_both_train_a_model_of_an_own_size(tmp_path, text):
+    for name, command in (("numpy", numpy_main), ("torch", torch_main)):
+        output = pretrain(command, text, tmp_path / name, *OWN_SIZE, "--epochs", 1, "--drop-rate", 0.2)
+        assert "model     3x24: 34,224 parameters, 3 layers × 24, 2 heads, context 16" in output
+    assert np.abs(losses(tmp_path / "numpy") - losses(tmp_path / "torch")).max() < 5e-5
+    config = load(tmp_path / "torch").config
+    assert (config.n_layers, config.n_heads, config.emb_dim, config.vocab_size) == (3, 2, 24, 257)
+
+
+@brief
+def test_a_size_overrides_the_named_models(tmp_path, text):
+    flags = ["--model", "124M", "--encoding", "bytes", "--n-layers", 1, "--emb-dim", 24]
+    output = pretrain(numpy_main, text, tmp_path / "run", *flags, "--max-steps", 1)
+    assert "1 layers × 24, 12 heads" in output
+
+
+@brief
+@pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])
+def test_own_size_is_resumed_and_inherited(tmp_path, text, command):
+    out = tmp_path / "run"
+    pretrain(command, text, out, *OWN_SIZE, "--max-steps", 2)
+    resumed = invoke(command, "pretrain", "--resume", out, "--max-steps", 4)
+    assert resumed.exit_code == 0, resumed.output
+    assert int(rows(out)[-1]["step"]) == 2
+    check_refused(invoke(command, "pretrain", "--resume", out, "--n-layers", 2), "started with --n-layers 3, not 2")
+    assert "started with --n-heads" not in invoke(command, "pretrain", "--resume", out, "--n-heads", 2).output
+    init = ["pretrain", "--text", text, "--init", out, "--max-steps", 1]
+    check_refused(invoke(command, *init, "--emb-dim", 32), "its --emb-dim is 24, not 32")
+    check_refused(invoke(command, *init, "--model", "124M"), "its --model is 3x24, not 124M")
+    other = invoke(command, *init, *OWN_SIZE, "--batch-size", 4, "--out", tmp_path / "other")
+    assert other.exit_code == 0, other.output
+    assert load(tmp_path / "other").config == load(out).config
+    again = invoke(command, "pretrain", "--resume", tmp_path / "other", "--max-steps", 2)
+    assert again.exit_code == 0, again.output
+
+
+@brief
+def test_a_run_from_before_own_sizes_is_resumed(tmp_path, text):
+    out = tmp_path / "run"
+    pretrain(numpy_main, text, out, "--max-steps", 1)
+    values = json.loads((out / "run.json").read_text())
+    for name in ("n_layers", "n_heads", "emb_dim"):
+        assert values["settings"].pop(name) is None
+    values["sha256"] = run_sha256(values["settings"], values["text_sha256"])
+    (out / "run.json").write_text(json.dumps(values))
+    result = invoke(numpy_main, "pretrain", "--resume", out, "--max-steps", 2)
+    assert result.exit_code == 0, result.output
 
 
 @brief
@@ -232,8 +287,9 @@ def test_control_characters_do_not_reach_the_terminal():
 def test_info_counts(tmp_path):
     output = invoke(numpy_main, "info", "--model", "124M").output
     # the book's chapter 4: 163,009,536 with a separate output head, 124,412,160 without; context 1024
-    assert "trf_blocks.11.att.W_query.weight" in output
-    assert "768 × 768" in output
+    assert re.search(r"^trf_blocks\.\{0…11\}\.att\.W_query\.weight +768 × 768 +12 × 589,824$", output, re.M)
+    assert output.count("att.W_query.weight") == 1
+    assert "162,419,712 (with a tied output head 123,822,336)" in output
     model = GPT(GPTConfig(257, 16, emb_dim=8, n_heads=2, n_layers=1))
     save(model, tmp_path)
     output = invoke(numpy_main, "info", tmp_path).output
@@ -242,7 +298,22 @@ def test_info_counts(tmp_path):
         assert re.search(rf"^{re.escape(name)} +{' × '.join(map(str, p.shape))} +{p.size:,}$", output, re.M), name
 
 
+def test_info_of_an_own_size(tmp_path):
+    output = invoke(numpy_main, "info", *OWN_SIZE).output
+    model = GPT(GPTConfig(257, 64, emb_dim=24, n_heads=2, n_layers=3))
+    assert f"parameters           {sum(p.size for p in model.params.values()):,} " in output
+    huge = invoke(numpy_main, "info", "--model", "1558M", "--n-layers", 10_000).output
+    assert "n_heads=25, n_layers=10000" in huge
+    assert len(huge.splitlines()) < 40
+
+
 BAD = {
+    "heads that do not divide": (["--n-heads", "3"], "emb_dim 128 does not divide into 3 heads"),
+    "no layers": (["--n-layers", "0"], "0 is not in the range"),
+    "absurdly many layers": (["--n-layers", "1000000000000"], "is not in the range"),
+    "an absurd width": (["--emb-dim", "4000000000"], "is not in the range"),
+    "resume with another size": (["--resume", "{tmp}/run", "--emb-dim", "64"], "started with --emb-dim 128, not 64"),
+    "init of another width": (["--init", "{tmp}/run", "--emb-dim", "64"], "--emb-dim is 128, not 64"),
     "unknown corpus": (["--text", "the-verdikt"], "neither a known text nor a file"),
     "unknown encoding": (["--encoding", "gpt5"], "unknown encoding 'gpt5'"),
     "unknown model": (["--model", "125M"], "'125M' is not one of 'tiny', '124M'"),
@@ -310,8 +381,8 @@ def test_pretrain_refuses(bad_place, text, monkeypatch, case, command):
         (["generate", "{tmp}/run", "a", "--top-k", "5"], "give a --temperature above 0"),
         (["generate", "{tmp}/run", "a", "--top-k", "0"], "is not in the range"),
         (["generate", "{tmp}/short", "a"], "cannot be read as a safetensors file"),
-        (["info"], "give either a CHECKPOINT or --model NAME"),
-        (["info", "{tmp}/run", "--model", "124M"], "give either a CHECKPOINT or --model NAME"),
+        (["info"], "give either a CHECKPOINT or a size: --model NAME"),
+        (["info", "{tmp}/run", "--n-layers", "2"], "give either a CHECKPOINT or a size"),
         (["chapter5", "--text", "{tmp}/nowhere"], "neither a known text nor a file"),
         (["chapter6"], "No such command"),
     ],

@@ -44,6 +44,7 @@ class Place(click.Path):
 
 
 AT_LEAST_1 = Count(min=1)
+LAYERS, FEATURES = Count(1, 10_000), Count(1, 1_000_000)
 AT_LEAST_0 = Count(min=0)
 NOT_NEGATIVE = Finite(min=0)
 POSITIVE = Finite(min=0, min_open=True)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
-from numpy_gpt.parameters import parameter_shapes
+from numpy_gpt.parameters import parameter_count, parameter_shapes
 
 
 def forward_flops(config: GPTConfig, T: int) -> int:
@@ -25,13 +26,16 @@ def forward_flops(config: GPTConfig, T: int) -> int:
 
 def describe(console: Console, config: GPTConfig) -> None:
     """Print the parameters, totals, memory and FLOPs."""
-    shapes = parameter_shapes(config)
+    L = config.n_layers
     table = Table("parameter", "shape", "count", box=None, pad_edge=False)
     table.columns[2].justify = "right"
-    for name, shape in shapes.items():
-        table.add_row(name, " × ".join(map(str, shape)), f"{math.prod(shape):,}")
+    for name, shape in parameter_shapes(replace(config, n_layers=1)).items():
+        in_block, count = name.startswith("trf_blocks.0."), f"{math.prod(shape):,}"
+        if in_block and L > 1:
+            name, count = name.replace(".0.", f".{{0…{L - 1}}}.", 1), f"{L} × {count}"
+        table.add_row(name, " × ".join(map(str, shape)), count)
     console.print(table)
-    total = sum(math.prod(shape) for shape in shapes.values())
+    total = parameter_count(config)
     head = config.vocab_size * config.emb_dim
     if config.tie_weights:
         tied = f"token embedding and output head are one array, counted once; untied {total + head:,}"
@@ -61,7 +65,7 @@ def enough_memory(config: GPTConfig, bytes_per_parameter: int, purpose: str) -> 
         torchs = any(words in str(error) for words in ("allocate memory", "out of memory"))
         if not isinstance(error, MemoryError) and not torchs:
             raise
-        count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+        count = parameter_count(config)
         asked = f" ({error})" if isinstance(error, MemoryError) and str(error) else ""
         needed = f"{_bytes(bytes_per_parameter * count)}, {bytes_per_parameter} bytes for each of {count:,} parameters"
         raise InputError(

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,21 @@ import click
 import numpy as np
 
 from numpy_gpt.cli.explore import explore_command
-from numpy_gpt.cli.flags import AT_LEAST_0, AT_LEAST_1, NOT_NEGATIVE, PATH, POSITIVE, PROBABILITY, SHARE
+from numpy_gpt.cli.flags import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    FEATURES,
+    LAYERS,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    PROBABILITY,
+    SHARE,
+)
 from numpy_gpt.cli.info import describe, enough_memory
 from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
 from numpy_gpt.cli.weights import download_command, export_command, import_command
-from numpy_gpt.config import GPT2_SIZES, GPTConfig
+from numpy_gpt.config import GPTConfig
 from numpy_gpt.console import Report, printable
 from numpy_gpt.data import CORPORA, load_text, rereadable, split_text
 from numpy_gpt.errors import InputError
@@ -25,13 +36,13 @@ from numpy_gpt.io.outermost import INTERRUPTED, outermost, say
 from numpy_gpt.runs.batches import TRAIN_RATIO
 from numpy_gpt.runs.evaluation import mean_loss
 from numpy_gpt.runs.pretrain import MakeLearner, defaults_for, pretrain, text_of
-from numpy_gpt.runs.settings import Settings
+from numpy_gpt.runs.settings import SIZE_NAMES, SIZES, Settings
 from numpy_gpt.tokenizer import ENCODINGS, encode, end_id, get_encoding, stream_decode
 from numpy_gpt.train import Learner
 from numpy_gpt.typing import Weights
 from numpy_gpt.weights.checkpoint import load, read_header
 
-MODELS = ("tiny", *GPT2_SIZES)
+MODELS = tuple(SIZES)
 
 
 class Commands(click.Group):
@@ -97,7 +108,8 @@ def _debug() -> click.Option:
 def _default(name: str) -> str:
     """The default as --help shows it, for tiny and for the GPT-2 sizes."""
     tiny, gpt2 = (getattr(defaults_for(model), name) for model in ("tiny", "124M"))
-    words = {None: {"stride": "the context length", "max_steps": "all epochs", "clip": "off"}.get(name, "none")}
+    others = {"stride": "the context length", "max_steps": "all epochs", "clip": "off"}
+    words = {None: others.get(name, "the model's" if name in SIZE_NAMES else "none")}
     tiny, gpt2 = (words.get(value, value) for value in (tiny, gpt2))
     return f"  [default: {tiny}]" if tiny == gpt2 else f"  [default: {tiny} for tiny, {gpt2} for a GPT-2 size]"
 
@@ -112,10 +124,17 @@ def _setting(name: str, help_text: str, **kwargs: Any) -> Callable[[Any], Any]:
 
 ENCODING_HELP = f"How text becomes tokens: {' or '.join(ENCODINGS)}, or a folder with encoder.json and vocab.bpe."
 
+OWN_SIZE = (
+    _setting("n_layers", "Blocks of the model, if not the --model's.", type=LAYERS, metavar="N"),
+    _setting("n_heads", "Attention heads of a block; divides --emb-dim.", type=AT_LEAST_1, metavar="N"),
+    _setting("emb_dim", "Features of a token.", type=FEATURES, metavar="N"),
+)
+
 SETTINGS = (
     _setting("text", f"Text to learn: {' or '.join(CORPORA)}, or any UTF-8 file.", metavar="NAME|FILE"),
     _setting("encoding", ENCODING_HELP, metavar="NAME|DIR"),
     click.option("--model", type=click.Choice(MODELS), default=None, help="Size of the model.  [default: tiny]"),
+    *OWN_SIZE,
     _setting("context_length", "Longest window of tokens.", type=AT_LEAST_1, metavar="N"),
     _setting("epochs", "Passes over the training text.", type=AT_LEAST_0, metavar="N"),
     _setting("max_steps", "Stop after this many steps.", type=AT_LEAST_0, metavar="N"),
@@ -170,11 +189,19 @@ FILES = (
 )
 
 
-def pretrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags that the pretrain commands of all backends share."""
-    for option in reversed(SETTINGS + FILES):
-        command = option(command)
-    return command
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """All these options, in their order in --help."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+pretrain_options = _options(*SETTINGS, *FILES)
+"""The flags that the pretrain commands of all backends share."""
 
 
 def run_pretrain(make_learner: MakeLearner, backend: str, flags: dict[str, Any]) -> None:
@@ -320,19 +347,22 @@ def generate(
 @main.command(short_help="Parameters, memory and FLOPs of a model.")
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--model", type=click.Choice(MODELS), help="A size by name, instead of a checkpoint.")
-def info(checkpoint: Path | None, model: str | None) -> None:
-    """Parameter names and shapes, totals, memory and FLOPs per token of CHECKPOINT or of a size by name.
+@_options(*OWN_SIZE)
+def info(checkpoint: Path | None, model: str | None, **own_size: Any) -> None:
+    """Parameter names and shapes, totals, memory and FLOPs per token of CHECKPOINT or of a size.
 
-    A checkpoint's tensors are not read, so this is quick for any size.
+    A checkpoint's tensors are not read, so this is quick for any size. All blocks have the same shapes, shown once.
     """
-    if (checkpoint is None) == (model is None):
-        raise click.UsageError("give either a CHECKPOINT or --model NAME")
+    sized = model is not None or any(own_size.values())
+    if (checkpoint is None) != sized:
+        raise click.UsageError("give either a CHECKPOINT or a size: --model NAME, --n-layers, --n-heads, --emb-dim")
     report = Report(required=True)
     if checkpoint is not None:
         describe(report.console, read_header(checkpoint).config)
     else:
-        settings = defaults_for(str(model))
-        describe(report.console, settings.config(get_encoding("bytes").n_vocab if model == "tiny" else 50257))
+        settings = replace(defaults_for(model or "tiny"), **own_size)
+        words = get_encoding("bytes").n_vocab if settings.model == "tiny" else 50257
+        describe(report.console, settings.config(words))
 
 
 @main.command(short_help="The book's chapter 5, figure by figure.")

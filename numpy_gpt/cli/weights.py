@@ -1,6 +1,5 @@
 """The commands import, download and export."""
 
-import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.folders import check_free, new_folder
-from numpy_gpt.parameters import parameter_shapes
+from numpy_gpt.parameters import parameter_count
 from numpy_gpt.runs.pretrain import encoding_of
 from numpy_gpt.tokenizer import ENCODINGS, GPT2_FILES, least_vocab_size, vocabulary_files
 from numpy_gpt.weights.checkpoint import load_params, read_header
@@ -47,7 +46,7 @@ def bring_in(source: Source, path: Path, out: Path) -> None:
     report, c = Report(), source.config
     with enough_memory(c, 4, "importing it"):
         encoding = import_weights(source, path, out, report)
-    total = sum(math.prod(shape) for shape in parameter_shapes(c).values())
+    total = parameter_count(c)
     report.line(
         f"{source.what}: {total:,} parameters, {c.n_layers} layers × {c.emb_dim}, {c.n_heads} heads, "
         f"context {c.context_length}"

@@ -16,7 +16,7 @@ from numpy_gpt.explore.payload import GROUPS, Page
 from numpy_gpt.explore.static_files import STATIC, index_html
 from numpy_gpt.io.files import replacing, written
 from numpy_gpt.io.paths import kind_of
-from numpy_gpt.parameters import parameter_shapes
+from numpy_gpt.parameters import parameter_count
 from numpy_gpt.typing import Array
 
 LARGEST = 48_000_000
@@ -31,8 +31,7 @@ STYLE = re.compile(r"<link rel=\"stylesheet\"[^>]*>")
 
 def check_fits(config: GPTConfig, itemsize: int) -> None:
     """Raise InputError, with the size, for a model whose parameters and gradients alone are too large for a file."""
-    count = sum(int(np.prod(shape)) for shape in parameter_shapes(config).values())
-    _check_bytes(2 * itemsize * count)
+    _check_bytes(2 * itemsize * parameter_count(config))
 
 
 def _check_bytes(count: int) -> None:

@@ -29,7 +29,7 @@ from numpy_gpt.runs.saves import (
     kept_saves,
     own_folder,
 )
-from numpy_gpt.runs.settings import MAY_CHANGE, Settings, check_settings, effective
+from numpy_gpt.runs.settings import MAY_CHANGE, SIZE_NAMES, Settings, check_settings, effective
 from numpy_gpt.tokenizer import ENCODINGS, vocabulary_files
 from numpy_gpt.train import Learner, Position
 from numpy_gpt.typing import Params
@@ -118,7 +118,8 @@ class Run:
             raise InputError(f"{folder} does not exist: give the folder of a run, or of a save in one")
         try:
             values = read_json(folder / RUN_FILE)
-            settings = Settings(**{field.name: values["settings"][field.name] for field in fields(Settings)})
+            known = dict.fromkeys(SIZE_NAMES) | values["settings"]  # which an earlier release did not have
+            settings = Settings(**{field.name: known[field.name] for field in fields(Settings)})
             if unknown := values["settings"].keys() - {field.name for field in fields(Settings)}:
                 raise ValueError(f"this release does not know its setting {min(unknown)!r:.80}")
             unchanged = values["sha256"] == _sha256(values["settings"], values["text_sha256"])
@@ -173,8 +174,8 @@ class Run:
         for name in changed:
             if name not in MAY_CHANGE and effective(settings, name) != effective(self.settings, name):
                 raise InputError(
-                    f"{self.folder} was started with --{name.replace('_', '-')} {getattr(self.settings, name)}, "
-                    f"not {getattr(settings, name)}: leave it out to resume, or start another run with "
+                    f"{self.folder} was started with --{name.replace('_', '-')} {effective(self.settings, name)}, "
+                    f"not {effective(settings, name)}: leave it out to resume, or start another run with "
                     f"--init {self.folder}"
                 )
         if self._save.name == BEST and not any(self._save.glob("training-*")):
@@ -300,4 +301,4 @@ def _already(folder: Path) -> str:
 def _numbered_folders(settings: Settings) -> Iterator[Path]:
     """runs/MODEL-TEXT-N for N = 1, 2, …: the candidates for a run without --out."""
     for number in count(1):
-        yield Path("runs", f"{settings.model}-{Path(settings.text).stem[:60]}-{number}")
+        yield Path("runs", f"{settings.name}-{Path(settings.text).stem[:60]}-{number}")

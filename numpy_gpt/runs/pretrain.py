@@ -1,6 +1,5 @@
 """The job of the pretrain commands, for any backend: settings -> learner -> training loop -> a run's folder."""
 
-import math
 import os
 import shlex
 import signal
@@ -15,18 +14,18 @@ from typing import Any, Protocol
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from numpy_gpt.config import GPT2_SIZES, GPTConfig
+from numpy_gpt.config import GPTConfig
 from numpy_gpt.console import Report, one_line
 from numpy_gpt.data import CORPORA, load_text, sha256
 from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
 from numpy_gpt.io.outermost import say
 from numpy_gpt.io.paths import absolute, is_folder, kind_of
-from numpy_gpt.parameters import parameter_shapes
+from numpy_gpt.parameters import parameter_count
 from numpy_gpt.random.generator import Generator
 from numpy_gpt.runs.batches import Batches
 from numpy_gpt.runs.folder import Run, Validation
 from numpy_gpt.runs.saves import BEST, CHECKPOINT
-from numpy_gpt.runs.settings import TINY, Settings, for_tiny
+from numpy_gpt.runs.settings import SIZE_NAMES, SIZES, Settings, for_tiny
 from numpy_gpt.tokenizer import (
     ENCODINGS,
     GPT2_FILES,
@@ -418,9 +417,9 @@ def _resumed(
 def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
     """Settings of a run that starts from a checkpoint; InputError if a flag contradicts the checkpoint's model."""
     config = header.config
-    sizes = {"tiny": TINY} | GPT2_SIZES
-    model = next((name for name, size in sizes.items() if all(getattr(config, k) == v for k, v in size.items())), "")
-    fixed = {
+    own_size = {name: getattr(config, name) for name in SIZE_NAMES}
+    model = next((name for name, size in SIZES.items() if size == own_size), None)
+    fixed = own_size | {
         "model": model or f"{config.n_layers}x{config.emb_dim}",
         "context_length": config.context_length,
         "tie_weights": config.tie_weights,
@@ -433,17 +432,17 @@ def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
                 f"{header.file} is a checkpoint of another configuration: its {flag} is {value}, not {flags[name]}; "
                 "leave the flag out, or choose another --init"
             )
-    base = defaults_for(flags.get("model", model or "tiny"))
-    encoding = flags.get("encoding") or encoding_of(header)
-    return replace(base, **flags | fixed | {"encoding": encoding})
+    base = defaults_for(model or "tiny")
+    fixed |= {"encoding": flags.get("encoding") or encoding_of(header)}
+    fixed |= dict.fromkeys(SIZE_NAMES) if model else {"model": base.model}
+    return replace(base, **flags | fixed)
 
 
 def _describe(report: Report, backend: str, job: Job) -> None:
     s, config, batches = job.settings, job.config, job.batches
-    parameters = sum(math.prod(shape) for shape in parameter_shapes(config).values())
     report.line(backend)
     report.line(
-        f"model     {s.model}: {parameters:,} parameters, {config.n_layers} layers × {config.emb_dim}, "
+        f"model     {s.name}: {parameter_count(config):,} parameters, {config.n_layers} layers × {config.emb_dim}, "
         f"{config.n_heads} heads, context {config.context_length}, dropout {config.drop_rate:g}"
     )
     report.line(f"text      {s.text}: {len(batches.text):,} characters, {batches.tokens:,} tokens ({s.encoding})")

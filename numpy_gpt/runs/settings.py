@@ -12,12 +12,18 @@ from numpy_gpt.tokenizer import ENCODINGS
 TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
 """The size called tiny: half a million parameters with the encoding bytes, a minute's training on a laptop."""
 
+SIZES = {"tiny": TINY} | GPT2_SIZES
+SIZE_NAMES = ("n_layers", "n_heads", "emb_dim")
+
 
 @dataclass(frozen=True)
 class Settings:
     """All that decides a run's numbers. The defaults are the book's; `for_tiny` are those of the tiny model."""
 
     model: str = "124M"
+    n_layers: int | None = None  # None: the model's; so too the next two
+    n_heads: int | None = None
+    emb_dim: int | None = None
     text: str = "python-manual"
     encoding: str = "gpt2"
     context_length: int = 256
@@ -38,17 +44,28 @@ class Settings:
     prompt: str = "Every effort moves you"
     sample_tokens: int = 50
 
+    @property
+    def own_size(self) -> dict[str, int]:
+        """What is set of the sizes that override the model's."""
+        return {name: size for name in SIZE_NAMES if (size := getattr(self, name)) is not None}
+
+    @property
+    def name(self) -> str:
+        """The model's name; of one with its own sizes, layers × features: "4x128"."""
+        size = SIZES.get(self.model, {}) | self.own_size
+        return f"{size['n_layers']}x{size['emb_dim']}" if self.own_size else self.model
+
     def config(self, vocab_size: int) -> GPTConfig:
         """The model these settings describe. Raises InputError for an unknown size."""
-        if self.model != "tiny" and self.model not in GPT2_SIZES:
-            raise InputError(f"unknown model {self.model!r}: choose tiny, {', '.join(GPT2_SIZES)}")
+        if self.model not in SIZES:
+            raise InputError(f"unknown model {self.model!r}: choose {', '.join(SIZES)}")
         return GPTConfig(
             vocab_size=vocab_size,
             context_length=self.context_length,
             drop_rate=self.drop_rate,
             tie_weights=self.tie_weights,
             qkv_bias=self.qkv_bias,
-            **(TINY if self.model == "tiny" else GPT2_SIZES[self.model]),
+            **SIZES[self.model] | self.own_size,
         )
 
 
@@ -79,7 +96,7 @@ def check_settings(settings: Settings) -> None:
     """Raise ValueError for a setting of the wrong type, or with a value that no run can be started with."""
     for field in fields(Settings):
         name, value = field.name, getattr(settings, field.name)
-        if value is None and field.name in ("max_steps", "stride", "clip"):
+        if value is None and field.name in (*SIZE_NAMES, "max_steps", "stride", "clip"):
             continue
         if name in ("tie_weights", "qkv_bias"):
             right = type(value) is bool
@@ -99,6 +116,8 @@ def effective(settings: Settings, name: str) -> Any:
     """A setting's effective value; None for the text and the vocabulary, which are compared by SHA-256 instead."""
     if name == "stride":
         return settings.stride or settings.context_length
+    if name in SIZE_NAMES:
+        return (SIZES.get(settings.model, {}) | settings.own_size).get(name)
     return (
         None
         if name == "text" or (name == "encoding" and settings.encoding not in ENCODINGS)

@@ -1,13 +1,12 @@
 """OpenAI's GPT-2 files: their addresses, hashes and lengths, and their download."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.files import disk_fix
-from numpy_gpt.parameters import parameter_shapes
+from numpy_gpt.parameters import parameter_count
 from numpy_gpt.tokenizer import GPT2_FILES
 from numpy_gpt.weights.transfer import Remote, fetch
 
@@ -79,7 +78,7 @@ def _files(size: str) -> list[Remote]:
     config = GPTConfig.gpt2(size, qkv_bias=True, tie_weights=True)
     known = SHA256 | {f"{size}/{name}": sha256 for name, sha256 in GPT2_FILES.items()}
     # the data file is just the parameters in float32: 497,759,232 bytes for 124M
-    lengths = {DATA_FILE: 4 * sum(math.prod(shape) for shape in parameter_shapes(config).values())}
+    lengths = {DATA_FILE: 4 * parameter_count(config)}
     return [
         Remote(
             name,
