@@ -121,6 +121,17 @@ def test_own_size_is_resumed_and_inherited(tmp_path, text, command):
     assert again.exit_code == 0, again.output
 
 
+@pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("--n_layer=4", "--n-layers"), ("--block_size=8", "--context-length"), ("--n-embd", "--emb-dim")],
+)
+def test_nanogpts_flags_are_answered_with_ours(command, theirs, ours):
+    result = invoke(command, "pretrain", theirs)
+    assert result.exit_code == 2
+    assert f"No such option '{theirs.partition('=')[0]}'. Did you mean '{ours}'?" in result.output
+
+
 @brief
 def test_a_run_from_before_own_sizes_is_resumed(tmp_path, text):
     out = tmp_path / "run"

@@ -51,3 +51,21 @@ POSITIVE = Finite(min=0, min_open=True)
 PROBABILITY = Finite(0, 1)
 SHARE = Finite(0, 1, min_open=True)
 PATH = Place(path_type=Path)
+
+OF_NANOGPT = {
+    "n_layer": "--n-layers",
+    "n_head": "--n-heads",
+    "n_embd": "--emb-dim",
+    "block_size": "--context-length",
+    "dropout": "--drop-rate",
+    "learning_rate": "--lr",
+    "max_iters": "--max-steps",
+    "warmup_iters": "--warmup-steps",
+    "grad_clip": "--clip",
+    "eval_interval": "--eval-freq",
+    "eval_iters": "--eval-iter",
+    "out_dir": "--out",
+    "init_from": "--init",
+    "dataset": "--text",
+}
+"""nanoGPT's names of settings (its train.py) -> the flags here, which an error suggests."""

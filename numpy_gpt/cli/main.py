@@ -19,6 +19,7 @@ from numpy_gpt.cli.flags import (
     FEATURES,
     LAYERS,
     NOT_NEGATIVE,
+    OF_NANOGPT,
     PATH,
     POSITIVE,
     PROBABILITY,
@@ -64,6 +65,11 @@ class Commands(click.Group):
                     raise error.__cause__ from None
                 raise SystemExit(_interrupted()) from error
             except click.ClickException as error:
+                if isinstance(error, click.NoSuchOption):
+                    theirs = error.option_name.lstrip("-").replace("-", "_")
+                    if ours := OF_NANOGPT.get(theirs):
+                        said = f"No such option {error.option_name!r}. Did you mean {ours!r}?"
+                        error = click.NoSuchOption(error.option_name, said, ctx=error.ctx)
                 error.show()
                 raise SystemExit(error.exit_code) from error
             except InputError as error:
