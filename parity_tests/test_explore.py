@@ -33,9 +33,10 @@ from numpy_gpt.explain.operations import operations
 from numpy_gpt.explore import file as as_file
 from numpy_gpt.explore import payload, server, sources
 from numpy_gpt.explore.file import page_html, write_page
+from numpy_gpt.explore.pages import Pages, StoppedError
 from numpy_gpt.explore.payload import GROUPS, Page, parse_slice, read_text, stats
 from numpy_gpt.explore.reference import stamp_of, torch_arrays
-from numpy_gpt.explore.server import Pages, Served, listen
+from numpy_gpt.explore.server import Served, listen
 from numpy_gpt.explore.static_files import STATIC
 from numpy_gpt.tokenizer import encode, get_encoding
 
@@ -1033,7 +1034,7 @@ def test_close_stops_what_is_being_computed(page):
             asyncio.get_running_loop().call_later(0.1, pages.close)
             await pages.compute(pages.heads, pages.page)
 
-        with pytest.raises(server.StoppedError):
+        with pytest.raises(StoppedError):
             asyncio.run(end())
     finally:
         del page.zeroed_heads

@@ -53,9 +53,10 @@ def explore_command(
     if missing := [name for name in EXTRA if find_spec(name) is None]:
         raise InputError(f"the page needs {', '.join(missing)}: {install('explore')}")
     from numpy_gpt.explore.file import check_fits, check_new_file, write_page
+    from numpy_gpt.explore.pages import Pages
     from numpy_gpt.explore.payload import Page, read_text
     from numpy_gpt.explore.reference import stamp_of, torch_arrays, torch_is_here
-    from numpy_gpt.explore.server import Pages, Served, listen, serve
+    from numpy_gpt.explore.server import Served, listen, serve
 
     if exists(text) and not exists(checkpoint):
         raise InputError(f"the text and the checkpoint are swapped: give {text} first, then the text")

@@ -30,7 +30,8 @@ def page_of(text=TEXT, dtype="float32", dropout=False, kind=None, checkpoint="he
 @contextmanager
 def served(page, torch=None):
     """The address of a page, served meanwhile. torch: computes PyTorch's arrays, see Pages."""
-    from numpy_gpt.explore.server import Pages, listen, server
+    from numpy_gpt.explore.pages import Pages
+    from numpy_gpt.explore.server import listen, server
 
     sock, pages = listen(0), Pages(page, torch)
     made, address, _ = server(pages, sock)
