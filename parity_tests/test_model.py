@@ -24,7 +24,7 @@ from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
 from numpy_gpt.model import HEAD_ROWS, MOST_LAYERS, _check_possible, checked_ids
 from numpy_gpt.parallel.threads import in_blocks, thread_count
-from numpy_gpt.parameters import QKV, check_shapes, join, parameter_shapes
+from numpy_gpt.parameters import QKV, check_shapes, join, parameter_count, parameter_shapes
 from parity_tests import profiles
 from parity_tests.judge import compare, strategies
 from parity_tests.judge.compare import check, check_exact
@@ -740,6 +740,7 @@ def test_default_configuration_matches_the_book():
     for name, count in counts.items():
         config = GPTConfig.gpt2(name, qkv_bias=True, tie_weights=True)
         assert sum(math.prod(shape) for shape in parameter_shapes(config).values()) == count
+        assert parameter_count(config) == count
         assert (config.context_length, config.drop_rate) == (1024, 0.0)
     with pytest.raises(InputError, match="unknown GPT-2 size '125M': choose one of 124M"):
         GPTConfig.gpt2("125M")

@@ -581,11 +581,11 @@ def test_unusable_settings_are_refused_before_a_step(name, value):
             torch.optim.AdamW([torch.zeros(1, requires_grad=True)], **{name: value})
 
 
-@pytest.mark.parametrize("put", [None, 1.0, [1.0, 1.0, 1.0]])
-def test_what_is_no_array_is_named(put):
+@pytest.mark.parametrize(("put", "found"), [(None, "no gradient"), (1.0, "float"), ([1.0, 1.0, 1.0], "list")])
+def test_what_is_no_array_is_named(put, found):
     params = {"a": np.ones(3), "b": np.ones(3)}
     ours = optim.AdamW(params)
-    with pytest.raises(InputError, match=r"^AdamW: b has shape \(3,\), its gradient: "):
+    with pytest.raises(InputError, match=rf"^AdamW: b has shape \(3,\), its gradient: {found}$"):
         ours.step({"a": np.ones(3), "b": put})
     ours.step({"a": np.ones(3), "b": np.ones(3), "c": put})
     params["b"] = put
