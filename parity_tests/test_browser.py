@@ -85,6 +85,7 @@ def tab(browser, address, refused=None, **options):
     try:
         made.goto(address)
         made.wait_for_selector("#tokens .token")
+        made.errors = wrong
         yield made
         assert asked
         assert [url for url in asked if not url.startswith((home, "data:"))] == []
@@ -402,7 +403,10 @@ def test_leaving_a_heat_map_by_a_key_throws_nothing(browser):
             made.locator("#view .heat canvas").first.click(position={"x": 100, "y": 150})
             made.keyboard.press("ArrowUp")
             made.keyboard.press(leave)
-            made.wait_for_timeout(200)
+            if leave == "m":
+                made.wait_for_selector("#view .map")
+            made.wait_for_timeout(200)  # the blurred canvas's handlers
+            assert made.errors == []
 
 
 def test_the_shares_of_a_keys_gradient_add_up(browser):
