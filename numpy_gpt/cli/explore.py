@@ -68,7 +68,7 @@ def explore_command(
         check_fits(header.config, next(iter(header.tensors.values())).dtype.itemsize)
     ids = read_text(words, header.config, text, targets)
     sock = None if out is not None else listen(port or 0)
-    report = Report(required=out is None)  # a page in a file is the result, whatever becomes of the last line
+    report = Report(required=out is None)  # with --out, the file is the result: the last line may fail
     with report.status() as progress, enough_memory(header.config, 16, "showing every activation and gradient"):
         progress("reading the model")
         file = find_model(checkpoint)

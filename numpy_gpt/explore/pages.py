@@ -49,7 +49,7 @@ class Worker:
                 future.set_exception(error)
 
     def close(self) -> None:
-        """Cancel what has not begun."""
+        """Cancel the tasks that are still queued."""
         with suppress(Empty):
             while True:
                 self._tasks.get_nowait()[0].cancel()

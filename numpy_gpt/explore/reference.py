@@ -62,7 +62,7 @@ def torch_arrays(checkpoint: Path, stamp: Stamp, page: Page, check_cancelled: Ca
                     answer, said = process.communicate(sending, 0.1)
                     break
                 except subprocess.TimeoutExpired:
-                    sending = None  # it goes on with the rest
+                    sending = None  # communicate keeps what is left to send
         finally:
             process.kill()
     if not checkpoint.is_file() or stamp_of(checkpoint) != stamp:
