@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import numpy as np
@@ -22,12 +22,12 @@ class AdamW:
         m ← m + (1 − β₁) (g − m),   v ← β₂ v + (1 − β₂) g²
         θ ← θ − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + eps)
 
-    Every parameter decays, biases and LayerNorms too, as in the book. lr may be changed between steps. State:
-    t, and m and v under the parameters' names: read them here, write them with restore.
+    Every parameter decays, biases and LayerNorms too, as in the book, unless `decayed` names those that do. lr may be
+    changed between steps. State: t, and m and v under the parameters' names: read them here, write them with restore.
 
     Raises InputError (a ValueError), here and in `step`, if a β is not in [0, 1) or another setting is negative or NaN;
-    and naming a parameter that cannot be updated in place: not an array of floats, read-only, or sharing memory
-    with another.
+    if `decayed` names no parameter; and naming a parameter that cannot be updated in place: not an array of floats,
+    read-only, or sharing memory with another.
     """
 
     def __init__(
@@ -37,8 +37,12 @@ class AdamW:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        decayed: Collection[str] | None = None,
     ):
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+        if unknown := set(decayed or ()) - params.keys():
+            raise InputError(f"AdamW: decayed has {min(unknown)!r:.80}, which is not a parameter")
+        self._decayed = frozenset(params if decayed is None else decayed)
         self._check_settings()
         for name, p in params.items():
             if not isinstance(p, np.ndarray | np.generic) or p.dtype.kind != "f":
@@ -76,11 +80,12 @@ class AdamW:
         tasks: list[Callable[[], None]] = []
         for name, p in self.params.items():
             arrays = p, grads[name], self.m[name], self.v[name]
+            update = partial(self._update, 1 - self.lr * self.weight_decay if name in self._decayed else 1.0)
             if all(a.flags.c_contiguous for a in arrays):
                 flat = [a.ravel() for a in arrays]
-                tasks += [partial(self._update, *(a[part] for a in flat)) for part in blocks(p.size)]
+                tasks += [partial(update, *(a[part] for a in flat)) for part in blocks(p.size)]
             else:  # a view with gaps has no flat view
-                tasks.append(partial(self._update, *arrays))
+                tasks.append(partial(update, *arrays))
         share_all(tasks)
 
     def _check_settings(self) -> None:
@@ -124,10 +129,10 @@ class AdamW:
         for name, array in own.items():
             array[...] = state[name]
 
-    def _update(self, p: Array, g: Array, m: Array, v: Array) -> None:
+    def _update(self, kept: float, p: Array, g: Array, m: Array, v: Array) -> None:
         beta1, beta2 = self.betas
         root = math.sqrt(1 - beta2**self.t)
-        p *= 1 - self.lr * self.weight_decay
+        p *= kept  # of the parameter, after its decay
         d = g - m
         weight = m.dtype.type(1 - beta1)
         if weight < 0.5:

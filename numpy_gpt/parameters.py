@@ -42,6 +42,17 @@ def parameter_count(config: GPTConfig) -> int:
     return sum(map(math.prod, shapes.values())) + (config.n_layers - 1) * block
 
 
+def decayed_parameters(config: GPTConfig, decay: str) -> list[str]:
+    """The parameters that weight decay shrinks: "all", as in the book; "2d", the embeddings' and the linear layers'
+    weights, as nanoGPT; or "matrices", the linear layers' weights alone, as minGPT.
+
+    A token embedding that is also the output head counts as an embedding.
+    """
+    shapes = parameter_shapes(config)
+    left_out = {"all": (), "2d": (".bias", ".scale", ".shift"), "matrices": (".bias", ".scale", ".shift", "emb.weight")}
+    return [name for name in shapes if not name.endswith(left_out[decay])]
+
+
 def check_shapes(config: GPTConfig, found: Mapping[str, tuple[int, ...]]) -> None:
     """Raise InputError naming the first parameter that is missing, unknown or of the wrong shape."""
     # an absurd n_layers must not build an absurd dictionary

@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import clip_grad_norm_
 
-from numpy_gpt import optim
+from numpy_gpt import GPTConfig, optim
 from numpy_gpt.errors import InputError
 from numpy_gpt.parallel import aliasing
-from numpy_gpt.parameters import check_state
+from numpy_gpt.parameters import check_state, decayed_parameters
 from parity_tests.judge.compare import check, check_exact
 from parity_tests.judge.strategies import LAYOUTS, SEEDS, arrange
 from parity_tests.judge.training import (
@@ -27,6 +27,7 @@ from parity_tests.judge.training import (
     draw_grads,
     draw_params,
 )
+from torch_gpt.model import GPTModel
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -66,6 +67,41 @@ def test_adamw_matches_torch_on_many_blocks(dtype):
         torchs.step()
         scales.step({"w": g}, 1e-3, (0.9, 0.999), 1e-8, 0.01)
         check("AdamW many blocks", params["w"], leaf.detach().numpy(), scales.S["w"])
+
+
+def test_decay_of_some_parameters_matches_torchs_groups():
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal(5) for name in "abc"}
+    leaves = {name: torch.from_numpy(p.copy()).requires_grad_() for name, p in params.items()}
+    groups = [{"params": [leaves["b"]]}, {"params": [leaves["a"], leaves["c"]], "weight_decay": 0.0}]
+    ours, torchs = optim.AdamW(params, weight_decay=0.5, decayed=["b"]), torch.optim.AdamW(groups, weight_decay=0.5)
+    scales = AdamWScales(params)
+    for _ in range(3):
+        grads = {name: rng.standard_normal(5) for name in params}
+        for name, leaf in leaves.items():
+            leaf.grad = torch.from_numpy(grads[name].copy())
+        ours.step(grads)
+        torchs.step()
+        scales.step(grads, 1e-3, (0.9, 0.999), 1e-8, 0.5)
+        for name, p in params.items():
+            check(f"AdamW decayed {name}", p, leaves[name].detach().numpy(), scales.S[name])
+
+
+def test_decay_of_an_unknown_parameter_is_refused():
+    with pytest.raises(InputError, match=r"^AdamW: decayed has 'w', which is not a parameter$"):
+        optim.AdamW({"a": np.ones(3)}, decayed=["a", "w"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_decays_are_those_of_nanogpt_and_mingpt(tied):
+    """nanoGPT: all parameters of two dimensions; minGPT: the weights of nn.Linear alone."""
+    config = GPTConfig(11, 5, emb_dim=8, n_heads=2, n_layers=2, qkv_bias=True, tie_weights=tied)
+    model = GPTModel(config)
+    everything = {name: p.ndim for name, p in model.named_parameters()}
+    assert decayed_parameters(config, "all") == list(everything)
+    assert decayed_parameters(config, "2d") == [name for name, ndim in everything.items() if ndim >= 2]
+    linear = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    assert decayed_parameters(config, "matrices") == linear
 
 
 def rows_at_times(rng, shape, step):

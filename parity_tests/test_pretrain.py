@@ -18,7 +18,7 @@ from numpy_gpt.cli.main import main as numpy_main
 from numpy_gpt.runs.evaluation import mean_loss
 from numpy_gpt.runs.folder import _sha256 as run_sha256
 from numpy_gpt.runs.losses import COLUMNS, Losses
-from numpy_gpt.runs.settings import Settings
+from numpy_gpt.runs.settings import ADDED, Settings
 from numpy_gpt.weights.checkpoint import load_training
 from parity_tests.judge.runs import SMALL, check_refused, invoke, pretrain, rows, snapshot
 from torch_gpt.cli import main as torch_main
@@ -133,12 +133,28 @@ def test_nanogpts_flags_are_answered_with_ours(command, theirs, ours):
 
 
 @brief
-def test_a_run_from_before_own_sizes_is_resumed(tmp_path, text):
+def test_both_train_with_betas_and_part_of_the_decay(tmp_path, text):
+    flags = ["--epochs", 1, "--lr", 0.01, "--betas", 0.8, 0.9, "--decay", "matrices", "--weight-decay", 0.5]
+    for name, command in (("numpy", numpy_main), ("torch", torch_main)):
+        pretrain(command, text, tmp_path / name, *flags)
+    numpys = losses(tmp_path / "numpy")
+    assert np.abs(numpys - losses(tmp_path / "torch")).max() < 5e-5
+    for changed in (["--decay", "all"], ["--betas", 0.8, 0.99]):
+        pretrain(numpy_main, text, tmp_path / changed[0], *flags, *changed)
+        assert np.abs(numpys - losses(tmp_path / changed[0])).max() > 1e-3
+    check_refused(
+        invoke(numpy_main, "pretrain", "--resume", tmp_path / "numpy", "--betas", 0.9, 0.9),
+        "started with --betas 0.8 0.9, not 0.9 0.9",
+    )
+
+
+@brief
+def test_a_run_without_later_settings_is_resumed(tmp_path, text):
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 1)
     values = json.loads((out / "run.json").read_text())
-    for name in ("n_layers", "n_heads", "emb_dim"):
-        assert values["settings"].pop(name) is None
+    for name in ADDED:
+        del values["settings"][name]
     values["sha256"] = run_sha256(values["settings"], values["text_sha256"])
     (out / "run.json").write_text(json.dumps(values))
     result = invoke(numpy_main, "pretrain", "--resume", out, "--max-steps", 2)

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,19 @@ def learning_rates(lr: float, warmup_steps: int, total_steps: int) -> Iterator[f
             schedule.step()
 
 
+def parameter_groups(model: nn.Module, decay: str, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters that decay and the others, as AdamW takes them; decay: one of numpy_gpt.runs.settings.DECAYS."""
+    linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    decays: dict[str, Callable[[nn.Parameter], bool]] = {
+        "all": lambda p: True,
+        "2d": lambda p: p.dim() >= 2,
+        "matrices": lambda p: p in linear,
+    }
+    with_decay = [p for p in model.parameters() if decays[decay](p)]
+    without = [p for p in model.parameters() if not decays[decay](p)]
+    return [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
+
+
 class TorchLearner:
     """torch_gpt's model with torch.optim.AdamW. See numpy_gpt.train.Learner for the methods.
 
@@ -121,7 +135,8 @@ class TorchLearner:
             self.model = GPTModel(config, attention).to(device, precision)
         else:
             self.model = from_params(config, params, attention=attention, device=device, dtype=precision)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), settings.lr, weight_decay=settings.weight_decay)
+        groups = parameter_groups(self.model, settings.decay, settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas)
         self._rates = learning_rates(settings.lr, settings.warmup_steps, total_steps)
         self._known_rates: list[float] = []
         self._loss: Callable[[Tensor, Tensor], Tensor] = torch.compile(self.model.loss) if compiled else self.model.loss

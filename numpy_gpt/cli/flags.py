@@ -50,6 +50,7 @@ NOT_NEGATIVE = Finite(min=0)
 POSITIVE = Finite(min=0, min_open=True)
 PROBABILITY = Finite(0, 1)
 SHARE = Finite(0, 1, min_open=True)
+BELOW_1 = Finite(0, 1, max_open=True)
 PATH = Place(path_type=Path)
 
 OF_NANOGPT = {
@@ -61,6 +62,9 @@ OF_NANOGPT = {
     "learning_rate": "--lr",
     "max_iters": "--max-steps",
     "warmup_iters": "--warmup-steps",
+    "beta1": "--betas",
+    "beta2": "--betas",
+    "gradient_accumulation_steps": "--accumulate",
     "grad_clip": "--clip",
     "eval_interval": "--eval-freq",
     "eval_iters": "--eval-iter",

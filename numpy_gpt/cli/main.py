@@ -16,6 +16,7 @@ from numpy_gpt.cli.explore import explore_command
 from numpy_gpt.cli.flags import (
     AT_LEAST_0,
     AT_LEAST_1,
+    BELOW_1,
     FEATURES,
     LAYERS,
     NOT_NEGATIVE,
@@ -37,7 +38,7 @@ from numpy_gpt.io.outermost import INTERRUPTED, outermost, say
 from numpy_gpt.runs.batches import TRAIN_RATIO
 from numpy_gpt.runs.evaluation import mean_loss
 from numpy_gpt.runs.pretrain import MakeLearner, defaults_for, pretrain, text_of
-from numpy_gpt.runs.settings import SIZE_NAMES, SIZES, Settings
+from numpy_gpt.runs.settings import DECAYS, SIZE_NAMES, SIZES, Settings
 from numpy_gpt.tokenizer import ENCODINGS, encode, end_id, get_encoding, stream_decode
 from numpy_gpt.train import Learner
 from numpy_gpt.typing import Weights
@@ -116,7 +117,9 @@ def _default(name: str) -> str:
     tiny, gpt2 = (getattr(defaults_for(model), name) for model in ("tiny", "124M"))
     others = {"stride": "the context length", "max_steps": "all epochs", "clip": "off"}
     words = {None: others.get(name, "the model's" if name in SIZE_NAMES else "none")}
-    tiny, gpt2 = (words.get(value, value) for value in (tiny, gpt2))
+    tiny, gpt2 = (
+        " ".join(map(str, value)) if isinstance(value, tuple) else words.get(value, value) for value in (tiny, gpt2)
+    )
     return f"  [default: {tiny}]" if tiny == gpt2 else f"  [default: {tiny} for tiny, {gpt2} for a GPT-2 size]"
 
 
@@ -148,6 +151,12 @@ SETTINGS = (
     _setting("stride", "Tokens from one window's start to the next.", type=AT_LEAST_1, metavar="N"),
     _setting("lr", "Learning rate of AdamW; the peak with warm-up.", type=POSITIVE, metavar="X"),
     _setting("weight_decay", "AdamW's decoupled weight decay.", type=NOT_NEGATIVE, metavar="X"),
+    _setting(
+        "decay",
+        "What decays: all parameters; 2d: those of two dimensions, as nanoGPT; matrices: the linear layers' weights.",
+        type=click.Choice(DECAYS),
+    ),
+    _setting("betas", "AdamW's β₁ and β₂, for example 0.9 0.99.", type=BELOW_1, nargs=2, metavar="X X"),
     _setting(
         "warmup_steps", "Linear warm-up, then cosine decay to a tenth; 0: constant.", type=AT_LEAST_0, metavar="N"
     ),

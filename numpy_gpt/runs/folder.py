@@ -29,7 +29,7 @@ from numpy_gpt.runs.saves import (
     kept_saves,
     own_folder,
 )
-from numpy_gpt.runs.settings import MAY_CHANGE, SIZE_NAMES, Settings, check_settings, effective
+from numpy_gpt.runs.settings import ADDED, MAY_CHANGE, Settings, check_settings, effective
 from numpy_gpt.tokenizer import ENCODINGS, vocabulary_files
 from numpy_gpt.train import Learner, Position
 from numpy_gpt.typing import Params
@@ -118,8 +118,9 @@ class Run:
             raise InputError(f"{folder} does not exist: give the folder of a run, or of a save in one")
         try:
             values = read_json(folder / RUN_FILE)
-            known = dict.fromkeys(SIZE_NAMES) | values["settings"]  # which an earlier release did not have
-            settings = Settings(**{field.name: known[field.name] for field in fields(Settings)})
+            known = {name: getattr(Settings(), name) for name in ADDED} | values["settings"]
+            lists = {name: tuple(value) for name, value in known.items() if type(value) is list}
+            settings = Settings(**{field.name: (known | lists)[field.name] for field in fields(Settings)})
             if unknown := values["settings"].keys() - {field.name for field in fields(Settings)}:
                 raise ValueError(f"this release does not know its setting {min(unknown)!r:.80}")
             unchanged = values["sha256"] == _sha256(values["settings"], values["text_sha256"])

@@ -7,6 +7,7 @@ from numpy_gpt.decoding import generate
 from numpy_gpt.errors import DivergedError, InputError
 from numpy_gpt.model import GPT
 from numpy_gpt.optim import AdamW, clip_grad_norm, warmup_cosine
+from numpy_gpt.parameters import decayed_parameters
 from numpy_gpt.random.generator import Generator
 from numpy_gpt.runs.settings import Settings
 from numpy_gpt.train import check_finite_step
@@ -27,7 +28,8 @@ class NumpyLearner:
         self._settings, self._total_steps = settings, total_steps
         self.rng = Generator(settings.seed)
         self.model = GPT(config, self.rng) if params is None else GPT.from_params(config, params)
-        self.optimizer = AdamW(self.model.params, lr=settings.lr, weight_decay=settings.weight_decay)
+        decayed = decayed_parameters(config, settings.decay)
+        self.optimizer = AdamW(self.model.params, settings.lr, settings.betas, 1e-8, settings.weight_decay, decayed)
 
     def train_step(self, x: Array, y: Array, step: int) -> tuple[float, float]:
         s = self._settings

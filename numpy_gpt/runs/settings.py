@@ -15,6 +15,12 @@ TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
 SIZES = {"tiny": TINY} | GPT2_SIZES
 SIZE_NAMES = ("n_layers", "n_heads", "emb_dim")
 
+ADDED = (*SIZE_NAMES, "decay", "betas")
+"""Settings that the run.json of earlier versions lacks; those runs had the defaults."""
+
+DECAYS = ("all", "2d", "matrices")
+"""Which parameters decay, see parameters.decayed_parameters."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -33,6 +39,8 @@ class Settings:
     stride: int | None = None  # None: the context length, so that windows do not overlap
     lr: float = 4e-4
     weight_decay: float = 0.1
+    decay: str = "all"
+    betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 0
     clip: float | None = None
     drop_rate: float = 0.1
@@ -100,6 +108,10 @@ def check_settings(settings: Settings) -> None:
             continue
         if name in ("tie_weights", "qkv_bias"):
             right = type(value) is bool
+        elif name == "betas":
+            right = type(value) is tuple and len(value) == 2 and all(type(b) is float and 0 <= b < 1 for b in value)
+        elif name == "decay":
+            right = value in DECAYS
         elif name in ("model", "text", "encoding", "prompt"):
             right = type(value) is str
         elif name in ("lr", "weight_decay", "clip", "drop_rate"):
@@ -113,7 +125,12 @@ def check_settings(settings: Settings) -> None:
 
 
 def effective(settings: Settings, name: str) -> Any:
-    """A setting's effective value; None for the text and the vocabulary, which are compared by SHA-256 instead."""
+    """A setting's effective value, as a flag gives it.
+
+    None for the text and the vocabulary, which are compared by SHA-256 instead.
+    """
+    if name == "betas":
+        return "{} {}".format(*settings.betas)
     if name == "stride":
         return settings.stride or settings.context_length
     if name in SIZE_NAMES:
