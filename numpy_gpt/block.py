@@ -69,19 +69,19 @@ def attention_branch_forward(
     return y, (c_qkv, c_att, c_out, n_heads)
 
 
-def attention_branch_backward(dy: Array, cache: Cache, grads: Params) -> Array:
+def attention_branch_backward(dy: Array, cache: Cache, grads: Params, add: bool = False) -> Array:
     """dy (B, T, C) -> dx (B, T, C); the branch's parameter gradients go into grads, see block_backward."""
     c_qkv, c_att, c_out, n_heads = cache
-    dmerged = linear_into(grads, "att.out_proj", dy, c_out)  # (B, T, C)
+    dmerged = linear_into(grads, "att.out_proj", dy, c_out, add)  # (B, T, C)
     dheads = split_heads(dmerged, n_heads)  # (B, NH, T, HS)
     dq, dk, dv = attention.attention_backward(dheads, c_att)  # each (B, NH, T, HS)
     dqkv = np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)  # (B, T, 3C)
-    return linear_into(grads, "att.W_qkv", dqkv, c_qkv)
+    return linear_into(grads, "att.W_qkv", dqkv, c_qkv, add)
 
 
-def linear_into(grads: Params, name: str, dy: Array, cache: linear.Cache) -> Array:
+def linear_into(grads: Params, name: str, dy: Array, cache: linear.Cache, add: bool = False) -> Array:
     """dy (..., O) -> dx (..., I); the weight's and the bias's gradients go into grads, see block_backward."""
-    dx, grads[f"{name}.weight"], db = linear.linear_backward(dy, cache, grads.get(f"{name}.weight"))
+    dx, grads[f"{name}.weight"], db = linear.linear_backward(dy, cache, grads.get(f"{name}.weight"), add)
     if db is not None:
         grads[f"{name}.bias"] = db
     return dx
@@ -95,12 +95,12 @@ def mlp_forward(x: Array, p: Params) -> tuple[Array, Cache]:
     return y, (c_0, c_gelu, c_2)
 
 
-def mlp_backward(dy: Array, cache: Cache, grads: Params) -> Array:
+def mlp_backward(dy: Array, cache: Cache, grads: Params, add: bool = False) -> Array:
     """dy (B, T, C) -> dx (B, T, C); the branch's parameter gradients go into grads, see block_backward."""
     c_0, c_gelu, c_2 = cache
-    da = linear_into(grads, "ff.layers.2", dy, c_2)  # (B, T, 4C)
+    da = linear_into(grads, "ff.layers.2", dy, c_2, add)  # (B, T, 4C)
     dh = gelu.gelu_backward(da, c_gelu)  # (B, T, 4C)
-    return linear_into(grads, "ff.layers.0", dh, c_0)
+    return linear_into(grads, "ff.layers.0", dh, c_0, add)
 
 
 def block_forward(
@@ -120,18 +120,19 @@ def block_forward(
     return mid + m, (c_norm1, c_branch, c_drop1, c_norm2, c_mlp, c_drop2)
 
 
-def block_backward(dy: Array, cache: Cache, grads: Params) -> Array:
+def block_backward(dy: Array, cache: Cache, grads: Params, add: bool = False) -> Array:
     """dy (B, T, C) -> dx (B, T, C); the block's parameter gradients go into grads, under the names of block_forward.
 
-    A weight's gradient is written into the array that grads already holds under its name, else into a new one.
+    A weight's gradient is written into the array that grads already holds under its name, or added to it with `add`,
+    else into a new one.
     """
     c_norm1, c_branch, c_drop1, c_norm2, c_mlp, c_drop2 = cache
     dm = dropout.dropout_backward(dy, c_drop2)  # y = mid + dropout(mlp(norm2(mid)))
-    dh = mlp_backward(dm, c_mlp, grads)
+    dh = mlp_backward(dm, c_mlp, grads, add)
     dmid, grads["norm2.scale"], grads["norm2.shift"] = layernorm.layernorm_backward(dh, c_norm2)
     dmid += dy  # residual: dy takes both paths
     da = dropout.dropout_backward(dmid, c_drop1)  # mid = x + dropout(attention(norm1(x)))
-    dh = attention_branch_backward(da, c_branch, grads)
+    dh = attention_branch_backward(da, c_branch, grads, add)
     dx, grads["norm1.scale"], grads["norm1.shift"] = layernorm.layernorm_backward(dh, c_norm1)
     dx += dmid
     return dx

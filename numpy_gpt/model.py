@@ -129,24 +129,49 @@ class GPT:
 
     @all_cores()
     def loss_and_grads(
-        self, tokens: npt.ArrayLike, targets: npt.ArrayLike, rng: Generator | None = None
+        self, tokens: npt.ArrayLike, targets: npt.ArrayLike, rng: Generator | None = None, parts: int = 1
     ) -> tuple[Any, Params]:
         """The loss as in `loss`, and its gradient in every parameter, under the parameters' names, shapes and dtype.
 
         rng given: dropout is on, its masks drawn in torch's order (embeddings; per block the attention probabilities,
         the attention branch, the feed-forward branch). The gradients belong to the model and are
         overwritten by its next call: use one model from one thread at a time.
+
+        parts: the batch in this many equal parts, one after the other, whose gradients are added up (gradient
+        accumulation): the same mean over the batch, with the memory of a part. Each part draws its own masks.
+        Raises InputError unless parts divides B.
         """
         ids, want = self._checked_pair(tokens, targets)
+        if parts < 1 or len(ids) % parts:
+            raise InputError(f"a batch of {len(ids)} does not divide into {parts} parts")
         if not self._buffers:
             keep_freed_memory()
             outside, shapes = {"tok_emb.weight", self._head_name()}, known_shapes(self.config)
             self._buffers = {name: np.empty(shapes[name], self.dtype) for name in outside}
             self._block_buffers = [block_matrices(self.config, self.dtype) for _ in range(self.config.n_layers)]
-        h, c_hidden = self._hidden_forward(ids, rng, keep=True)
-        loss, dh, dw_head = self._head_loss(h, want, backward=True)
-        grads = self._hidden_backward(dh, c_hidden, dw_head)
+        loss, grads = self.dtype.type(0), dict[str, Array]()
+        for i, (x, y) in enumerate(zip(np.split(ids, parts), np.split(want, parts), strict=True)):
+            part_loss, part_grads = self._part(x, y, rng, tokens=want.size, add=i > 0)
+            loss += part_loss
+            for name, grad in part_grads.items():
+                if i == 0 or self._buffered(name):
+                    grads[name] = grad
+                else:
+                    grads[name] += grad
         return loss, {name: grads[name] for name in self.params}
+
+    def _part(self, ids: Array, want: Array, rng: Generator | None, tokens: int, add: bool) -> tuple[Any, Params]:
+        """Part of a batch of `tokens` tokens: its share of the mean loss, and of the gradients.
+
+        add: add to the gradients that have buffers, instead of overwriting them.
+        """
+        h, c_hidden = self._hidden_forward(ids, rng, keep=True)
+        loss, dh, dw_head = self._head_loss(h, want, backward=True, tokens=tokens, add=add)
+        return loss, self._hidden_backward(dh, c_hidden, dw_head, add)
+
+    def _buffered(self, name: str) -> bool:
+        """Whether a gradient is written into a buffer that the model keeps: those of the large matrices."""
+        return name.endswith(".weight") and name != "pos_emb.weight"
 
     @all_cores()
     def next_logits(self, tokens: npt.ArrayLike, past: KVCache) -> Array:
@@ -203,38 +228,52 @@ class GPT:
         x, c_norm = layernorm.layernorm_forward(x, p["final_norm.scale"], p["final_norm.shift"])
         return x, (c_tok, c_pos, c_drop, c_blocks, c_norm)
 
-    def _head_loss(self, h: Array, want: Array, backward: bool) -> tuple[Any, Array, Any]:
-        """h, want (B, T) of them -> the loss; and if backward dh and the head's dw. HEAD_ROWS logits at a time."""
+    def _head_loss(
+        self, h: Array, want: Array, backward: bool, tokens: int | None = None, add: bool = False
+    ) -> tuple[Any, Array, Any]:
+        """h, want (B, T) of them -> the loss; and if backward dh and the head's dw. HEAD_ROWS logits at a time.
+
+        tokens: number of tokens over which the loss is the mean, if not these alone; add: to the head's last dw.
+        """
         V, C = self._head().shape
         N = want.size
+        tokens = tokens or N
         flat, targets = h.reshape(N, C), want.reshape(N)
         scratch = np.empty((min(N, HEAD_ROWS), V), h.dtype)
         dh, dw = np.empty_like(flat), self._buffers.get(self._head_name())
         loss = self.dtype.type(0)
         for start in range(0, N, HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
-            part = len(targets[rows]) / N  # of the mean
+            part = len(targets[rows]) / tokens  # of the mean
             logits, c_head = linear.linear_forward(flat[rows], self._head(), None, out=scratch[: len(targets[rows])])
             part_loss, c_loss = cross_entropy.cross_entropy_forward(logits, targets[rows], out=logits)
             loss += part_loss * part
             if backward:
                 dlogits = cross_entropy.cross_entropy_backward(part, c_loss, out=logits)
-                dh[rows], dw, _ = linear.linear_backward(dlogits, c_head, dw, add=start > 0)
+                dh[rows], dw, _ = linear.linear_backward(dlogits, c_head, dw, add=add or start > 0)
         return loss, dh.reshape(h.shape), dw
 
-    def _hidden_backward(self, dx: Array, cache: Cache, dw_head: Array) -> Params:
-        """dx (B, T, C) of the final LayerNorm's output, and the head's gradient -> the gradients of all parameters."""
+    def _hidden_backward(self, dx: Array, cache: Cache, dw_head: Array, add: bool) -> Params:
+        """dx (B, T, C) of the final LayerNorm's output, and the head's gradient -> the gradients of all parameters.
+
+        add: add to what the buffers hold.
+        """
         c_tok, c_pos, c_drop, c_blocks, c_norm = cache
         grads: Params = {self._head_name(): dw_head}
         dx, grads["final_norm.scale"], grads["final_norm.shift"] = layernorm.layernorm_backward(dx, c_norm)
         names = block_names(self.config)
         for i in reversed(range(self.config.n_layers)):
             block = dict(self._block_buffers[i])
-            dx = block_backward(dx, c_blocks.pop(), block)  # popped: frees the activations block by block
+            dx = block_backward(dx, c_blocks.pop(), block, add)  # popped: frees the activations block by block
             grads |= {names[i][short]: grad for short, grad in separate(block).items()}
         dx = dropout.dropout_backward(dx, c_drop)
         dx, grads["pos_emb.weight"] = embedding.position_embedding_backward(dx, c_pos)
-        dw = dw_head if self.config.tie_weights else _cleared(self._buffers["tok_emb.weight"])  # tied: used twice
+        if self.config.tie_weights:
+            dw = dw_head  # used twice
+        else:
+            dw = self._buffers["tok_emb.weight"]
+            if not add:
+                _clear(dw)
         grads["tok_emb.weight"] = embedding.embedding_backward(dx, c_tok, dw)
         return grads
 
@@ -277,9 +316,8 @@ def _float_dtype(dtype: Float) -> Any:
     return found
 
 
-def _cleared(a: Array) -> Array:
+def _clear(a: Array) -> None:
     def clear(rows: Array) -> None:
         rows[...] = 0
 
     in_blocks(clear, a)
-    return a

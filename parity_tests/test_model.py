@@ -37,6 +37,7 @@ from parity_tests.judge.models import (
     check_gradients,
     check_model,
     check_own_masks,
+    check_parts,
     float32_case,
     float32_percentiles,
     torch_answers,
@@ -129,6 +130,44 @@ def test_uneven_blocks_match_torch(case, head_rows):
         mock.patch("numpy_gpt.parallel.threads.BLOCK", 16),
     ):
         check_model(case)
+
+
+@settings(max_examples=60)
+@given(
+    case=strategies.model_cases(drop_rates=(0.0, 0.5, 1.0)),
+    parts=st.integers(1, 4),
+    head_rows=st.sampled_from((2, 256)),
+)
+def test_batch_in_parts_matches_torchs_batch(case, parts, head_rows):
+    """Gradient accumulation. Two passes: the second must not add to what the first left in the buffers."""
+    case = replace(case, B=parts * min(case.B, 2))
+    with mock.patch("numpy_gpt.model.HEAD_ROWS", head_rows):
+        check_parts(case, parts)
+        model, batch = case.model(), case.batch()
+        _, first = model.loss_and_grads(*batch, parts=parts)
+        first = {name: grad.copy() for name, grad in first.items()}
+        for name, grad in model.loss_and_grads(*batch, parts=parts)[1].items():
+            check_exact(f"d {name} again", grad, first[name])
+
+
+def test_batch_in_parts_takes_the_memory_of_a_part():
+    """Activations dominate here: 8 rows take 3.5 times the memory of 2."""
+    case = ModelCase(GPTConfig(300, 64, 48, 3, 2, 0.1), B=8, T=64, dtype="float32")
+    peaks = {}
+    for B, parts in ((2, 1), (8, 4), (8, 1)):
+        model, (tokens, targets) = case.model(), replace(case, B=B).batch()
+        tracemalloc.start()
+        model.loss_and_grads(tokens, targets, Generator(1), parts=parts)
+        peaks[B, parts] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[8, 4] < 1.05 * peaks[2, 1] < 0.5 * peaks[8, 1]
+
+
+@pytest.mark.parametrize("parts", [0, -1, 3, 5])
+def test_parts_that_do_not_divide_a_batch_are_refused(parts):
+    case = ModelCase(SMALL, B=4)
+    with pytest.raises(InputError, match=f"^a batch of 4 does not divide into {parts} parts$"):
+        case.model().loss_and_grads(*case.batch(), parts=parts)
 
 
 @pytest.mark.parametrize("how", ["another dtype's memory", "in another order", "one elsewhere", "transposed"])

@@ -149,6 +149,30 @@ def test_both_train_with_betas_and_part_of_the_decay(tmp_path, text):
 
 
 @brief
+def test_accumulated_batches_are_those_of_the_other_backend_and_of_one_part(tmp_path, text):
+    flags = ["--epochs", 1, "--clip", 0.5]
+    for name, command in (("numpy", numpy_main), ("torch", torch_main)):
+        pretrain(command, text, tmp_path / name, *flags, "--accumulate", 2)
+        pretrain(command, text, tmp_path / f"{name} with dropout", *flags, "--accumulate", 4, "--drop-rate", 0.3)
+    pretrain(numpy_main, text, tmp_path / "one", *flags)
+    numpys = losses(tmp_path / "numpy")
+    assert np.abs(numpys - losses(tmp_path / "torch")).max() < 5e-5
+    assert np.abs(numpys - losses(tmp_path / "one")).max() < 5e-5
+    dropped = losses(tmp_path / "numpy with dropout")
+    assert np.abs(dropped - losses(tmp_path / "torch with dropout")).max() < 5e-5
+    assert np.abs(dropped - numpys).max() > 1e-3
+    resumed = invoke(numpy_main, "pretrain", "--resume", tmp_path / "numpy", "--accumulate", 1, "--epochs", 2)
+    assert resumed.exit_code == 0, resumed.output
+
+
+@pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])
+def test_accumulation_that_does_not_divide_the_batch_is_refused(tmp_path, text, command):
+    result = invoke(command, "pretrain", "--text", text, "--batch-size", 6, "--accumulate", 4, "--out", tmp_path / "o")
+    check_refused(result, "--batch-size 6 does not divide into --accumulate 4 equal parts: choose a multiple")
+    assert not (tmp_path / "o").exists()
+
+
+@brief
 def test_a_run_without_later_settings_is_resumed(tmp_path, text):
     out = tmp_path / "run"
     pretrain(numpy_main, text, out, "--max-steps", 1)

@@ -126,7 +126,7 @@ class TorchLearner:
         attention: Attention = "sdpa",
         compiled: bool = False,
     ):
-        self._clip, self._seed = settings.clip, settings.seed
+        self._clip, self._seed, self._parts = settings.clip, settings.seed, settings.accumulate
         self._device = device
         self._autocast = dtype == "bfloat16"
         precision = torch.float64 if dtype == "float64" else torch.float32
@@ -150,16 +150,19 @@ class TorchLearner:
         before = self._random_state()
         self.model.train()
         self.optimizer.zero_grad()
-        loss = self._forward(x, y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = 0.0
+        for part in zip(np.split(x, self._parts), np.split(y, self._parts), strict=True):
+            share = self._forward(*part) / self._parts
+            share.backward()  # type: ignore[no-untyped-call]
+            loss += share.item()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if self._clip is None else self._clip)
         try:
-            check_finite_step(loss.item(), norm.item(), step, lr)
+            check_finite_step(loss, norm.item(), step, lr)
         except DivergedError:
             self._restore_random(before)  # undo drawing the dropout masks: the step did not happen
             raise
         self.optimizer.step()
-        return loss.item(), lr
+        return loss, lr
 
     def loss(self, x: Array, y: Array) -> float:
         self.model.eval()

@@ -148,6 +148,7 @@ SETTINGS = (
     _setting("epochs", "Passes over the training text.", type=AT_LEAST_0, metavar="N"),
     _setting("max_steps", "Stop after this many steps.", type=AT_LEAST_0, metavar="N"),
     _setting("batch_size", "Windows in a batch.", type=AT_LEAST_1, metavar="N"),
+    _setting("accumulate", "Compute a batch in N parts, in the memory of one.", type=AT_LEAST_1, metavar="N"),
     _setting("stride", "Tokens from one window's start to the next.", type=AT_LEAST_1, metavar="N"),
     _setting("lr", "Learning rate of AdamW; the peak with warm-up.", type=POSITIVE, metavar="X"),
     _setting("weight_decay", "AdamW's decoupled weight decay.", type=NOT_NEGATIVE, metavar="X"),

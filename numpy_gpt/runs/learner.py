@@ -36,7 +36,7 @@ class NumpyLearner:
         if s.warmup_steps:
             self.optimizer.lr = warmup_cosine(step, s.lr, s.warmup_steps, self._total_steps)
         before = self.rng.get_state()
-        loss, grads = self.model.loss_and_grads(x, y, rng=self.rng)
+        loss, grads = self.model.loss_and_grads(x, y, rng=self.rng, parts=s.accumulate)
         norm = clip_grad_norm(grads, math.inf if s.clip is None else s.clip)
         try:
             check_finite_step(float(loss), norm, step, self.optimizer.lr)

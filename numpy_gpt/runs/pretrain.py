@@ -174,6 +174,11 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
             f"--lr {settings.lr:g} with --weight-decay {settings.weight_decay:g} would take the weights beyond the "
             "largest float32 in one step: choose smaller ones"
         )
+    if settings.batch_size % settings.accumulate:
+        raise InputError(
+            f"--batch-size {settings.batch_size} does not divide into --accumulate {settings.accumulate} equal parts: "
+            "choose a multiple"
+        )
     if not settings.prompt:
         raise InputError("the --prompt is empty: give at least one character to continue from")
     batches = Batches(settings)

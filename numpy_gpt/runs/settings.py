@@ -15,7 +15,7 @@ TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
 SIZES = {"tiny": TINY} | GPT2_SIZES
 SIZE_NAMES = ("n_layers", "n_heads", "emb_dim")
 
-ADDED = (*SIZE_NAMES, "decay", "betas")
+ADDED = (*SIZE_NAMES, "decay", "betas", "accumulate")
 """Settings that the run.json of earlier versions lacks; those runs had the defaults."""
 
 DECAYS = ("all", "2d", "matrices")
@@ -36,6 +36,7 @@ class Settings:
     epochs: int = 10
     max_steps: int | None = None
     batch_size: int = 2
+    accumulate: int = 1
     stride: int | None = None  # None: the context length, so that windows do not overlap
     lr: float = 4e-4
     weight_decay: float = 0.1
@@ -96,7 +97,7 @@ for_tiny = Settings(
 COUNTED_FROM_0 = ("epochs", "max_steps", "warmup_steps", "sample_tokens")
 """Settings that may be 0; the other counts are at least 1."""
 
-MAY_CHANGE = {"epochs", "max_steps", "eval_freq", "eval_iter", "prompt"}
+MAY_CHANGE = {"epochs", "max_steps", "eval_freq", "eval_iter", "prompt", "accumulate"}
 """Settings that --resume may change; changing the others would make it another run."""
 
 

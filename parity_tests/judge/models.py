@@ -1,6 +1,7 @@
 """Checks of a model against torch: logits, loss, every gradient by name, with dropout, in float64 and float32."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -152,6 +153,24 @@ def check_model(case, attention="plain"):
         check_gradients(grads, want_grads)
     for name, a in params.items():
         check_exact(f"parameter {name} after a pass", a, before[name])
+
+
+def check_parts(case, parts):
+    """Compare a batch given in equal parts, each with its own masks, with torch's loss and gradients of all at once."""
+    __tracebackhide__ = True
+    part, (tokens, targets) = replace(case, B=case.B // parts), case.batch()
+    params, factors, rng = case.params(), None, RecordedMasks(case.seed)
+    loss, grads = case.over(params).loss_and_grads(tokens, targets, rng, parts=parts)
+    if case.config.drop_rate:
+        each = len(rng.drawn) // parts
+        drawn = [dropout_factors(part, rng.drawn[i * each : (i + 1) * each]) for i in range(parts)]
+        factors = [np.concatenate(of_site) for of_site in zip(*drawn, strict=True)]
+    reference = from_params(case.config, params, attention="plain")
+    want, want_grads = loss_and_grads(reference, tokens, targets, factors)
+    logits = torch_logits(reference, tokens, factors)
+    check_loss("loss of the parts", loss, want, logits)
+    reject_cancelled(case, logits, targets, want_grads)
+    check_gradients(grads, want_grads)
 
 
 def float32_case(i, scale=None, drop_rate=0.0):
