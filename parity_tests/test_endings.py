@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from numpy_gpt.cli.main import main as numpy_main
 from numpy_gpt.console import Report
 from numpy_gpt.errors import DivergedError, InputError
 from numpy_gpt.runs import folder as run
+from numpy_gpt.runs.batches import Batches
 from numpy_gpt.runs.folder import Run
 from numpy_gpt.runs.learner import NumpyLearner
 from numpy_gpt.runs.losses import Losses
@@ -248,14 +250,15 @@ def test_unnamed_runs_never_share_a_folder(tmp_path, text, monkeypatch):
 
 def test_run_begun_meanwhile_is_untouched(tmp_path, text):
     out = tmp_path / "run"
-    with Run.create(out, for_tiny, "x") as first:
+    batches = Batches(replace(for_tiny, text=str(text), context_length=8))
+    with Run.create(out, for_tiny, batches) as first:
         before = snapshot(out)
         check_refused(
             invoke(numpy_main, "pretrain", "--out", out, "--text", text, *SMALL), "already holds a run without a save"
         )
         check_refused(invoke(numpy_main, "pretrain", "--resume", out), "ended before its first save")
         with pytest.raises(InputError, match="already holds a run"):
-            first._begin("y")  # as on file systems without locks
+            first._begin(batches)  # as on file systems without locks
     assert snapshot(out) == before
 
 

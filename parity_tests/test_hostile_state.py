@@ -8,6 +8,7 @@ import torch
 
 from numpy_gpt import AdamW, GPTConfig
 from numpy_gpt.errors import InputError
+from numpy_gpt.runs.batches import Batches
 from numpy_gpt.runs.folder import Run
 from numpy_gpt.runs.settings import for_tiny
 from numpy_gpt.train import Position
@@ -137,7 +138,7 @@ def reseal(run, **changes):
 
 @pytest.fixture
 def begun(tmp_path):
-    with Run.create(tmp_path / "run", for_tiny, "0" * 64) as run:
+    with Run.create(tmp_path / "run", for_tiny, Batches(for_tiny)) as run:
         return run.folder
 
 

@@ -141,7 +141,7 @@ OWN_SIZE = (
 
 SETTINGS = (
     _setting("text", f"Text to learn: {' or '.join(CORPORA)}, or any UTF-8 file.", metavar="NAME|FILE"),
-    _setting("encoding", ENCODING_HELP, metavar="NAME|DIR"),
+    _setting("encoding", f"{ENCODING_HELP} chars: an id for each of the text's characters.", metavar="NAME|DIR"),
     click.option("--model", type=click.Choice(MODELS), default=None, help="Size of the model.  [default: tiny]"),
     *OWN_SIZE,
     _setting("context_length", "Longest window of tokens.", type=AT_LEAST_1, metavar="N"),

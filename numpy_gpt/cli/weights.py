@@ -11,6 +11,7 @@ from numpy_gpt.cli.flags import PATH as FOLDER
 from numpy_gpt.cli.info import enough_memory
 from numpy_gpt.config import GPT2_SIZES
 from numpy_gpt.console import Report
+from numpy_gpt.encodings.vocabulary import CHARACTERS
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.folders import check_free, new_folder
 from numpy_gpt.parameters import parameter_count
@@ -110,11 +111,12 @@ def export_command(checkpoint: Path, kind: str, out: Path) -> None:
     report = Report()
     header = read_header(checkpoint)
     config, tensors = load_params(checkpoint)
-    encoding, words = None, dict[str, bytes]()
+    encoding, words, missing = None, dict[str, bytes](), ""
     try:
         encoding = encoding_of(header)
         words = vocabulary_files(encoding)
-        missing = f"the encoding {encoding} has no files that transformers reads" if not words else ""
+        if not words or CHARACTERS in words:
+            words, missing = {}, f"the encoding {encoding} has no files that transformers reads"
     except InputError as error:
         missing = str(error)
     with new_folder(out) as folder, enough_memory(config, 4, "exporting it"):

@@ -22,6 +22,9 @@ END_OF_TEXT = "<|endoftext|>"
 IDS, MERGES, TOKENS = "encoder.json", "vocab.bpe", "tokens.json"
 """The files of a vocabulary; the third is optional."""
 
+CHARACTERS = "characters.json"
+"""The only file of a vocabulary of characters, see encodings/characters.py."""
+
 GPT2_FILES = {
     MERGES: "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     IDS: "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",

@@ -1,28 +1,48 @@
 """A run's text, its tokens, and the training and validation loaders."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
 from numpy_gpt.data import Loader, load_text, sha256, sliding_windows, split_text
+from numpy_gpt.encodings.vocabulary import CHARACTERS
 from numpy_gpt.errors import InputError
 from numpy_gpt.runs.settings import Settings
-from numpy_gpt.tokenizer import ENCODINGS, encode, get_encoding, vocabulary_files, vocabulary_sha256
+from numpy_gpt.tokenizer import (
+    CHARS,
+    ENCODINGS,
+    encode,
+    get_encoding,
+    vocabulary_files,
+    vocabulary_sha256,
+)
 from numpy_gpt.train import Learner
+
+if TYPE_CHECKING:
+    import tiktoken
 
 TRAIN_RATIO = 0.9
 """Share of the text's characters used for training, as in the book; the rest is for validation."""
 
 
 class Batches:
-    """A run's text, tokens and loaders."""
+    """A run's text, tokens and loaders. vocabulary: the files, by name, of an encoding without a built-in name."""
 
     def __init__(self, settings: Settings):
         """Read the text. Raises InputError if it cannot be read, or if either part is too short for one window."""
-        self.encoding = get_encoding(settings.encoding)
-        self.text = load_text(settings.text)
-        words = {} if settings.encoding in ENCODINGS else vocabulary_files(settings.encoding)
-        self.sha256 = hashlib.sha256(b"\0".join([self.text.encode(), *words.values()])).hexdigest()
+        self.encoding: tiktoken.Encoding
+        if settings.encoding == CHARS:
+            from numpy_gpt.encodings.characters import CharacterEncoding, characters_file  # loads tiktoken
+
+            self.text = load_text(settings.text)
+            self.vocabulary = {CHARACTERS: characters_file(self.text)}
+            self.encoding = CharacterEncoding(self.vocabulary[CHARACTERS], settings.text)
+        else:
+            self.encoding = get_encoding(settings.encoding)
+            self.text = load_text(settings.text)
+            self.vocabulary = {} if settings.encoding in ENCODINGS else vocabulary_files(settings.encoding)
+        self.sha256 = hashlib.sha256(b"\0".join([self.text.encode(), *self.vocabulary.values()])).hexdigest()
         self.text_sha256 = sha256(self.text)
-        self.vocabulary_sha256 = vocabulary_sha256(words) if words else None
+        self.vocabulary_sha256 = vocabulary_sha256(self.vocabulary) if self.vocabulary else None
         parts = [encode(self.encoding, part) for part in split_text(self.text, TRAIN_RATIO)]
         self.tokens = sum(len(part) for part in parts)
         T = settings.context_length

@@ -30,7 +30,7 @@ from numpy_gpt.runs.saves import (
     own_folder,
 )
 from numpy_gpt.runs.settings import ADDED, MAY_CHANGE, Settings, check_settings, effective
-from numpy_gpt.tokenizer import ENCODINGS, vocabulary_files
+from numpy_gpt.tokenizer import ENCODINGS
 from numpy_gpt.train import Learner, Position
 from numpy_gpt.typing import Params
 from numpy_gpt.weights.checkpoint import MODEL_FILE, load_training, read_header, save_params
@@ -57,7 +57,7 @@ class Run:
 
     @classmethod
     @contextmanager
-    def create(cls, folder: Path | None, settings: Settings, text_sha256: str) -> Iterator["Run"]:
+    def create(cls, folder: Path | None, settings: Settings, batches: Batches) -> Iterator["Run"]:
         """Create a run, locked against other processes until the block ends.
 
         folder must be new or empty; None: runs/MODEL-TEXT-N with the first free N. Otherwise raises InputError and
@@ -73,7 +73,7 @@ class Run:
                         continue  # another process was faster
                     raise
                 run = cls(place, settings)
-                run._begin(text_sha256)
+                run._begin(batches)
                 yield run
                 return
 
@@ -84,7 +84,7 @@ class Run:
             raise InputError(_already(folder))
         check_free(folder)
 
-    def _begin(self, text_sha256: str) -> None:
+    def _begin(self, batches: Batches) -> None:
         made = [self.folder / RUN_FILE, self.losses.file, self.folder / VOCABULARY]
         try:
             with written(self.folder):
@@ -93,12 +93,12 @@ class Run:
                 except FileExistsError as error:
                     made = []
                     raise InputError(_already(self.folder)) from error
-            self._write_settings(text_sha256)
+            self._write_settings(batches.sha256)
             self.losses.write([])
-            if self.settings.encoding not in ENCODINGS:
+            if batches.vocabulary:
                 with written(made[2]):
                     made[2].mkdir()
-                    for name, content in vocabulary_files(self.settings.encoding).items():
+                    for name, content in batches.vocabulary.items():
                         (made[2] / name).write_bytes(content)
         except BaseException:
             for path in reversed(made):  # run.json last: until then the rest still reads as a run without a save

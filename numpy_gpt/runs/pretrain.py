@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.console import Report, one_line
 from numpy_gpt.data import CORPORA, load_text, sha256
+from numpy_gpt.encodings.vocabulary import CHARACTERS
 from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
 from numpy_gpt.io.outermost import say
 from numpy_gpt.io.paths import absolute, is_folder, kind_of
@@ -27,6 +28,7 @@ from numpy_gpt.runs.folder import Run, Validation
 from numpy_gpt.runs.saves import BEST, CHECKPOINT
 from numpy_gpt.runs.settings import SIZE_NAMES, SIZES, Settings, for_tiny
 from numpy_gpt.tokenizer import (
+    CHARS,
     ENCODINGS,
     GPT2_FILES,
     decode,
@@ -69,7 +71,7 @@ def encoding_of(header: Header) -> str:
         raise InputError(f"{header.file}: vocabulary not found in {folder}: restore it, or pass --encoding DIR")
     words = folder_files(folder)
     known = header.about.get("vocabulary")
-    if known and words.keys() >= GPT2_FILES.keys() and known != vocabulary_sha256(words):
+    if known and (CHARACTERS in words or words.keys() >= GPT2_FILES.keys()) and known != vocabulary_sha256(words):
         raise InputError(f"the vocabulary in {folder} is not the one that {header.file} came with: restore that one")
     return str(folder)
 
@@ -167,7 +169,7 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
         params = load_params(init, np.float32)[1]
     else:
         settings = replace(defaults_for(flags.get("model", "tiny")), **flags)
-        config = settings.config(get_encoding(settings.encoding).n_vocab)
+        config = None
     Generator(settings.seed)  # raises for an invalid seed
     if settings.lr * max(1.0, settings.weight_decay) > LARGEST_UPDATE:
         raise InputError(
@@ -182,8 +184,22 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
     if not settings.prompt:
         raise InputError("the --prompt is empty: give at least one character to continue from")
     batches = Batches(settings)
+    settings = _with_prompt(settings, batches, "prompt" in flags)
+    if config is None:
+        config = settings.config(batches.encoding.n_vocab)
     settings, cap = _length(settings, flags, batches)
     return Job(settings, batches, config, params, run, cap)
+
+
+def _with_prompt(settings: Settings, batches: Batches, given: bool) -> Settings:
+    """The settings with a prompt that the encoding can represent: a default one may have characters it lacks."""
+    try:
+        encode(batches.encoding, settings.prompt)
+    except InputError as error:
+        if given:
+            raise InputError(f"the --prompt cannot be used: {error}") from error
+        return replace(settings, prompt=decode(batches.encoding, [0]))
+    return settings
 
 
 def _moved_text(text: Path, header: Header, fix: str) -> Path:
@@ -252,7 +268,7 @@ def pretrain(
         else:
             _describe(report, backend, job)
             learner = make_learner(job.config, job.settings, job.total_steps, job.params)
-            run = held.enter_context(Run.create(out, job.settings, job.batches.sha256))
+            run = held.enter_context(Run.create(out, job.settings, job.batches))
             session = _Session(report, job, run, learner, Position(), save_freq, keep)
         report.line(f"run       {session.run.folder}")
         with np.errstate(over="ignore", invalid="ignore"):  # each step checks its loss and gradients instead
@@ -437,6 +453,10 @@ def _settings_for(header: Header, flags: dict[str, Any]) -> Settings:
                 f"{header.file} is a checkpoint of another configuration: its {flag} is {value}, not {flags[name]}; "
                 "leave the flag out, or choose another --init"
             )
+    if flags.get("encoding") == CHARS:
+        raise InputError(
+            f"--encoding chars makes a new vocabulary, but {header.file} has its own: leave the flag out with --init"
+        )
     base = defaults_for(model or "tiny")
     fixed |= {"encoding": flags.get("encoding") or encoding_of(header)}
     fixed |= dict.fromkeys(SIZE_NAMES) if model else {"model": base.model}
@@ -450,7 +470,8 @@ def _describe(report: Report, backend: str, job: Job) -> None:
         f"model     {s.name}: {parameter_count(config):,} parameters, {config.n_layers} layers × {config.emb_dim}, "
         f"{config.n_heads} heads, context {config.context_length}, dropout {config.drop_rate:g}"
     )
-    report.line(f"text      {s.text}: {len(batches.text):,} characters, {batches.tokens:,} tokens ({s.encoding})")
+    counts = f"{len(batches.text):,} characters, {batches.tokens:,} tokens"
+    report.line(f"text      {s.text}: {counts} ({batches.encoding.name})")
     report.line(
         f"batches   {s.batch_size} × {s.context_length} tokens; {batches.train_tokens:,} tokens an epoch, "
         f"{batches.val_tokens:,} for validation; {job.total_steps:,} steps{f' ({job.cap})' if job.cap else ''}"

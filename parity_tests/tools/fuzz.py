@@ -505,7 +505,7 @@ def run_specimen(folder: Path) -> Specimen:
     settings = replace(for_tiny, text=str(folder / "text.txt"), context_length=8, batch_size=4, max_steps=10)
     batches, config = Batches(settings), GPTConfig(257, 8, 8, 2, 1, 0.0)
     learner, position = NumpyLearner(config, settings, 10), Position()
-    with Run.create(folder / "run", settings, batches.sha256) as run:
+    with Run.create(folder / "run", settings, batches) as run:
         for step in train(learner, *batches.loaders(learner), STEPS, 1, 1, position):
             run.losses.append(step, 0.5)
         run.save(config, learner, position, batches, Validation(2.0, 1), keep=2)
