@@ -370,7 +370,7 @@ BAD = {
     "unknown model": (["--model", "125M"], "'125M' is not one of 'tiny', '124M'"),
     "a seed too large": (["--seed", "18446744073709551616"], "2^64 - 1, not 18446744073709551616"),
     "a seed too small": (["--seed", "-9223372036854775809"], "2^64 - 1, not -9223372036854775809"),
-    "a folder as text": (["--text", "."], "is a folder"),
+    "a folder with a binary file as text": (["--text", "{tmp}/run"], "best/model.safetensors is not UTF-8 text"),
     "binary text": (["--text", "{tmp}/binary"], "NUL bytes"),
     "text that is not UTF-8": (["--text", "{tmp}/latin1"], "is not UTF-8"),
     "text too short": (["--text", "{tmp}/short"], "too short"),

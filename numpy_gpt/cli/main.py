@@ -31,14 +31,15 @@ from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
 from numpy_gpt.cli.weights import download_command, export_command, import_command
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.console import Report, printable
-from numpy_gpt.data import CORPORA, load_text, rereadable, split_text
+from numpy_gpt.data import CORPORA, rereadable, split_text
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.files import disk_fix
 from numpy_gpt.io.outermost import INTERRUPTED, outermost, say
 from numpy_gpt.runs.batches import TRAIN_RATIO
 from numpy_gpt.runs.evaluation import mean_loss
-from numpy_gpt.runs.pretrain import MakeLearner, defaults_for, pretrain, text_of
+from numpy_gpt.runs.pretrain import MakeLearner, defaults_for, pretrain
 from numpy_gpt.runs.settings import DECAYS, SIZE_NAMES, SIZES, Settings
+from numpy_gpt.runs.texts import in_words, load_texts, text_from, text_of
 from numpy_gpt.tokenizer import ENCODINGS, encode, end_id, get_encoding, stream_decode
 from numpy_gpt.train import Learner
 from numpy_gpt.typing import Weights
@@ -133,6 +134,10 @@ def _setting(name: str, help_text: str, **kwargs: Any) -> Callable[[Any], Any]:
 
 ENCODING_HELP = f"How text becomes tokens: {' or '.join(ENCODINGS)}, or a folder with encoder.json and vocab.bpe."
 
+TEXT_HELP = (
+    f"Text to learn: {' or '.join(CORPORA)}, a file of UTF-8 text, or a folder of them; repeat it for more than one."
+)
+
 OWN_SIZE = (
     _setting("n_layers", "Blocks of the model, if not the --model's.", type=LAYERS, metavar="N"),
     _setting("n_heads", "Attention heads of a block; divides --emb-dim.", type=AT_LEAST_1, metavar="N"),
@@ -140,7 +145,7 @@ OWN_SIZE = (
 )
 
 SETTINGS = (
-    _setting("text", f"Text to learn: {' or '.join(CORPORA)}, or any UTF-8 file.", metavar="NAME|FILE"),
+    click.option("--text", multiple=True, metavar="NAME|FILE|DIR", help=TEXT_HELP + _default("text")),
     _setting("encoding", f"{ENCODING_HELP} chars: an id for each of the text's characters.", metavar="NAME|DIR"),
     click.option("--model", type=click.Choice(MODELS), default=None, help="Size of the model.  [default: tiny]"),
     *OWN_SIZE,
@@ -223,7 +228,10 @@ pretrain_options = _options(*SETTINGS, *FILES)
 def run_pretrain(make_learner: MakeLearner, backend: str, flags: dict[str, Any]) -> None:
     """Run pretrain with click's flags; after a signal, exit with 128 + its number (130 for Ctrl-C)."""
     files = {name: flags.pop(name) for name in ("out", "resume", "init", "save_freq", "keep")}
+    text = flags.pop("text")
     given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    if text:
+        given["text"] = text_from(text)
     with ExitStack() as stack:
 
         def make(config: GPTConfig, settings: Settings, total_steps: int, params: Weights | None) -> Learner:
@@ -264,18 +272,23 @@ ENCODING = click.option("--encoding", metavar="NAME|DIR", help=f"{ENCODING_HELP}
 
 @main.command(short_help="Loss and perplexity on a text.")
 @click.argument("checkpoint", type=PATH)
-@click.option("--text", metavar="NAME|FILE", help="Text to evaluate on.  [default: the run's own validation part]")
+@click.option(
+    "--text",
+    multiple=True,
+    metavar="NAME|FILE|DIR",
+    help="Text to evaluate on; repeat it for more than one.  [default: the run's own validation part]",
+)
 @click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True, metavar="N", help="Windows at a time.")
 @ENCODING
-def evaluate(checkpoint: Path, text: str | None, batch_size: int, encoding: str | None) -> None:
+def evaluate(checkpoint: Path, text: tuple[str, ...], batch_size: int, encoding: str | None) -> None:
     """Loss (nats per token) and perplexity of CHECKPOINT on a text, over all its tokens but the first.
 
     The text is cut into consecutive windows of the context length; the last one may be shorter.
     """
     header = read_header(checkpoint)
     tokens = fitting_encoding(header, encoding)
-    if text is not None:
-        name, content = text, load_text(text)
+    if text:
+        name, content = in_words(text), load_texts(text)
     else:
         name, content = text_of(header)
         content = split_text(content, TRAIN_RATIO)[1]

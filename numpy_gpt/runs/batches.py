@@ -3,10 +3,11 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from numpy_gpt.data import Loader, load_text, sha256, sliding_windows, split_text
+from numpy_gpt.data import Loader, sha256, sliding_windows, split_text
 from numpy_gpt.encodings.vocabulary import CHARACTERS
 from numpy_gpt.errors import InputError
 from numpy_gpt.runs.settings import Settings
+from numpy_gpt.runs.texts import in_words, load_texts
 from numpy_gpt.tokenizer import (
     CHARS,
     ENCODINGS,
@@ -33,12 +34,12 @@ class Batches:
         if settings.encoding == CHARS:
             from numpy_gpt.encodings.characters import CharacterEncoding, characters_file  # loads tiktoken
 
-            self.text = load_text(settings.text)
+            self.text = load_texts(settings.text)
             self.vocabulary = {CHARACTERS: characters_file(self.text)}
-            self.encoding = CharacterEncoding(self.vocabulary[CHARACTERS], settings.text)
+            self.encoding = CharacterEncoding(self.vocabulary[CHARACTERS], in_words(settings.text))
         else:
             self.encoding = get_encoding(settings.encoding)
-            self.text = load_text(settings.text)
+            self.text = load_texts(settings.text)
             self.vocabulary = {} if settings.encoding in ENCODINGS else vocabulary_files(settings.encoding)
         self.sha256 = hashlib.sha256(b"\0".join([self.text.encode(), *self.vocabulary.values()])).hexdigest()
         self.text_sha256 = sha256(self.text)
@@ -51,7 +52,7 @@ class Batches:
             try:
                 windows.append(sliding_windows(part, T, settings.stride or T))
             except InputError as error:
-                raise InputError(f"the {name} part of {settings.text}: {error}") from error
+                raise InputError(f"the {name} part of {in_words(settings.text)}: {error}") from error
         self._train, self._val = windows
         self._batch_size = settings.batch_size
         self.windows = len(self._train[0])

@@ -30,6 +30,7 @@ from numpy_gpt.runs.saves import (
     own_folder,
 )
 from numpy_gpt.runs.settings import ADDED, MAY_CHANGE, Settings, check_settings, effective
+from numpy_gpt.runs.texts import in_words, names_of, to_metadata
 from numpy_gpt.tokenizer import ENCODINGS
 from numpy_gpt.train import Learner, Position
 from numpy_gpt.typing import Params
@@ -169,7 +170,7 @@ class Run:
         changed = [name for name, value in asdict(self.settings).items() if value != getattr(settings, name)]
         if text_sha256 != self.text_sha256:
             raise InputError(
-                f"{settings.text} (or the vocabulary) is not the text that {self.folder} was started with: "
+                f"{in_words(settings.text)} (or the vocabulary) is not the text that {self.folder} was started with: "
                 f"restore the old one, or start another run with --init {self.folder}"
             )
         for name in changed:
@@ -253,7 +254,7 @@ class Run:
         encoding = self.settings.encoding
         about = {
             "encoding": encoding if encoding in ENCODINGS else f"../{VOCABULARY}",
-            "text": self.settings.text,
+            "text": to_metadata(self.settings.text),
             "text_sha256": batches.text_sha256,
             "step": str(position.step),
             "val_loss": repr(validation.loss),
@@ -302,4 +303,4 @@ def _already(folder: Path) -> str:
 def _numbered_folders(settings: Settings) -> Iterator[Path]:
     """runs/MODEL-TEXT-N for N = 1, 2, …: the candidates for a run without --out."""
     for number in count(1):
-        yield Path("runs", f"{settings.name}-{Path(settings.text).stem[:60]}-{number}")
+        yield Path("runs", f"{settings.name}-{Path(names_of(settings.text)[0]).stem[:60]}-{number}")

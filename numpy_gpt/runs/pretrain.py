@@ -16,7 +16,6 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.console import Report, one_line
-from numpy_gpt.data import CORPORA, load_text, sha256
 from numpy_gpt.encodings.vocabulary import CHARACTERS
 from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
 from numpy_gpt.io.outermost import say
@@ -27,6 +26,7 @@ from numpy_gpt.runs.batches import Batches
 from numpy_gpt.runs.folder import Run, Validation
 from numpy_gpt.runs.saves import BEST, CHECKPOINT
 from numpy_gpt.runs.settings import SIZE_NAMES, SIZES, Settings, for_tiny
+from numpy_gpt.runs.texts import absolute_texts, find_texts, in_words
 from numpy_gpt.tokenizer import (
     CHARS,
     ENCODINGS,
@@ -76,22 +76,6 @@ def encoding_of(header: Header) -> str:
     return str(folder)
 
 
-def text_of(header: Header) -> tuple[str, str]:
-    """Return the name and content of a checkpoint's training text, verified by its SHA-256."""
-    name = header.about.get("text")
-    if name is None:
-        raise InputError(f"{header.file} does not name the text it was trained on: give one with --text")
-    if name not in CORPORA:
-        name = str(_moved_text(Path(name), header, "restore it, or take all of another file with --text FILE"))
-    content = load_text(name)
-    if header.about.get("text_sha256", sha256(content)) != sha256(content):
-        raise InputError(
-            f"{name} is not the text that {header.file} was trained on (its SHA-256 differs): "
-            f"restore that, or take all of this one with --text {name}"
-        )
-    return name, content
-
-
 LARGEST_UPDATE = 1e37
 """Limit on the learning rate, and on its product with the weight decay: below it no single step takes float32 weights
 to infinity, which only the next loss would show."""
@@ -132,12 +116,8 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
     Writes nothing. Raises InputError for unusable or contradictory input.
     """
     flags = dict(flags)  # its paths become absolute, so that a run can be resumed from any folder
-    if flags.get("text", CORPORA[0]) not in CORPORA:
-        flags["text"] = str(absolute(flags["text"]))
-        try:
-            flags["text"].encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"the path {flags['text']} is not valid Unicode: rename the file") from error
+    if "text" in flags:
+        flags["text"] = absolute_texts(flags["text"])
     if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and is_folder(flags["encoding"]):
         flags["encoding"] = str(absolute(flags["encoding"]))
     run, params = None, None
@@ -150,13 +130,9 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
                 f"{settings.encoding}, the vocabulary of {run.folder}, was not found: restore it, or pass its folder "
                 "with --encoding DIR"
             )
-        if settings.text not in CORPORA and "text" not in flags:
-            settings = replace(
-                settings,
-                text=str(
-                    _moved_text(Path(settings.text), read_header(run.to_resume), "pass its path with --text FILE")
-                ),
-            )
+        if "text" not in flags:
+            header = read_header(run.to_resume)
+            settings = replace(settings, text=find_texts(settings.text, header, "pass its path with --text FILE"))
     elif init is not None:
         header = read_header(init)
         settings = _settings_for(header, flags)
@@ -200,21 +176,6 @@ def _with_prompt(settings: Settings, batches: Batches, given: bool) -> Settings:
             raise InputError(f"the --prompt cannot be used: {error}") from error
         return replace(settings, prompt=decode(batches.encoding, [0]))
     return settings
-
-
-def _moved_text(text: Path, header: Header, fix: str) -> Path:
-    """Find the text of a checkpoint: at its recorded path, or by name in the working directory or near the checkpoint.
-
-    A file found by name must have the recorded SHA-256. Raises InputError, ending with the fix, if there is none.
-    """
-    if kind_of(text) != "missing":
-        return absolute(text)
-    for folder in (Path(), *header.file.resolve().parents[:4]):
-        with suppress(InputError):  # unreadable or not a text: try the next folder
-            place = folder / text.name
-            if kind_of(place) == "file" and header.about.get("text_sha256") == sha256(load_text(str(place))):
-                return absolute(place)
-    raise InputError(f"{text}, the text of {header.file}, was not found: {fix}")
 
 
 def _length(settings: Settings, flags: dict[str, Any], batches: Batches) -> tuple[Settings, str | None]:
@@ -471,7 +432,7 @@ def _describe(report: Report, backend: str, job: Job) -> None:
         f"{config.n_heads} heads, context {config.context_length}, dropout {config.drop_rate:g}"
     )
     counts = f"{len(batches.text):,} characters, {batches.tokens:,} tokens"
-    report.line(f"text      {s.text}: {counts} ({batches.encoding.name})")
+    report.line(f"text      {in_words(s.text)}: {counts} ({batches.encoding.name})")
     report.line(
         f"batches   {s.batch_size} × {s.context_length} tokens; {batches.train_tokens:,} tokens an epoch, "
         f"{batches.val_tokens:,} for validation; {job.total_steps:,} steps{f' ({job.cap})' if job.cap else ''}"

@@ -30,7 +30,7 @@ class Settings:
     n_layers: int | None = None  # None: the model's; so too the next two
     n_heads: int | None = None
     emb_dim: int | None = None
-    text: str = "python-manual"
+    text: str | tuple[str, ...] = "python-manual"  # one, or several
     encoding: str = "gpt2"
     context_length: int = 256
     epochs: int = 10
@@ -113,6 +113,8 @@ def check_settings(settings: Settings) -> None:
             right = type(value) is tuple and len(value) == 2 and all(type(b) is float and 0 <= b < 1 for b in value)
         elif name == "decay":
             right = value in DECAYS
+        elif name == "text" and type(value) is tuple:
+            right = len(value) > 1 and all(type(each) is str for each in value)
         elif name in ("model", "text", "encoding", "prompt"):
             right = type(value) is str
         elif name in ("lr", "weight_decay", "clip", "drop_rate"):

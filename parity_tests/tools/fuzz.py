@@ -46,8 +46,9 @@ from numpy_gpt.runs.batches import Batches
 from numpy_gpt.runs.folder import Run, Validation
 from numpy_gpt.runs.learner import NumpyLearner
 from numpy_gpt.runs.losses import COLUMNS
-from numpy_gpt.runs.pretrain import encoding_of, text_of
+from numpy_gpt.runs.pretrain import encoding_of
 from numpy_gpt.runs.settings import SIZE_NAMES, for_tiny
+from numpy_gpt.runs.texts import text_of
 from numpy_gpt.tokenizer import END_OF_TEXT, GPT2_FILES, get_encoding
 from numpy_gpt.train import Position, train
 from numpy_gpt.weights.checkpoint import load_params, load_training, read_header
