@@ -27,6 +27,12 @@ class DivergedError(InputError):
     exit_code = 3
 
 
+class LostProcessError(InputError):
+    """Another process of a run has died; the commands exit with 4."""
+
+    exit_code = 4
+
+
 class OutputError(Exception):
     """The command's output cannot be written, and the command has no other purpose.
 

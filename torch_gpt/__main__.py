@@ -1,5 +1,8 @@
 """python -m torch_gpt is torch-gpt."""
 
+import sys
+from typing import Any
+
 from numpy_gpt.errors import install
 from numpy_gpt.io.outermost import outermost, say
 
@@ -14,7 +17,16 @@ def main() -> None:
                 raise
             say(f"torch-gpt needs PyTorch: {install('torch')}")
             raise SystemExit(2) from None
-        command(prog_name="torch-gpt")
+        from torch_gpt.processes import joined
+
+        with joined(sys.argv[1:], _member) as team:
+            command(prog_name="torch-gpt", obj=team)
+
+
+def _member(*args: Any) -> Any:
+    from torch_gpt.parallel import Member  # torch.distributed's modules take a second to import
+
+    return Member(*args)
 
 
 if __name__ == "__main__":

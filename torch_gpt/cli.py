@@ -10,9 +10,12 @@ import torch
 from numpy_gpt.cli.flags import AT_LEAST_1, PATH
 from numpy_gpt.cli.main import Commands, pretrain_options, run_pretrain
 from numpy_gpt.cli.weights import bring_in
+from numpy_gpt.errors import InputError
+from numpy_gpt.runs.pretrain import MakeLearner
 from torch_gpt.chapter5 import answer
 from torch_gpt.explore import write_pass
 from torch_gpt.model import Attention
+from torch_gpt.processes import Parallel, Team
 from torch_gpt.train import DTYPES, TorchLearner, check_compiler, check_dtype, choose_device
 from torch_gpt.weights import read_pth
 
@@ -35,21 +38,50 @@ def main() -> None:
     help="Separate matrix products, or scaled_dot_product_attention.",
 )
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile (needs a C++ compiler on the CPU).")
-def pretrain_command(device: str | None, dtype: str, attention: Attention, compiled: bool, **flags: Any) -> None:
+@click.option(
+    "--parallel",
+    type=click.Choice(get_args(Parallel)),
+    default="ddp",
+    show_default=True,
+    help="What several processes share: the batch, or by fsdp the parameters too.",
+)
+@click.pass_obj
+def pretrain_command(
+    team: Team | None,
+    /,
+    device: str | None,
+    dtype: str,
+    attention: Attention,
+    compiled: bool,
+    parallel: Parallel,
+    **flags: Any,
+) -> None:
     """Train a GPT on a text: `numpy-gpt pretrain` in PyTorch, with the same batches and output.
 
     With the same seed, the initial weights and the order of the batches are the same too, and on the CPU also the
     dropout masks.
+
+    Several processes share each batch of --batch-size windows: torchrun --nproc-per-node 4 -m torch_gpt pretrain …, or
+    srun. Rank 0 prints and writes; the run, and its checkpoint, are those of one process.
     """
     chosen = choose_device(device)
     check_dtype(dtype, chosen)
     if compiled:
         check_compiler(chosen)
-    learner = partial(TorchLearner, device=chosen, dtype=dtype, attention=attention, compiled=compiled)
+    how: dict[str, Any] = {"device": chosen, "dtype": dtype, "attention": attention, "compiled": compiled}
     options = f"{dtype} · attention {attention}" + (" · compiled" if compiled else "")
+    learner: MakeLearner = partial(TorchLearner, **how)
+    if team is not None and (team.place.size > 1 or parallel == "fsdp"):
+        from torch_gpt.parallel import TeamLearner  # torch.distributed's modules take a second to import
+
+        learner = partial(TeamLearner, team=team, parallel=parallel, **how)
+        options += f" · {team.place.size} processes ({parallel})"
+    elif parallel == "fsdp":
+        raise InputError("--parallel fsdp shares the model among processes: start them with torchrun or srun")
     if compiled:
         options += "\ncompiling takes a minute or more, before the first step and before the first evaluation"
-    run_pretrain(learner, f"torch-gpt · PyTorch {torch.__version__} · {chosen} · {options}", flags)
+    processes = 1 if team is None else team.place.size
+    run_pretrain(learner, f"torch-gpt · PyTorch {torch.__version__} · {chosen} · {options}", flags, processes)
 
 
 @main.command("import", short_help="Import PyTorch's weights of a GPT-2.")

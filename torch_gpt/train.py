@@ -6,6 +6,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy_gpt.parameters import check_state
 from numpy_gpt.runs.settings import Settings
 from numpy_gpt.train import check_finite_step
 from numpy_gpt.typing import Array, Params, Weights
-from torch_gpt.model import Attention, GPTModel, from_params, to_params
+from torch_gpt.model import Attention, GPTModel, from_params
 
 DTYPES = ("float32", "float64", "bfloat16")
 """Arithmetic dtypes; bfloat16 is autocast over float32 parameters."""
@@ -131,15 +132,23 @@ class TorchLearner:
         self._autocast = dtype == "bfloat16"
         precision = torch.float64 if dtype == "float64" else torch.float32
         torch.manual_seed(settings.seed)
-        if params is None:
-            self.model = GPTModel(config, attention).to(device, precision)
-        else:
-            self.model = from_params(config, params, attention=attention, device=device, dtype=precision)
+        self.model = self._new_model(config, params, attention, precision)
+        self._parameters = dict(self.model.named_parameters())
         groups = parameter_groups(self.model, settings.decay, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas)
         self._rates = learning_rates(settings.lr, settings.warmup_steps, total_steps)
         self._known_rates: list[float] = []
-        self._loss: Callable[[Tensor, Tensor], Tensor] = torch.compile(self.model.loss) if compiled else self.model.loss
+        self._loss = self._new_loss(compiled)
+
+    def _new_model(
+        self, config: GPTConfig, params: Weights | None, attention: Attention, precision: torch.dtype
+    ) -> GPTModel:
+        if params is None:
+            return GPTModel(config, attention).to(self._device, precision)
+        return from_params(config, params, attention=attention, device=self._device, dtype=precision)
+
+    def _new_loss(self, compiled: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        return torch.compile(self.model.loss) if compiled else self.model.loss
 
     def train_step(self, x: Array, y: Array, step: int) -> tuple[float, float]:
         while len(self._known_rates) <= step:
@@ -150,19 +159,42 @@ class TorchLearner:
         before = self._random_state()
         self.model.train()
         self.optimizer.zero_grad()
-        loss = 0.0
-        for part in zip(np.split(x, self._parts), np.split(y, self._parts), strict=True):
-            share = self._forward(*part) / self._parts
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += share.item()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if self._clip is None else self._clip)
+        with self._dropout_stream(step):
+            loss = self._backward(x, y)
         try:
-            check_finite_step(loss, norm.item(), step, lr)
+            check_finite_step(loss, self._clip_gradients(), step, lr)
         except DivergedError:
             self._restore_random(before)  # undo drawing the dropout masks: the step did not happen
             raise
         self.optimizer.step()
         return loss, lr
+
+    def _dropout_stream(self, step: int) -> AbstractContextManager[None]:
+        """The random stream of a step's dropout masks: here torch's own, which also draws the orders."""
+        return nullcontext()
+
+    def _backward(self, x: Array, y: Array) -> float:
+        """Add the batch's gradients to the parameters', part by part, and return its loss."""
+        loss = 0.0
+        for i, part in enumerate(zip(np.split(x, self._parts), np.split(y, self._parts), strict=True)):
+            with self._synchronised(last=i == self._parts - 1):
+                share = self._forward(*part) / self._parts
+                share.backward()  # type: ignore[no-untyped-call]
+            loss += share.item()
+        return loss
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """What a part's forward and backward pass run in; last: of the step's parts."""
+        return nullcontext()
+
+    def _clip_gradients(self) -> float:
+        """Scale the gradients as clip_grad_norm_ does; returns the norm before."""
+        limit = math.inf if self._clip is None else self._clip
+        return self._whole(nn.utils.clip_grad_norm_(self._parameters.values(), limit)).item()
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """The tensor, gathered if it is sharded."""
+        return tensor
 
     def loss(self, x: Array, y: Array) -> float:
         self.model.eval()
@@ -204,27 +236,35 @@ class TorchLearner:
         return None
 
     def params(self) -> Params:
-        return to_params(self.model)
+        return {name: self._array(p) for name, p in self._parameters.items()}
 
     def state(self) -> Params:
         moments = {"m": "exp_avg", "v": "exp_avg_sq"}
         state = self._random_state() | {"optimizer.t": np.array([0])}
-        for name, p in self.model.named_parameters():
+        for name, p in self._parameters.items():
             own = self.optimizer.state[p]
             for short, long in moments.items():
                 moment = own[long] if own else torch.zeros_like(p)  # none before the first step
-                state[f"optimizer.{short}.{name}"] = moment.cpu().numpy().copy()
+                state[f"optimizer.{short}.{name}"] = self._array(moment)
             state["optimizer.t"] = np.array([int(own["step"]) if own else 0])
         return state
 
+    def _array(self, tensor: Tensor) -> Array:
+        array: Array = tensor.detach().cpu().numpy().copy()
+        return array
+
     def restore(self, state: Params) -> None:
+        self.check(state)
+        t = torch.tensor(float(state["optimizer.t"][0]))
+        for name, p in self._parameters.items():
+            m, v = (torch.from_numpy(state[f"optimizer.{moment}.{name}"]).to(p, copy=True) for moment in "mv")
+            self.optimizer.state[p] = {"step": t.clone(), "exp_avg": m, "exp_avg_sq": v}
+        self._restore_random(state)
+
+    def check(self, state: Params) -> None:
+        """Raise InputError unless this is a state that the learner can be in."""
         try:
             self._check_state(state)
-            t = torch.tensor(float(state["optimizer.t"][0]))
-            for name, p in self.model.named_parameters():
-                m, v = (torch.from_numpy(state[f"optimizer.{moment}.{name}"]).to(p, copy=True) for moment in "mv")
-                self.optimizer.state[p] = {"step": t.clone(), "exp_avg": m, "exp_avg_sq": v}
-            self._restore_random(state)
         except KeyError as error:
             raise InputError(
                 f"the checkpoint has no training state {error}: start from it with --init instead"
@@ -235,7 +275,7 @@ class TorchLearner:
         if state["optimizer.t"].shape != (1,):
             raise InputError("the optimiser's state does not have one step count: use the one saved with this model")
         check_state("t", state["optimizer.t"], np.dtype(np.int64))
-        for name, p in self.model.named_parameters():
+        for name, p in self._parameters.items():
             for moment in "mv":
                 array = state[f"optimizer.{moment}.{name}"]
                 if array.shape != p.shape:

@@ -225,7 +225,7 @@ pretrain_options = _options(*SETTINGS, *FILES)
 """The flags that the pretrain commands of all backends share."""
 
 
-def run_pretrain(make_learner: MakeLearner, backend: str, flags: dict[str, Any]) -> None:
+def run_pretrain(make_learner: MakeLearner, backend: str, flags: dict[str, Any], processes: int = 1) -> None:
     """Run pretrain with click's flags; after a signal, exit with 128 + its number (130 for Ctrl-C)."""
     files = {name: flags.pop(name) for name in ("out", "resume", "init", "save_freq", "keep")}
     text = flags.pop("text")
@@ -238,7 +238,7 @@ def run_pretrain(make_learner: MakeLearner, backend: str, flags: dict[str, Any])
             stack.enter_context(enough_memory(config, 16, "training"))
             return make_learner(config, settings, total_steps, params)
 
-        if received := pretrain(given, make, backend, **files):
+        if received := pretrain(given, make, backend, processes=processes, **files):
             raise SystemExit(128 + received)
 
 

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.console import Report, one_line
 from numpy_gpt.encodings.vocabulary import CHARACTERS
-from numpy_gpt.errors import DivergedError, InputError, NonFiniteError
+from numpy_gpt.errors import DivergedError, InputError, LostProcessError, NonFiniteError
 from numpy_gpt.io.outermost import say
 from numpy_gpt.io.paths import absolute, is_folder, kind_of
 from numpy_gpt.parameters import parameter_count
@@ -110,8 +110,10 @@ def _total_steps(settings: Settings, batches: Batches) -> int:
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
-def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Job:
+def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None, processes: int = 1) -> Job:
     """The job that the flags describe, with defaults from the model, the checkpoint `init` or the run `resume`.
+
+    processes: number of those that share each batch.
 
     Writes nothing. Raises InputError for unusable or contradictory input.
     """
@@ -152,10 +154,11 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None) -> Jo
             f"--lr {settings.lr:g} with --weight-decay {settings.weight_decay:g} would take the weights beyond the "
             "largest float32 in one step: choose smaller ones"
         )
-    if settings.batch_size % settings.accumulate:
+    if settings.batch_size % (settings.accumulate * processes):
+        parts = [f"{processes} processes"] * (processes > 1) + [f"--accumulate {settings.accumulate}"]
         raise InputError(
-            f"--batch-size {settings.batch_size} does not divide into --accumulate {settings.accumulate} equal parts: "
-            "choose a multiple"
+            f"--batch-size {settings.batch_size} does not divide into equal parts by {' and '.join(parts)}: choose a "
+            f"multiple of {settings.accumulate * processes}"
         )
     if not settings.prompt:
         raise InputError("the --prompt is empty: give at least one character to continue from")
@@ -209,18 +212,20 @@ def pretrain(
     init: Path | None = None,
     save_freq: int | None = None,
     keep: int = 1,
+    processes: int = 1,
 ) -> int:
     """Run the job to its end (returns 0) or to the first signal (its number); the run's folder is complete either way.
 
-    flags: the settings given explicitly. backend: a line for the report that says what computes.
+    flags: the settings given explicitly. backend: a line for the report that says what computes. processes: number of
+    those that share each batch.
     Raises InputError before anything is written; DivergedError if training diverges, after saving the last
-    finite state.
+    finite state; LostProcessError, naming the last save, if another process of the run dies.
     """
     if resume is not None and (init is not None or out is not None):
         raise InputError("--resume uses the run's own folder and weights: leave out --init and --out")
     if out is not None:
         Run.check_new(out)
-    job = prepare(flags, resume, init)
+    job = prepare(flags, resume, init, processes)
     report = Report()
     with _signals() as received, ExitStack() as held:
         if job.resumed is not None:
@@ -270,6 +275,8 @@ class _Session:
             except DivergedError as error:
                 self._drawn()
                 raise DivergedError(f"{error}; {self._after_divergence()}") from error
+            except LostProcessError as error:
+                raise LostProcessError(f"{error}; {self._last_save()}") from error
             except KeyboardInterrupt:
                 report.line(f"Stopped at once; {self._last_save()}")
                 raise

@@ -1,0 +1,221 @@
+"""Several processes as one program: found by the launcher's variables, led by rank 0, ended together.
+
+Rank 0 runs the command and alone reads, prints and writes. The others execute the calls that it sends them, until it
+ends or dies. All ends of processes are noticed through a connection that carries nothing else.
+"""
+
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from numpy_gpt.errors import DivergedError, InputError, LostProcessError
+from numpy_gpt.io.outermost import UNFORESEEN, say
+
+Parallel = Literal["ddp", "fsdp"]
+"""ddp: every process has all parameters; fsdp: each has a share of them, of their gradients and of AdamW's moments."""
+
+COLLECTIVE, FOREVER = timedelta(minutes=10), timedelta(days=365)
+"""Longest wait for the other processes within a computation, and for the next call."""
+
+NOTICED, GRACE = 5.0, 30.0
+"""Seconds in which a lost connection is attributed to a process, and after which rank 0 stops waiting for one."""
+
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, and whatever follows its convention
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun; sbatch itself sets no STEP
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
+)
+"""The variables in which launchers give a process's rank, the number of processes, and the rank on its host."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process's rank among `size`, and its rank on its host."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def launched(environ: Mapping[str, str] = os.environ) -> Place | None:
+    """The place that a launcher gave this process; None if it was started alone. Raises InputError for nonsense."""
+    for names in LAUNCHERS:
+        if names[0] in environ and names[1] in environ:
+            values = [environ.get(name, "0") for name in names]
+            try:
+                rank, size, local_rank = map(int, values)
+            except ValueError:
+                rank, size, local_rank = 0, 0, 0
+            if not 0 <= rank < size or local_rank < 0:
+                given = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+                raise InputError(f"the launcher's variables {given} give no rank below the number of processes")
+            return Place(rank, size, local_rank)
+    return None
+
+
+def meeting_point(environ: Mapping[str, str]) -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT, where the launcher did not set them: on the first host of a Slurm step, or here."""
+    first = re.match(r"([^,\[]+)(?:\[(\d+))?", environ.get("SLURM_STEP_NODELIST", ""))
+    host = "127.0.0.1" if first is None else first[1] + (first[2] or "")
+    port = 29500 if first is None else 15000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000
+    return {"MASTER_ADDR": environ.get("MASTER_ADDR", host), "MASTER_PORT": environ.get("MASTER_PORT", str(port))}
+
+
+class Team:
+    """The processes of a program. `make` creates what their calls are methods of, on every rank."""
+
+    def __init__(self, place: Place, arguments: list[str], make: Callable[..., Any]):
+        """Join the others. arguments: the command's, which must be the same everywhere."""
+        self.place, self._make, self._member = place, make, None
+        os.environ.update(meeting_point(os.environ))
+        if torch.cuda.is_available():
+            torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=COLLECTIVE)
+        self._control = dist.new_group(backend="gloo", timeout=FOREVER)
+        self._watch = dist.new_group(backend="gloo", timeout=FOREVER)
+        self._calling, self._ending = False, False
+        self._lost: list[int] = []
+        self._others: list[Any] = [None] * place.size
+        dist.all_gather_object(self._others, (os.getpid(), socket.gethostname(), arguments), group=self._control)
+        watched = range(1, place.size) if place.rank == 0 else [0]
+        self._watchers = [threading.Thread(target=self._watch_rank, args=(rank,), daemon=True) for rank in watched]
+        for watcher in self._watchers:
+            watcher.start()
+
+    def check_arguments(self) -> None:
+        """Raise InputError unless all processes were started with the same arguments."""
+        own = self._others[0][2]
+        for rank, (_, _, arguments) in enumerate(self._others):
+            if arguments != own:
+                raise InputError(
+                    f"rank {rank} was started with other arguments than rank 0 ({' '.join(arguments)!r}, not "
+                    f"{' '.join(own)!r}): start all with the same"
+                )
+
+    def call(self, name: str, *args: Any, own: tuple[Any, ...] = ()) -> Any:
+        """Rank 0: call this method everywhere and return its result here; "make" makes what it is a method of.
+
+        own: further arguments that only rank 0 gets, since it has them in memory; the others get None for each.
+        Raises LostProcessError if another process dies meanwhile.
+        """
+        self._calling = True
+        try:
+            dist.broadcast_object_list([name, args, len(own)], src=0, group=self._control)
+            return self._execute(name, *args, *own)
+        except InputError:
+            raise
+        except Exception as error:
+            if lost := self._lost_now():
+                raise LostProcessError(lost) from error
+            raise
+        finally:
+            self._calling = False
+
+    def follow(self) -> NoReturn:
+        """Other ranks: execute rank 0's calls until it ends or dies, and then end with its exit code."""
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # rank 0 receives them too, and decides
+            if number := getattr(signal, name, None):
+                signal.signal(number, signal.SIG_IGN)
+        try:
+            while True:
+                call: list[Any] = [None, None, None]
+                dist.broadcast_object_list(call, src=0, group=self._control)
+                name, args, own = call
+                with suppress(DivergedError):  # which rank 0 raises too
+                    self._execute(name, *args, *[None] * own)
+        except Exception:
+            for watcher in self._watchers:
+                watcher.join(NOTICED)  # ends this process if it was rank 0 that ended
+            raise
+
+    def end(self, code: int) -> None:
+        """Rank 0: end the other processes with this exit code."""
+        self._ending = True
+        for rank in range(1, self.place.size):
+            with suppress(Exception):  # it has died
+                dist.send(torch.tensor([code]), dst=rank, group=self._watch)
+        for watcher in self._watchers:
+            watcher.join(NOTICED)
+
+    def _execute(self, name: str, *args: Any) -> Any:
+        if name == "make":
+            self._member = self._make(self.place, *args)
+            return self._member
+        return getattr(self._member, name)(*args)
+
+    def _watch_rank(self, rank: int) -> None:
+        """Wait until a process ends: rank 0 sends its exit code first, the others end without a word."""
+        code = torch.tensor([0])
+        try:
+            dist.recv(code, src=rank, group=self._watch)
+        except Exception:
+            if self.place.rank == 0:
+                self._mourn(rank)
+                return
+            if self.place.rank == 1:
+                say(f"Error: {self._named(0)} has died: resume the run from its last save with --resume")
+            code = torch.tensor([LostProcessError.exit_code])
+        sys.stdout.flush()
+        os._exit(int(code))  # the main thread may be waiting in a computation that will never end
+
+    def _mourn(self, rank: int) -> None:
+        """Rank 0: note that a process has died. If the computation with it does not fail within GRACE, end."""
+        if self._ending:
+            return
+        self._lost.append(rank)
+        time.sleep(GRACE)
+        if self._calling:
+            say(f"Error: {self._named(rank)} has died: resume the run from its last save with --resume")
+            os._exit(LostProcessError.exit_code)
+
+    def _lost_now(self) -> str:
+        """Who has died, in words; "" if within NOTICED seconds nobody is known to have."""
+        deadline = time.monotonic() + NOTICED
+        while not self._lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return f"{self._named(self._lost[0])} has died" if self._lost else ""
+
+    def _named(self, rank: int) -> str:
+        process, host, _ = self._others[rank]
+        return f"rank {rank} (process {process} on {host})"
+
+
+@contextmanager
+def joined(arguments: list[str], make: Callable[..., Any]) -> Iterator[Team | None]:
+    """The team of this process, or None if it was started alone. Other ranks than 0 never enter the block.
+
+    When rank 0's block ends, all end with its exit code.
+    """
+    code, team = UNFORESEEN, None
+    try:
+        if (place := launched()) is not None:
+            team = Team(place, arguments, make)
+            if place.rank > 0:
+                team.follow()
+            team.check_arguments()
+        yield team
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        raise
+    except InputError as error:
+        code = error.exit_code
+        say(f"Error: {error}")
+        raise SystemExit(code) from error
+    finally:
+        if team is not None and team.place.rank == 0:
+            team.end(code)
