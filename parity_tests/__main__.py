@@ -272,6 +272,29 @@ def kills(trials, seed):
     print("resumed run matched the uninterrupted one, bit for bit")
 
 
+@main.command("rank-kills", short_help="kill -9 of a random process of a run on several.")
+@click.option("--trials", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def rank_kills(trials, seed):
+    """Kill one process of a run on two or four, at a random instant, and resume the run on another number.
+
+    The others must end within a minute and name the one that died; the last save must be complete, and the rows of the
+    resumed run those of the uninterrupted one. Takes about fifteen minutes. Exit code 1 at the first fault.
+    """
+    import tempfile
+
+    from parity_tests.tools.rank_kills import DifferentError, kill_ranks
+
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            took = list(track(kill_ranks(trials, Path(place), seed), "kills", total=trials, console=console))
+        except DifferentError as error:
+            sys.exit(str(error))
+    print(f"{trials} kills: after {max(took):.1f} s at most all processes had ended, and every resumed run gave the")
+    print("rows of the uninterrupted one")
+
+
 @main.command(short_help="Interrupts, errors, signals and races wherever a run writes.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--share", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="One trial in N.")

@@ -36,6 +36,7 @@ REFERENCE_NEEDS = (  # all that torch_gpt may have of numpy_gpt: names, settings
     "numpy_gpt.parameters.check_state",  # validates an optimiser's state
     "numpy_gpt.book.chapter5.replay",  # the chapter's order; the arithmetic is passed in
     "numpy_gpt.train.check_finite_step",  # checks a loss and a norm computed by torch
+    "numpy_gpt.runs.pretrain.MakeLearner",  # how a backend makes its learner
 )
 
 

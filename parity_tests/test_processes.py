@@ -16,6 +16,7 @@ from numpy_gpt.weights.checkpoint import load_training
 from parity_tests.judge.models import check_gradients
 from parity_tests.judge.ranks import finish, ranks, train_on
 from parity_tests.judge.runs import SMALL, invoke, pretrain, rows
+from parity_tests.tools.rank_kills import kill_ranks
 from torch_gpt.cli import main as torch_main
 from torch_gpt.processes import Place, launched, meeting_point
 
@@ -251,3 +252,8 @@ def test_a_killed_rank_ends_the_run_with_its_name(tmp_path, text, killed, parall
     step = int(load_training(out / "checkpoint")["loop.counters"][0])
     again = invoke(numpy_main, "pretrain", "--resume", out, "--max-steps", step + 2)
     assert again.exit_code == 0, again.output
+
+
+@pytest.mark.slow
+def test_ranks_killed_at_random_instants_cost_no_save(tmp_path):
+    assert len(list(kill_ranks(4, tmp_path, seed=1))) == 4
