@@ -32,6 +32,9 @@ COLLECTIVE, FOREVER = timedelta(minutes=10), timedelta(days=365)
 NOTICED, GRACE = 5.0, 30.0
 """Seconds in which a lost connection is attributed to a process, and after which rank 0 stops waiting for one."""
 
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Signals that end a process; Windows has no SIGHUP."""
+
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, and whatever follows its convention
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun; sbatch itself sets no STEP
@@ -84,13 +87,21 @@ class Team:
         if torch.cuda.is_available():
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=COLLECTIVE)
-        self._control = dist.new_group(backend="gloo", timeout=FOREVER)
-        self._watch = dist.new_group(backend="gloo", timeout=FOREVER)
         self._calling, self._ending = False, False
         self._lost: list[int] = []
         self._others: list[Any] = [None] * place.size
-        dist.all_gather_object(self._others, (os.getpid(), socket.gethostname(), arguments), group=self._control)
+        try:
+            with _ending_at_signals():
+                dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=COLLECTIVE)
+                self._control = dist.new_group(backend="gloo", timeout=FOREVER)
+                self._watch = dist.new_group(backend="gloo", timeout=FOREVER)
+                own = os.getpid(), socket.gethostname(), arguments
+                dist.all_gather_object(self._others, own, group=self._control)
+        except (RuntimeError, ValueError) as error:
+            raise LostProcessError(
+                f"the {place.size} processes did not all meet at {os.environ['MASTER_ADDR']}:"
+                f"{os.environ['MASTER_PORT']} ({error!s:.200}): start them all again"
+            ) from error
         watched = range(1, place.size) if place.rank == 0 else [0]
         self._watchers = [threading.Thread(target=self._watch_rank, args=(rank,), daemon=True) for rank in watched]
         for watcher in self._watchers:
@@ -127,8 +138,8 @@ class Team:
 
     def follow(self) -> NoReturn:
         """Other ranks: execute rank 0's calls until it ends or dies, and then end with its exit code."""
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # rank 0 receives them too, and decides
-            if number := getattr(signal, name, None):
+        for name in ENDING:  # rank 0 receives them too, and decides
+            if (number := getattr(signal, name, None)) is not None:
                 signal.signal(number, signal.SIG_IGN)
         try:
             while True:
@@ -139,7 +150,7 @@ class Team:
                     self._execute(name, *args, *[None] * own)
         except Exception:
             for watcher in self._watchers:
-                watcher.join(NOTICED)  # ends this process if it was rank 0 that ended
+                watcher.join(GRACE)  # ends this process with rank 0
             raise
 
     def end(self, code: int) -> None:
@@ -195,12 +206,25 @@ class Team:
 
 
 @contextmanager
+def _ending_at_signals() -> Iterator[None]:
+    """Let signals end the process at once in the block, which waits outside of Python: nothing is written yet."""
+    numbers = [number for name in ENDING if (number := getattr(signal, name, None)) is not None]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # None: not installed by Python, which cannot restore it
+                signal.signal(number, handler)
+
+
+@contextmanager
 def joined(arguments: list[str], make: Callable[..., Any]) -> Iterator[Team | None]:
     """The team of this process, or None if it was started alone. Other ranks than 0 never enter the block.
 
     When rank 0's block ends, all end with its exit code.
     """
-    code, team = UNFORESEEN, None
+    code, team, place = UNFORESEEN, None, None
     try:
         if (place := launched()) is not None:
             team = Team(place, arguments, make)
@@ -214,7 +238,8 @@ def joined(arguments: list[str], make: Callable[..., Any]) -> Iterator[Team | No
         raise
     except InputError as error:
         code = error.exit_code
-        say(f"Error: {error}")
+        if place is None or place.rank == 0:
+            say(f"Error: {error}")
         raise SystemExit(code) from error
     finally:
         if team is not None and team.place.rank == 0:
