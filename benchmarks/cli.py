@@ -12,7 +12,7 @@ from benchmarks.compare import BASELINE, compare, other_machine, read
 from benchmarks.contenders.agreement import DisagreementError
 from benchmarks.environment import removed
 from benchmarks.machine import details
-from benchmarks.measure import decode, forward, load, memory, operations, scaling, step, streams
+from benchmarks.measure import decode, forward, load, memory, nanogpt, operations, scaling, step, streams
 from benchmarks.results import Report, as_document, draw, write_json
 from benchmarks.settings import Settings, gpus_here
 from numpy_gpt.cli.flags import AT_LEAST_1, NOT_NEGATIVE, PATH, Place
@@ -29,6 +29,7 @@ MEASUREMENTS: dict[str, tuple[Callable[[Settings, Report], None], str]] = {
     "ops": (operations.run, "Each operation separately, forward and backward."),
     "scaling": (scaling.run, "The step as T, B and the number of cores grow."),
     "load": (load.run, "Loading a checkpoint: seconds and peak memory, compared with safetensors' loader."),
+    "nanogpt": (nanogpt.run, "nanoGPT's example for a CPU, to its end, beside a model equal to nanoGPT's."),
     "memory": (memory.run, "Peak memory of a step, and of attention as T grows, each in its own process."),
 }
 

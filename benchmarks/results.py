@@ -26,6 +26,7 @@ FORMATS = {  # a figure's column heading -> its format
     "loss error": ".1e",
     "logit error": ".1e",
     "apart": ".1e",
+    "val loss": ".4f",
     "peak GB": ".2f",
     "before GB": ".2f",
     "bytes/token": ",.0f",
