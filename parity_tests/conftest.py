@@ -1,4 +1,4 @@
-"""The suite's settings: Hypothesis profiles, deliberate faults, threads, skips as failures in CI; a checkpoint."""
+"""The suite's settings: Hypothesis profiles, faults, devices, threads, skips as failures in CI; a checkpoint."""
 
 import signal
 from dataclasses import replace
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from numpy_gpt import GPT, GPTConfig, save
+from numpy_gpt.errors import InputError
 from parity_tests import profiles
 from parity_tests.judge import compare
 
@@ -18,6 +19,12 @@ def pytest_addoption(parser):
         help="apply this fault of tools/museum.py to numpy_gpt and watch the suite fail; '': no fault, but the same "
         "small number of cases",
     )
+    parser.addoption(
+        "--device",
+        metavar="NAME",
+        default="cpu",
+        help="torch's device in test_device.py: cuda, cuda:1 or mps  [default: cpu]",
+    )
 
 
 def pytest_configure(config):
@@ -27,6 +34,23 @@ def pytest_configure(config):
         if number is not None and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
     profiles.load(expect_failure=config.getoption("--fault") is not None)
+    if config.getoption("--device") != "cpu":
+        chosen_device(config)
+
+
+def chosen_device(config):
+    """torch's device named by --device. Raises UsageError if it is not available."""
+    from torch_gpt.train import choose_device
+
+    try:
+        return choose_device(config.getoption("--device"))
+    except InputError as error:
+        raise pytest.UsageError(f"--device: {error}") from error
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    return chosen_device(request.config)
 
 
 @pytest.fixture(scope="session", autouse=True)

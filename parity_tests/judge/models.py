@@ -50,10 +50,11 @@ def dropout_factors(case, keeps):
 
 def torch_logits(reference, tokens, factors=None):
     """The reference's logits, without dropout or with these factors."""
+    device = reference.tok_emb.weight.device
     reference.train(factors is not None)
-    reference.use_masks(None if factors is None else [torch.from_numpy(factor) for factor in factors])
+    reference.use_masks(None if factors is None else [torch.from_numpy(factor).to(device) for factor in factors])
     with torch.no_grad():
-        logits = reference(torch.from_numpy(tokens)).numpy()
+        logits = reference(torch.from_numpy(tokens).to(device)).cpu().numpy()
     reference.use_masks(None)
     return logits
 
@@ -124,12 +125,15 @@ def check_gradients(got, want):
         raise AssertionError("\n".join(wrong))
 
 
-def check_model(case, attention="plain"):
-    """Compare logits, loss and all gradients of one case; also with dropout if configured (then "plain" only)."""
+def check_model(case, attention="plain", device="cpu"):
+    """Compare logits, loss and all gradients of one case; also with dropout if configured (then "plain" only).
+
+    device: torch's.
+    """
     __tracebackhide__ = True
     config, params, (tokens, targets) = case.config, case.params(), case.batch()
     before = {name: a.copy() for name, a in params.items()}
-    model, reference = case.over(params), from_params(config, params, attention=attention)
+    model, reference = case.over(params), from_params(config, params, attention=attention, device=device)
 
     layout = "C" if case.layout == "gaps" else case.layout  # the gaps are filled with NaN
     ids, want_ids = (strategies.arrange(a, layout) for a in (tokens, targets))
@@ -191,13 +195,13 @@ def float32_case(i, scale=None, drop_rate=0.0):
     return ModelCase(config, B=int(rng.integers(1, 5)), T=T, scale=scale, seed=i, dtype="float32")
 
 
-def torch_answers(case, attention, dtype):
-    """Logits, loss and gradients of the case's parameters, computed by torch in this dtype.
+def torch_answers(case, attention, dtype, device="cpu"):
+    """Logits, loss and gradients of the case's parameters, computed by torch in this dtype on this device.
 
-    With dropout, the masks are those that torch draws after manual_seed(case.seed).
+    With dropout (on the CPU), the masks are those that torch draws after manual_seed(case.seed).
     """
     tokens, targets = case.batch()
-    reference = from_params(case.config, case.params(), attention=attention, dtype=dtype)
+    reference = from_params(case.config, case.params(), attention=attention, dtype=dtype, device=device)
     if case.config.drop_rate:
         torch.manual_seed(case.seed)
         loss = reference.train().loss(torch.from_numpy(tokens), torch.from_numpy(targets))
@@ -219,24 +223,34 @@ def errors_by_kind(got, want):
     return errors
 
 
-def float32_ratios(case):
-    """NumPy's float32 error / (the larger of torch's two + 4 ulp of G), per tensor kind; the judge is float64.
-
-    G is the largest |gradient| of the model for gradients, the largest |logit| for logits, and the loss for the loss.
-    """
-    want = torch_answers(case, "plain", torch.float64)
-    tokens, targets = case.batch()
-    model = case.model()
+def numpy_answers(case):
+    """The model's logits, loss and gradients, all in the case's dtype; with dropout, it draws its own masks."""
+    model, (tokens, targets) = case.model(), case.batch()
     loss, grads = model.loss_and_grads(tokens, targets, Generator(case.seed) if case.config.drop_rate else None)
     got = {"logits": model(tokens), "loss": loss} | {f"d {name}": grad for name, grad in grads.items()}
     for name, value in got.items():
-        assert np.asarray(value).dtype == np.float32, f"{name} is {np.asarray(value).dtype} in a float32 model"
-    error = errors_by_kind(got, want)
+        assert np.asarray(value).dtype == case.dtype, f"{name} is {np.asarray(value).dtype} in a {case.dtype} model"
+    return got
+
+
+def float32_budget(case, want):
+    """Per tensor kind, the larger error of torch's two attentions in float32 on the CPU, plus 4 ulp of G.
+
+    want: the answers in float64. G is the largest |gradient| of the model for gradients, the largest |logit| for
+    logits, and the loss for the loss.
+    """
     torchs = [errors_by_kind(torch_answers(case, path, torch.float32), want) for path in ("plain", "sdpa")]
     G = max(float(np.abs(answer).max()) for name, answer in want.items() if name.startswith("d "))
-    G = dict.fromkeys(error, G) | {name: float(np.abs(want[name]).max()) for name in ("logits", "loss")}
-    worst = {name: float(np.max([errors[name] for errors in torchs])) for name in error}
-    return {name: error[name] / (worst[name] + 4 * float(np.spacing(np.float32(G[name])))) for name in error}
+    G = dict.fromkeys(torchs[0], G) | {name: float(np.abs(want[name]).max()) for name in ("logits", "loss")}
+    worst = {name: float(np.max([errors[name] for errors in torchs])) for name in G}
+    return {name: worst[name] + 4 * float(np.spacing(np.float32(G[name]))) for name in G}
+
+
+def float32_ratios(case):
+    """NumPy's float32 error over float32_budget, per tensor kind; the judge is float64."""
+    want = torch_answers(case, "plain", torch.float64)
+    budget = float32_budget(case, want)
+    return {name: error / budget[name] for name, error in errors_by_kind(numpy_answers(case), want).items()}
 
 
 def float32_percentiles(cases):
