@@ -224,6 +224,21 @@ def test_precision_by_parameter(precision, batch):
     backend.step(*batch, dropout=True)
 
 
+@pytest.mark.parametrize(("precision", "want"), [("float32", "highest"), ("TF32", "high"), ("bf16", "highest")])
+def test_both_passes_run_in_the_ways_precision(precision, want, batch):
+    """Backward's products read the process's setting when they run, not the one of their forward pass."""
+    backend, seen = TorchBackend(Way("tuned", "cpu", precision), SMALL, GPT(SMALL, 123).params), []
+    head = backend.model.out_head
+
+    def note(*arguments):
+        seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+
+    head.register_forward_hook(note)
+    head.register_full_backward_pre_hook(note)
+    backend.step(*batch, dropout=False)
+    assert seen == [(want, precision == "bf16"), (want, False)]
+
+
 # Ceilings
 
 

@@ -1,7 +1,7 @@
 """The PyTorch backends, each with its own copy of NumPy's initial weights."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,13 +62,13 @@ class TorchBackend:
     @torch.no_grad()
     def forward(self, tokens: Array) -> torch.Tensor:
         self.model.eval()
-        with self._arithmetic():
+        with self._arithmetic(), self._autocast():
             return self.model(self._tensor(tokens))
 
     @torch.no_grad()
     def generate(self, tokens: Array, max_new_tokens: int) -> Array:
         self.model.eval()
-        with self._arithmetic():
+        with self._arithmetic(), self._autocast():
             return self.model.generate(self._tensor(tokens), max_new_tokens).cpu().numpy()
 
     def touch_every_row(self) -> None:
@@ -91,23 +91,24 @@ class TorchBackend:
     def _backward(self, tokens: Array, targets: Array) -> torch.Tensor:
         self._optimizer.zero_grad(set_to_none=True)
         with self._arithmetic():
-            loss = self._loss(self._tensor(tokens), self._tensor(targets))
-        loss.backward()
+            with self._autocast():
+                loss = self._loss(self._tensor(tokens), self._tensor(targets))
+            loss.backward()  # outside autocast: its products take the dtypes of the forward pass's
         return loss
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """Set the precision of the forward pass's products, which autograd's follow."""
+        """Round the operands of float32 products to TF32, or not: a setting of the process, read by every product."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.precision == "TF32" else "highest")
         try:
-            if self.precision == "bf16":
-                with torch.autocast(self._device.type, torch.bfloat16):
-                    yield
-            else:
-                yield
+            yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self._device.type, torch.bfloat16) if bf16 else nullcontext()  # meta has no autocast
 
 
 NOT_HERE = [Way(style, "cuda", precision) for precision in ("float32", "TF32", "bf16") for style in ("book", "tuned")]
