@@ -51,7 +51,9 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Folder for JSON and PNG.",
         ),
-        click.option("--compile", "compiled", is_flag=True, help="Also time the tuned model under torch.compile."),
+        click.option(
+            "--compile", "compiled", is_flag=True, help="Also time the tuned model under torch.compile on the CPU."
+        ),
         click.option(
             "--runs",
             type=AT_LEAST_1,
@@ -72,7 +74,9 @@ def _measure(names: list[str], quick: bool, runs: int | None, compiled: bool, ou
         report.line(f"removed from the environment because it slows NumPy's BLAS: {taken}")
     if (machine["load"] or 0) > 0.5:
         report.remark(f"other programs are running (load {machine['load']:.1f}): the ratios will be noisy")
-    settings = Settings(quick, runs or (2 if quick else 9), compiled, gpus_here())
+    if machine["gpu"] and not machine["gpu_peaks"]:
+        report.line(f"no MFU: the peak of {machine['gpu']} is not in benchmarks/cards.py")
+    settings = Settings(quick, runs or (2 if quick else 9), compiled, *gpus_here(report.remark))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -34,6 +34,7 @@ class Job:
 
 BOOK = Job("124M untied", GPTConfig(context_length=256, drop_rate=0.1), B=2, T=256, judged=True)
 LONG = Job("124M untied", GPTConfig(context_length=1024, drop_rate=0.1), B=1, T=1024, judged=True)
+GPU = Job("124M untied", LONG.config, B=8, T=1024)  # work enough for a GPU; the tuned model fits into 16 GB
 SMALL = Job(  # after nanoGPT's CPU example: six layers of its baby GPT, and the 65 characters of its Shakespeare
     "6 × 384, V=65",
     GPTConfig(vocab_size=65, context_length=64, emb_dim=384, n_heads=6, n_layers=6, drop_rate=0.1),
@@ -44,6 +45,7 @@ SMALL = Job(  # after nanoGPT's CPU example: six layers of its baby GPT, and the
 _TWO_LAYERS = {"vocab_size": 257, "emb_dim": 128, "n_heads": 2, "n_layers": 2, "drop_rate": 0.1}
 QUICK_BOOK = Job("2 × 128, V=257", GPTConfig(context_length=128, **_TWO_LAYERS), B=2, T=64)
 QUICK_LONG = Job("2 × 128, V=257", GPTConfig(context_length=256, **_TWO_LAYERS), B=1, T=256)
+QUICK_GPU = Job("2 × 128, V=257", QUICK_LONG.config, B=8, T=256)
 QUICK_SMALL = Job("2 × 128, V=65", GPTConfig(context_length=64, **_TWO_LAYERS | {"vocab_size": 65}), B=4, T=64)
 
 

@@ -1,7 +1,9 @@
-"""The machine of a measurement: processor, BLAS and its kernel, threads, versions, environment."""
+"""The machine of a measurement: processor, BLAS and its kernel, GPU, threads, versions, environment."""
 
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_info
 
+from benchmarks.cards import peaks
 from benchmarks.environment import removed
 
 THREAD_VARIABLES = ("OPENBLAS", "OMP", "GOMP", "MKL", "KMP", "GOTO", "VECLIB")
@@ -44,13 +47,40 @@ def accelerator() -> str | None:
     return "Apple GPU (MPS)" if torch.backends.mps.is_available() else None
 
 
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver, which only its tool knows; None without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return done.stdout.partition("\n")[0].strip() or None if done.returncode == 0 else None
+
+
+def gpu() -> dict[str, Any]:
+    """The GPU, its memory and software, and its peak rates in TFLOP/s by precision; all None without one."""
+    on_cuda = torch.cuda.is_available()
+    return {
+        "gpu": accelerator(),
+        "gpu_GB": torch.cuda.get_device_properties(0).total_memory / 1e9 if on_cuda else None,
+        "gpu_driver": driver_version() if on_cuda else None,
+        "cuda": torch.version.cuda if on_cuda else None,
+        "gpu_peaks": peaks(accelerator()),
+    }
+
+
 def machine() -> str:
     """The machine and the versions in one line, to print with the figures."""
-    return (
+    line = (
         f"{processor()}, {usable_cores()} cores; NumPy {np.__version__} with {blas()}; torch {torch.__version__} "
         f"({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads; "
         f"Python {platform.python_version()}"
     )
+    card = gpu()
+    if card["cuda"]:
+        driver = card["gpu_driver"] or "unknown"
+        return f"{line}; {card['gpu']}, {card['gpu_GB']:.0f} GB, driver {driver}, CUDA {card['cuda']}"
+    return f"{line}; {card['gpu']}" if card["gpu"] else line
 
 
 def details() -> dict[str, Any]:
@@ -66,7 +96,7 @@ def details() -> dict[str, Any]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "gpu": accelerator(),
+        **gpu(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "environment": {name: value for name, value in os.environ.items() if name.startswith(THREAD_VARIABLES)},
         "removed_from_environment": removed(),

@@ -17,6 +17,7 @@ from benchmarks.timing import Spread
 
 FORMATS = {  # a figure's column heading -> its format
     "tokens/s": ",.0f",
+    "MFU": ".1%",
     "GFLOP/s": ",.0f",
     "GB/s": ".1f",
     "of products": ".0%",
@@ -27,13 +28,16 @@ FORMATS = {  # a figure's column heading -> its format
     "logit error": ".1e",
     "apart": ".1e",
     "val loss": ".4f",
+    "GPU GB": ".2f",
     "peak GB": ".2f",
     "before GB": ".2f",
     "bytes/token": ",.0f",
     "peak, in files": ".2f",
 }
 
-NOT_MEASURED = "not measured here"
+
+WIDE = 30
+"""The largest factor between two bars at which the shorter can still be read on a linear axis."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Report:
 
     def __init__(self) -> None:
         terminal = Console(highlight=False)
-        self.console = terminal if terminal.is_terminal else Console(highlight=False, width=100)
+        self.console = terminal if terminal.is_terminal else Console(highlight=False, width=110)
         self._errors = Console(stderr=True, highlight=False)
         self.rows: list[Row] = []
 
@@ -121,7 +125,9 @@ class Report:
         self.line(rows[0].case)
         if remark:
             self.line(remark)
-        self.console.print(times_table([row for row in rows if not row.note]))
+        for on_gpu in (False, True):  # their figures differ, and all columns side by side would not fit
+            if group := [row for row in rows if not row.note and is_on_gpu(row.backend) == on_gpu]:
+                self.console.print(times_table(group))
         for note in dict.fromkeys(row.note for row in rows if row.note):
             names = "; ".join(row.backend for row in rows if row.note == note)
             self.console.print(f"{note}: {names}", markup=False)
@@ -167,10 +173,16 @@ def ratios_table(rows: list[Row]) -> Table:
     return table
 
 
+def is_on_gpu(contender: str) -> bool:
+    """Whether the contender's name ends with a GPU and a precision."""
+    return any(f", {device} " in contender for device in ("cuda", "mps"))
+
+
 def colour(contender: str) -> str:
-    """Blue for NumPy, orange for PyTorch, grey for ceilings."""
-    ceiling = "products" in contender or "vector" in contender or "sum" in contender
-    return "0.7" if ceiling else "C1" if "PyTorch" in contender else "C0"
+    """Blue for NumPy, orange for PyTorch on the CPU, green on a GPU, grey for ceilings."""
+    if "products" in contender or "vector" in contender or "sum" in contender:
+        return "0.7"
+    return "C2" if is_on_gpu(contender) else "C1" if "PyTorch" in contender else "C0"
 
 
 def duration(spread: Spread) -> tuple[str, str]:
@@ -197,7 +209,10 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def draw(path: Path, rows: list[Row], machine: str) -> None:
-    """Draw one panel per case: the medians as bars with their ranges, or peak memory if nothing was timed."""
+    """Draw one panel per case: the medians as bars with their ranges, or peak memory if nothing was timed.
+
+    Values that differ by a factor above WIDE are on a logarithmic axis.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -216,19 +231,35 @@ def draw(path: Path, rows: list[Row], machine: str) -> None:
     for axes, (case, case_rows) in zip(panels, cases.items(), strict=False):
         axes.set_title(case, loc="left", fontsize=9)
         timed = [row for row in case_rows if row.seconds]
-        values = [row.seconds.median if row.seconds else row.figures["peak GB"] for row in timed or case_rows]
-        names = [row.backend for row in timed or case_rows]
+        shown = timed or case_rows
+        values = [row.seconds.median if row.seconds else row.figures["peak GB"] for row in shown]
+        names = [row.backend for row in shown]
         axes.barh(names, values, color=[colour(name) for name in names], height=0.7)
         ends = [row.seconds.max for row in timed] or values
         if timed:
             ranges = [(row.seconds.median - row.seconds.min, row.seconds.max - row.seconds.median) for row in timed]
             axes.errorbar(values, names, xerr=list(zip(*ranges, strict=True)), fmt="none", ecolor="0.2", capsize=2)
-        for end, name, value in zip(ends, names, values, strict=True):
-            axes.annotate(f"{value:.3g}", (end, name), (4, 0), textcoords="offset points", va="center", fontsize=8)
+        labels = [label(row) for row in shown]
+        for end, name, text in zip(ends, names, labels, strict=True):
+            axes.annotate(text, (end, name), (4, 0), textcoords="offset points", va="center", fontsize=8)
         axes.set_xlabel("seconds, median and range" if timed else "peak memory, GB", fontsize=8)
-        axes.set_xlim(right=1.12 * max(ends))
+        most, room = max(ends), [0.02 * len(text) for text in labels]  # a label's share of the axis
+        if max(values) > WIDE * min(values):
+            least = min(values) / 3
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set_xlim(least, max(x * (most / least) ** share for x, share in zip(ends, room, strict=True)))
+        else:
+            axes.set_xlim(right=max(x + share * most for x, share in zip(ends, room, strict=True)))
         axes.invert_yaxis()
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(machine, fontsize=7, wrap=True)
     figure.savefig(path, dpi=130)
+
+
+def label(row: Row) -> str:
+    """A bar's label: the median or the memory, the error (the gradients' or the logits'), and the MFU."""
+    parts = [duration(row.seconds)[0] if row.seconds else f"{row.figures['peak GB']:.3g} GB"]
+    parts += [f"error {row.figures[name]:.1e}" for name in ("grad error", "logit error") if name in row.figures]
+    return ", ".join(parts + ([f"MFU {row.figures['MFU']:.1%}"] if "MFU" in row.figures else []))

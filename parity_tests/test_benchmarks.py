@@ -15,7 +15,7 @@ from benchmarks import cli, compare, environment, jobs
 from benchmarks.contenders import agreement
 from benchmarks.contenders.agreement import DisagreementError
 from benchmarks.contenders.backends import NumPyBackend, PlainBackend
-from benchmarks.contenders.torch_backends import TorchBackend, Way, gpu_ways
+from benchmarks.contenders.torch_backends import TorchBackend, Way
 from benchmarks.jobs import Job, Text, batches, text_for
 from benchmarks.measure import ceilings, decode, forward, memory, operations, step
 from benchmarks.measure.streams import Case, cases, mask_shapes, measure
@@ -189,54 +189,6 @@ def test_decoders_agree_token_for_token():
 
 def test_operations_agree():
     assert max(operations.agreement(operation) for operation in operations.operations(JOB)) < 1e-5
-
-
-# Devices this machine may lack
-
-
-def test_gpu_ways():
-    assert gpu_ways(None) == []
-    assert [str(way) for way in gpu_ways("mps")][:2] == ["PyTorch, book's, mps float32", "PyTorch, tuned, mps float32"]
-    assert {way.precision for way in gpu_ways("cuda")} == {"float32", "TF32", "bf16"}
-    assert {way.precision for way in gpu_ways("mps")} == {"float32", "bf16"}
-
-
-@pytest.mark.parametrize("style", ["book", "tuned"])
-def test_device_by_parameter(style, batch):
-    """Meta tensors, which hold no data, exercise a device's code path except for the arithmetic."""
-    backend = TorchBackend(Way(style, "meta"), SMALL, GPT(SMALL, 123).params)
-    assert {p.device.type for p in backend.model.parameters()} == {"meta"}
-    backend.touch_every_row()
-    loss = backend.step(*batch, dropout=True)
-    backend.synchronise()
-    assert (loss.device.type, loss.shape) == ("meta", ())
-    assert backend.forward(batch[0]).shape == (2, 8, 60)
-
-
-@pytest.mark.parametrize("precision", ["TF32", "bf16"])
-def test_precision_by_parameter(precision, batch):
-    """bf16 also rounds on the CPU: within its own bound, far outside float32's. The global setting is restored."""
-    before = torch.get_float32_matmul_precision()
-    backend = TorchBackend(Way("tuned", "cpu", precision), SMALL, GPT(SMALL, 123).params)
-    errors = agreeing(backend, *batch)
-    assert torch.get_float32_matmul_precision() == before
-    assert (errors.gradient > 1e-4) == (precision == "bf16")
-    backend.step(*batch, dropout=True)
-
-
-@pytest.mark.parametrize(("precision", "want"), [("float32", "highest"), ("TF32", "high"), ("bf16", "highest")])
-def test_both_passes_run_in_the_ways_precision(precision, want, batch):
-    """Backward's products read the process's setting when they run, not the one of their forward pass."""
-    backend, seen = TorchBackend(Way("tuned", "cpu", precision), SMALL, GPT(SMALL, 123).params), []
-    head = backend.model.out_head
-
-    def note(*arguments):
-        seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
-
-    head.register_forward_hook(note)
-    head.register_full_backward_pre_hook(note)
-    backend.step(*batch, dropout=False)
-    assert seen == [(want, precision == "bf16"), (want, False)]
 
 
 # Ceilings

@@ -25,8 +25,8 @@ ROOMS = {  # folder -> its layers, lowest first; a module may import its own lay
     ),
     "torch_gpt": ("model", "weights", "train", "processes", "parallel", "chapter5", "explore", "cli", "__main__"),
     "benchmarks": (
-        *("environment", "machine", "timing", "results", "contenders", "settings", "jobs", "peak_memory", "measure"),
-        *("compare", "cli", "__main__"),
+        *("environment", "cards", "machine", "timing", "results", "contenders", "settings", "jobs", "peak_memory"),
+        *("measure", "compare", "cli", "__main__"),
     ),
     "parity_tests": ("profiles", "judge", "tools", "__main__", "conftest", "test_"),
 }

@@ -45,7 +45,10 @@ class TorchBackend:
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=fused)
         if way.compiled:
             check_compiler(self._device)
-        self._loss = torch.compile(self._plain_loss) if way.compiled else self._plain_loss
+            torch.compiler.reset()  # torch keeps code for 8 variants of a function, and runs any further ones eagerly
+        self._logits, self._loss = self.model, self._plain_loss
+        if way.compiled:  # not dynamic: for exactly these shapes
+            self._logits, self._loss = (torch.compile(f, dynamic=False) for f in (self.model, self._plain_loss))
         torch.manual_seed(SEED)
 
     def loss_and_grads(self, tokens: Array, targets: Array) -> tuple[float, Params]:
@@ -63,13 +66,13 @@ class TorchBackend:
     def forward(self, tokens: Array) -> torch.Tensor:
         self.model.eval()
         with self._arithmetic(), self._autocast():
-            return self.model(self._tensor(tokens))
+            return self._logits(self.tensor(tokens))
 
     @torch.no_grad()
     def generate(self, tokens: Array, max_new_tokens: int) -> Array:
         self.model.eval()
         with self._arithmetic(), self._autocast():
-            return self.model.generate(self._tensor(tokens), max_new_tokens).cpu().numpy()
+            return self.model.generate(self.tensor(tokens), max_new_tokens).cpu().numpy()
 
     def touch_every_row(self) -> None:
         for name, p in self.model.named_parameters():
@@ -82,7 +85,8 @@ class TorchBackend:
         elif self._device.type == "mps":
             torch.mps.synchronize()
 
-    def _tensor(self, tokens: Array) -> torch.Tensor:
+    def tensor(self, tokens: Array) -> torch.Tensor:
+        """tokens on the backend's device, which its methods also take: then they copy nothing."""
         return torch.as_tensor(tokens, device=self._device)
 
     def _plain_loss(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -92,7 +96,7 @@ class TorchBackend:
         self._optimizer.zero_grad(set_to_none=True)
         with self._arithmetic():
             with self._autocast():
-                loss = self._loss(self._tensor(tokens), self._tensor(targets))
+                loss = self._loss(self.tensor(tokens), self.tensor(targets))
             loss.backward()  # outside autocast: its products take the dtypes of the forward pass's
         return loss
 
@@ -111,13 +115,12 @@ class TorchBackend:
         return torch.autocast(self._device.type, torch.bfloat16) if bf16 else nullcontext()  # meta has no autocast
 
 
-NOT_HERE = [Way(style, "cuda", precision) for precision in ("float32", "TF32", "bf16") for style in ("book", "tuned")]
-"""The ways that a machine without a GPU cannot measure."""
-
-
-def gpu_ways(device: str | None) -> list[Way]:
-    """The ways to run on this GPU (TF32 only on CUDA); empty for None."""
-    if device is None:
-        return []
-    precisions: list[Precision] = ["float32", "TF32", "bf16"] if device.startswith("cuda") else ["float32", "bf16"]
-    return [Way(style, device, precision) for precision in precisions for style in ("book", "tuned")]
+def gpu_ways(device: str) -> list[Way]:
+    """The ways to run on a GPU; TF32 and the compiled model only on CUDA."""
+    if device != "cuda":
+        return [Way(style, device, precision) for precision in ("float32", "bf16") for style in ("book", "tuned")]
+    return [
+        Way(style, device, precision, compiled)
+        for precision in ("float32", "TF32", "bf16")
+        for style, compiled in (("book", False), ("tuned", False), ("tuned", True))
+    ]

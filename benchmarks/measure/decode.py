@@ -9,10 +9,10 @@ import numpy as np
 
 from benchmarks.contenders.agreement import DisagreementError
 from benchmarks.contenders.backends import Backend, NumPyBackend
-from benchmarks.contenders.torch_backends import NOT_HERE, TorchBackend, Way
+from benchmarks.contenders.torch_backends import TorchBackend, Way
 from benchmarks.jobs import BOOK, QUICK_BOOK, Job, text_for
 from benchmarks.measure.ceilings import LongArray, WeightStream
-from benchmarks.results import NOT_MEASURED, Limits, Ratio, Report, Row
+from benchmarks.results import Limits, Ratio, Report, Row
 from benchmarks.settings import Settings
 from benchmarks.timing import Contender, Spread, interleaved, ratio
 
@@ -85,6 +85,5 @@ def measure(job: Job, new_tokens: int, settings: Settings, report: Report) -> No
                 "NumPy's tokens/s / book's": Ratio(*against, AGAINST_BOOKS if job.judged else Limits(better="higher")),
             }
         rows.append(Row(case, name, spread, figures, ratios))
-    if not settings.gpus:
-        rows += [Row(case, str(way), note=NOT_MEASURED) for way in NOT_HERE if way.style == "book"]
+    rows += settings.absent_rows(case, lambda way: way.style == "book")
     report.add(rows, f"{text.name}; weights read once for every token: {stream.bytes / 1e9:.3f} GB")

@@ -1,13 +1,18 @@
-"""The forward pass alone: logits of a fresh batch, nothing kept for a backward pass, no dropout."""
+"""The forward pass alone: logits of a fresh batch, nothing kept for a backward pass, no dropout.
+
+On a GPU, each way is timed alone and uses the same few batches (gpu.py).
+"""
 
 from benchmarks.contenders import agreement
 from benchmarks.contenders.backends import Backend, NumPyBackend, PlainBackend
-from benchmarks.contenders.torch_backends import NOT_HERE, TorchBackend, Way
+from benchmarks.contenders.torch_backends import TorchBackend, Way
 from benchmarks.jobs import BOOK, QUICK_BOOK, Job, batches, text_for
+from benchmarks.measure import gpu
 from benchmarks.measure.ceilings import MatrixProducts
-from benchmarks.results import NOT_MEASURED, Limits, Ratio, Report, Row
+from benchmarks.results import Limits, Ratio, Report, Row
 from benchmarks.settings import Settings
 from benchmarks.timing import WARM_UPS, Contender, Spread, interleaved, ratio
+from numpy_gpt.cli.info import forward_flops
 
 PRODUCTS = "NumPy's matrix products"
 TUNED = Limits(1.20, 1.0)
@@ -24,10 +29,10 @@ def measure(job: Job, settings: Settings, report: Report) -> None:
     stream = batches(job, text)
     x, _ = next(stream)
     numpy = NumPyBackend(job.config)
-    ways = [Way("tuned"), Way("book"), *settings.gpus]
+    params = numpy.model.params
     backends: list[Backend] = [numpy, PlainBackend(job.config)]
-    backends += [TorchBackend(way, job.config, numpy.model.params) for way in ways]
-    errors = agreement.check_logits(backends, job.config, numpy.model.params, x)
+    backends += [TorchBackend(way, job.config, params) for way in settings.cpu]
+    errors = agreement.check_logits(backends, job.config, params, x)
     fresh = [next(stream)[0] for _ in range(WARM_UPS + settings.runs)]
 
     def contender(backend: Backend) -> Contender:
@@ -38,6 +43,16 @@ def measure(job: Job, settings: Settings, report: Report) -> None:
     contenders[PRODUCTS] = Contender(lambda i: products.run())
     with report.progress(f"forward, {job}", len(fresh) * len(contenders)) as tick:
         times = interleaved(contenders, settings.runs, tick)
+    work = gpu.Work(
+        job,
+        params,
+        [(tokens,) for tokens in fresh],
+        check=lambda backend: {"logit error": agreement.check_logits([backend], job.config, params, x)[backend.name]},
+        step=lambda backend, batch: backend.forward(*batch).shape,  # the logits themselves would fill the GPU
+        flops=forward_flops(job.config, job.T),
+    )
+    on_gpu = gpu.measure(work, settings, report)
+    times |= {name: each.seconds for name, each in on_gpu.items() if each.seconds}
 
     case, rows = f"forward, {job}", []
     floor = Spread.of(times[PRODUCTS]).median
@@ -46,6 +61,8 @@ def measure(job: Job, settings: Settings, report: Report) -> None:
         figures = {"of products": floor / spread.median}
         if name in errors:
             figures |= {"tokens/s": job.B * job.T / spread.median, "logit error": errors[name]}
+        elif name in on_gpu:
+            figures = on_gpu[name].figures
         else:
             figures["GFLOP/s"] = products.flops / spread.median / 1e9
         ratios = {}
@@ -57,6 +74,6 @@ def measure(job: Job, settings: Settings, report: Report) -> None:
                 if other != name
             }
         rows.append(Row(case, name, spread, figures, ratios))
-    if not settings.gpus:
-        rows += [Row(case, str(way), note=NOT_MEASURED) for way in NOT_HERE]
+    rows += [each.row(case, name) for name, each in on_gpu.items() if each.note]
+    rows += settings.absent_rows(case)
     report.add(rows, text.name)

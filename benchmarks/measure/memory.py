@@ -2,10 +2,10 @@
 
 import json
 
-from benchmarks.contenders.torch_backends import NOT_HERE, Way
+from benchmarks.contenders.torch_backends import Way
 from benchmarks.jobs import BOOK, QUICK_BOOK, Job
 from benchmarks.peak_memory import in_own_process
-from benchmarks.results import NOT_MEASURED, Limits, Ratio, Report, Row
+from benchmarks.results import Limits, Ratio, Report, Row
 from benchmarks.settings import Settings
 
 LIMITS = {str(Way("book")): Limits(0.6), str(Way("tuned")): Limits(0.95)}
@@ -24,8 +24,7 @@ def run(settings: Settings, report: Report) -> None:
 
 def measure_step(job: Job, settings: Settings, report: Report) -> None:
     """Peak resident memory (on CUDA: allocated) of a few training steps without dropout."""
-    gpus = [way for way in settings.gpus if way.precision == "float32" and way.device == "cuda"]
-    ways = [Way("tuned"), Way("book"), *gpus]
+    ways = [Way("tuned"), Way("book"), *filter(_on_cuda_in_float32, settings.gpus)]
     backends = {"NumPy": "NumPy"} | {str(way): f"{way.style} {way.device}" for way in ways}
     peaks = {}
     with report.progress(f"memory, {job}", len(backends)) as tick:
@@ -46,9 +45,12 @@ def measure_step(job: Job, settings: Settings, report: Report) -> None:
                 if other != name
             }
         rows.append(Row(case, name, figures=figures, ratios=ratios))
-    if not gpus:
-        rows += [Row(case, str(way), note=NOT_MEASURED) for way in NOT_HERE if way.precision == "float32"]
+    rows += settings.absent_rows(case, _on_cuda_in_float32)
     report.add(rows, "resident memory of the process; before: libraries loaded, nothing done")
+
+
+def _on_cuda_in_float32(way: Way) -> bool:
+    return way.device == "cuda" and way.precision == "float32" and not way.compiled
 
 
 def measure_attention(job: Job, lengths: tuple[int, ...], report: Report) -> None:
