@@ -97,7 +97,7 @@ def test_unforeseen_disk_error_is_one_line(monkeypatch, checkpoint, code, fix):
     def broken(*args):
         raise OSError(code, os.strerror(code), "/somewhere/file")
 
-    monkeypatch.setattr(import_module("numpy_gpt.cli.main"), "load", broken)
+    monkeypatch.setattr(import_module("numpy_gpt.cli.generate"), "load", broken)
     check_refused(
         invoke("generate", checkpoint, "hello"), f"/somewhere/file cannot be used ({os.strerror(code)}): {fix}"
     )

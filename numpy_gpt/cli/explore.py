@@ -7,12 +7,11 @@ from pathlib import Path
 
 import click
 
-from numpy_gpt.cli.flags import PATH, Count
+from numpy_gpt.cli.flags import ENCODING, PATH, Count
 from numpy_gpt.cli.info import enough_memory
 from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
 from numpy_gpt.console import Report, printable
 from numpy_gpt.errors import InputError, install
-from numpy_gpt.tokenizer import ENCODINGS
 from numpy_gpt.weights.checkpoint import find_model, load, read_header
 
 EXTRA = ("starlette", "uvicorn", "latex2mathml", "pygments")
@@ -27,12 +26,7 @@ EXTRA = ("starlette", "uvicorn", "latex2mathml", "pygments")
     metavar="TEXT",
     help="What comes after TEXT; its first token is the last target.  [default: TEXT's own last token]",
 )
-@click.option(
-    "--encoding",
-    metavar="NAME|DIR",
-    help=f"How text becomes tokens: {' or '.join(ENCODINGS)}, or a folder with encoder.json and vocab.bpe."
-    "  [default: the checkpoint's]",
-)
+@ENCODING
 @click.option("--port", type=Count(1, 65535), metavar="N", help="Port of the page.  [default: a free one]")
 @click.option("--no-browser", is_flag=True, help="Print the page's address without opening a browser.")
 @click.option("--out", type=PATH, metavar="FILE.html", help="Write the page to a file instead, for a small model.")

@@ -1,13 +1,15 @@
-"""The types of the commands' flags and arguments, which refuse unusable values before any work."""
+"""Flags that several commands share, and the types of all, which refuse unusable values before any work."""
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from numpy_gpt.io.paths import kind_of
+from numpy_gpt.tokenizer import ENCODINGS
 
 LARGEST = 2**63 - 1
 """Largest count: NumPy's int64."""
@@ -33,6 +35,16 @@ class Count(click.IntRange):
         return number
 
 
+class SeedInt(click.types.IntParamType):
+    """A seed that torch and Generator take."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not -(1 << 63) <= number < 1 << 64:
+            self.fail(f"a seed must be from -2^63 to 2^64 - 1, not {number}.", param, ctx)
+        return number
+
+
 class Place(click.Path):
     """A path, existing or not, that the system can look up."""
 
@@ -51,7 +63,23 @@ POSITIVE = Finite(min=0, min_open=True)
 PROBABILITY = Finite(0, 1)
 SHARE = Finite(0, 1, min_open=True)
 BELOW_1 = Finite(0, 1, max_open=True)
+SEED = SeedInt()
 PATH = Place(path_type=Path)
+
+ENCODING_HELP = f"How text becomes tokens: {' or '.join(ENCODINGS)}, or a folder with encoder.json and vocab.bpe."
+ENCODING = click.option("--encoding", metavar="NAME|DIR", help=f"{ENCODING_HELP}  [default: the checkpoint's]")
+
+
+def options(*each: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """All these options and arguments, in their order in --help."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(each):
+            command = option(command)
+        return command
+
+    return add
+
 
 OF_NANOGPT = {
     "n_layer": "--n-layers",

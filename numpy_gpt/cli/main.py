@@ -1,6 +1,5 @@
 """The command numpy-gpt."""
 
-import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,11 +11,13 @@ from typing import Any
 import click
 import numpy as np
 
+from numpy_gpt.cli.evaluate import evaluate_command
 from numpy_gpt.cli.explore import explore_command
 from numpy_gpt.cli.flags import (
     AT_LEAST_0,
     AT_LEAST_1,
     BELOW_1,
+    ENCODING_HELP,
     FEATURES,
     LAYERS,
     NOT_NEGATIVE,
@@ -24,26 +25,24 @@ from numpy_gpt.cli.flags import (
     PATH,
     POSITIVE,
     PROBABILITY,
-    SHARE,
+    options,
 )
+from numpy_gpt.cli.generate import generate_command
 from numpy_gpt.cli.info import describe, enough_memory
-from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
 from numpy_gpt.cli.weights import download_command, export_command, import_command
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.console import Report, printable
-from numpy_gpt.data import CORPORA, rereadable, split_text
+from numpy_gpt.data import CORPORA, rereadable
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.files import disk_fix
 from numpy_gpt.io.outermost import INTERRUPTED, outermost, say
-from numpy_gpt.runs.batches import TRAIN_RATIO
-from numpy_gpt.runs.evaluation import mean_loss
 from numpy_gpt.runs.pretrain import MakeLearner, defaults_for, pretrain
 from numpy_gpt.runs.settings import DECAYS, SIZE_NAMES, SIZES, Settings
-from numpy_gpt.runs.texts import in_words, load_texts, text_from, text_of
-from numpy_gpt.tokenizer import ENCODINGS, encode, end_id, get_encoding, stream_decode
+from numpy_gpt.runs.texts import text_from
+from numpy_gpt.tokenizer import get_encoding
 from numpy_gpt.train import Learner
 from numpy_gpt.typing import Weights
-from numpy_gpt.weights.checkpoint import load, read_header
+from numpy_gpt.weights.checkpoint import read_header
 
 MODELS = tuple(SIZES)
 
@@ -132,8 +131,6 @@ def _setting(name: str, help_text: str, **kwargs: Any) -> Callable[[Any], Any]:
     return click.option(flag, name, default=None, help=help_text + _default(name), **kwargs)
 
 
-ENCODING_HELP = f"How text becomes tokens: {' or '.join(ENCODINGS)}, or a folder with encoder.json and vocab.bpe."
-
 TEXT_HELP = (
     f"Text to learn: {' or '.join(CORPORA)}, a file of UTF-8 text, or a folder of them; repeat it for more than one."
 )
@@ -210,18 +207,7 @@ FILES = (
 )
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """All these options, in their order in --help."""
-
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-pretrain_options = _options(*SETTINGS, *FILES)
+pretrain_options = options(*SETTINGS, *FILES)
 """The flags that the pretrain commands of all backends share."""
 
 
@@ -267,116 +253,10 @@ def pretrain_command(**flags: Any) -> None:
     run_pretrain(NumpyLearner, f"numpy-gpt · NumPy {np.__version__} · float32", flags)
 
 
-ENCODING = click.option("--encoding", metavar="NAME|DIR", help=f"{ENCODING_HELP}  [default: the checkpoint's]")
-
-
-@main.command(short_help="Loss and perplexity on a text.")
-@click.argument("checkpoint", type=PATH)
-@click.option(
-    "--text",
-    multiple=True,
-    metavar="NAME|FILE|DIR",
-    help="Text to evaluate on; repeat it for more than one.  [default: the run's own validation part]",
-)
-@click.option("--batch-size", type=AT_LEAST_1, default=8, show_default=True, metavar="N", help="Windows at a time.")
-@ENCODING
-def evaluate(checkpoint: Path, text: tuple[str, ...], batch_size: int, encoding: str | None) -> None:
-    """Loss (nats per token) and perplexity of CHECKPOINT on a text, over all its tokens but the first.
-
-    The text is cut into consecutive windows of the context length; the last one may be shorter.
-    """
-    header = read_header(checkpoint)
-    tokens = fitting_encoding(header, encoding)
-    if text:
-        name, content = in_words(text), load_texts(text)
-    else:
-        name, content = text_of(header)
-        content = split_text(content, TRAIN_RATIO)[1]
-        name = f"the last {1 - TRAIN_RATIO:.0%} of {name}"
-    ids = encode(tokens, content)
-    if len(ids) < 2:
-        raise InputError(f"{name} is too short to evaluate: it has {len(ids)} tokens, but 2 are needed")
-    report = Report(required=True)
-    with enough_memory(header.config, 4, "evaluating the model"):
-        loss = mean_loss(load(checkpoint), ids, batch_size, lambda batches: report.track(batches, "evaluating"))
-    report.line(f"text        {name}")
-    report.line(f"tokens      {len(ids) - 1:,} ({tokens.name}), all but the first")
-    report.line(f"loss        {loss:.4f} nats/token, the mean over all of them")
-    report.line(f"perplexity  {_perplexity(loss):.4f}")
-
-
-def _perplexity(loss: float) -> float:
-    """exp(loss), or infinity where that overflows a float (above 709 nats)."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
-
-
-@main.command(short_help="Continue a prompt.")
-@click.argument("checkpoint")  # a path, unless swapped with the prompt
-@click.argument("prompt")
-@click.option("--max-new-tokens", type=AT_LEAST_0, default=100, show_default=True, metavar="N", help="Tokens to add.")
-@click.option(
-    "--temperature",
-    type=NOT_NEGATIVE,
-    default=0.0,
-    show_default=True,
-    metavar="X",
-    help="0: always the likeliest token. Higher: more variety.",
-)
-@click.option("--top-k", type=AT_LEAST_1, metavar="N", help="Draw only from the N likeliest tokens.")
-@click.option(
-    "--top-p",
-    type=SHARE,
-    metavar="X",
-    help="Draw from the fewest tokens whose probabilities sum to at least X.",
-)
-@click.option("--seed", type=int, default=123, show_default=True, metavar="N", help="Seed of the draws.")
-@ENCODING
-def generate(
-    checkpoint: str,
-    prompt: str,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int,
-    encoding: str | None,
-) -> None:
-    """Continue PROMPT with the model in CHECKPOINT; tokens appear as they are generated.
-
-    Ends after --max-new-tokens or at the token <|endoftext|>. --top-k and --top-p need a --temperature above 0.
-    """
-    from numpy_gpt.decoding import Sampling, stream
-    from numpy_gpt.random.generator import Generator
-
-    if temperature == 0 and (top_k is not None or top_p is not None):
-        raise InputError("--top-k and --top-p limit which tokens are drawn: give a --temperature above 0 with them")
-    if exists(prompt) and not exists(checkpoint):
-        raise InputError(f"the prompt and the checkpoint are swapped: give {prompt} first, then the prompt")
-    header = read_header(checkpoint)
-    words, T = fitting_encoding(header, encoding), header.config.context_length
-    ids = encode(words, as_typed(prompt, "prompt"))
-    if not ids.size:
-        raise InputError("the prompt is empty: give at least one character to continue from")
-    rng = Generator(seed)
-    if len(ids) > T:
-        say(f"the prompt has {len(ids):,} tokens; the model sees only the last {T:,}, its context length")
-    report = Report(required=True)
-    with enough_memory(header.config, 4, "generating"):
-        sampling = Sampling(temperature, top_k, top_p, end_id(words), rng, words.n_vocab)
-        columns = stream(load(checkpoint), ids[None], max_new_tokens, sampling)
-        report.piece(as_typed(prompt, "prompt"))
-        for piece in stream_decode(words, (int(column[0]) for column in columns)):
-            report.piece(printable(piece))
-        report.line()
-
-
 @main.command(short_help="Parameters, memory and FLOPs of a model.")
 @click.argument("checkpoint", type=PATH, required=False)
 @click.option("--model", type=click.Choice(MODELS), help="A size by name, instead of a checkpoint.")
-@_options(*OWN_SIZE)
+@options(*OWN_SIZE)
 def info(checkpoint: Path | None, model: str | None, **own_size: Any) -> None:
     """Parameter names and shapes, totals, memory and FLOPs per token of CHECKPOINT or of a size.
 
@@ -434,5 +314,5 @@ def chapter5(text: str, quick: bool, no_torch: bool) -> None:
         raise SystemExit(1)
 
 
-for command in (explore_command, download_command, import_command, export_command):
+for command in (evaluate_command, generate_command, explore_command, download_command, import_command, export_command):
     main.add_command(command)
