@@ -23,7 +23,9 @@ ROOMS = {  # folder -> its layers, lowest first; a module may import its own lay
         *("weights", "runs"),
         *("book", "explore", "cli", "__main__"),
     ),
-    "torch_gpt": ("model", "weights", "train", "processes", "parallel", "chapter5", "explore", "cli", "__main__"),
+    "torch_gpt": (
+        *("model", "decoding", "weights", "train", "processes", "parallel", "chapter5", "explore", "cli", "__main__"),
+    ),
     "benchmarks": (
         *("environment", "cards", "machine", "timing", "results", "contenders", "settings", "jobs", "peak_memory"),
         *("measure", "compare", "cli", "__main__"),

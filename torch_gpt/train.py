@@ -21,6 +21,7 @@ from numpy_gpt.parameters import check_state
 from numpy_gpt.runs.settings import Settings
 from numpy_gpt.train import check_finite_step
 from numpy_gpt.typing import Array, Params, Weights
+from torch_gpt.decoding import stream
 from torch_gpt.model import Attention, GPTModel, from_params
 
 DTYPES = ("float32", "float64", "bfloat16")
@@ -209,23 +210,11 @@ class TorchLearner:
         top_k: int | None = None,
         n_vocab: int | None = None,
     ) -> Array:
-        """Generate like the book: recompute the full window for every token."""
-        self.model.eval()
+        """The ids with up to max_new_tokens more each, drawn from a new stream of the run's seed."""
         generator = torch.Generator().manual_seed(self._seed)
         tokens = torch.as_tensor(ids, device=self._device)
-        with torch.no_grad():
-            for _ in range(max_new_tokens):
-                logits = self.model(tokens[:, -self.model.config.context_length :])[:, -1, :n_vocab]
-                if temperature == 0:
-                    chosen = logits.argmax(dim=-1, keepdim=True)
-                else:  # on the CPU, so that all devices draw the same numbers
-                    if top_k is not None:
-                        lowest = torch.topk(logits, top_k).values[:, -1:]
-                        logits = logits.masked_fill(logits < lowest, -torch.inf)
-                    probs = torch.softmax(logits.cpu() / temperature, dim=-1)
-                    chosen = torch.multinomial(probs, 1, generator=generator).to(self._device)
-                tokens = torch.cat([tokens, chosen], dim=1)
-        return tokens.cpu().numpy()
+        new = stream(self.model, tokens, max_new_tokens, temperature, top_k, generator=generator, n_vocab=n_vocab)
+        return torch.cat([tokens.cpu(), *(column[:, None] for column in new)], dim=1).numpy()
 
     def shuffled_order(self, windows: int) -> Array | None:
         batch: Tensor = next(iter(DataLoader(range(windows), batch_size=windows, shuffle=True)))  # type: ignore[arg-type]
