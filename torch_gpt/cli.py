@@ -1,5 +1,6 @@
 """The command torch-gpt."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -7,14 +8,19 @@ from typing import Any, get_args
 import click
 import torch
 
-from numpy_gpt.cli.flags import AT_LEAST_1, PATH
+from numpy_gpt.cli.evaluate import evaluate_options, run_evaluate
+from numpy_gpt.cli.flags import AT_LEAST_1, PATH, options
+from numpy_gpt.cli.generate import Continue, Decoding, generate_options, run_generate
 from numpy_gpt.cli.main import Commands, pretrain_options, run_pretrain
 from numpy_gpt.cli.weights import bring_in
 from numpy_gpt.errors import InputError
 from numpy_gpt.runs.pretrain import MakeLearner
+from numpy_gpt.typing import Array
+from numpy_gpt.weights.checkpoint import load_params
 from torch_gpt.chapter5 import answer
+from torch_gpt.decoding import stream
 from torch_gpt.explore import write_pass
-from torch_gpt.model import Attention
+from torch_gpt.model import Attention, GPTModel, from_params
 from torch_gpt.processes import Parallel, Team
 from torch_gpt.train import DTYPES, TorchLearner, check_compiler, check_dtype, choose_device
 from torch_gpt.weights import read_pth
@@ -26,17 +32,30 @@ def main() -> None:
     """The reference of numpy-gpt: the same job in PyTorch, on the CPU or a GPU."""
 
 
-@main.command("pretrain", short_help="Train a GPT on a text, in PyTorch.")
-@pretrain_options
-@click.option("--device", default=None, metavar="NAME", help="cuda, mps or cpu.  [default: the first one available]")
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="bfloat16 is autocast.")
-@click.option(
+DEVICE = click.option(
+    "--device", default=None, metavar="NAME", help="cuda, mps or cpu.  [default: the first one available]"
+)
+ATTENTION = click.option(
     "--attention",
     type=click.Choice(get_args(Attention)),
     default="sdpa",
     show_default=True,
     help="Separate matrix products, or scaled_dot_product_attention.",
 )
+inference_options = options(
+    DEVICE,
+    click.option(
+        "--dtype", type=click.Choice(DTYPES), help="bfloat16 is autocast over float32.  [default: the checkpoint's]"
+    ),
+    ATTENTION,
+)
+
+
+@main.command("pretrain", short_help="Train a GPT on a text, in PyTorch.")
+@pretrain_options
+@DEVICE
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="bfloat16 is autocast.")
+@ATTENTION
 @click.option("--compile", "compiled", is_flag=True, help="Use torch.compile (needs a C++ compiler on the CPU).")
 @click.option(
     "--parallel",
@@ -82,6 +101,64 @@ def pretrain_command(
         options += "\ncompiling takes a minute or more, before the first step and before the first evaluation"
     processes = 1 if team is None else team.place.size
     run_pretrain(learner, f"torch-gpt · PyTorch {torch.__version__} · {chosen} · {options}", flags, processes)
+
+
+def load_model(checkpoint: Path, device: str | None, dtype: str | None, attention: Attention) -> GPTModel:
+    """The checkpoint's model without dropout; dtype: one of DTYPES, or None for the checkpoint's."""
+    chosen = choose_device(device)
+    config, params = load_params(checkpoint)
+    dtype = dtype or params["tok_emb.weight"].dtype.name
+    check_dtype(dtype, chosen)
+    precision = torch.float64 if dtype == "float64" else torch.float32
+    model = from_params(config, params, attention=attention, device=chosen, dtype=precision)
+    if dtype == "bfloat16":
+        model.forward = torch.autocast(chosen.type, torch.bfloat16)(model.forward)  # type: ignore[method-assign]
+    return model.eval()
+
+
+@main.command("evaluate", short_help="Loss and perplexity on a text, in PyTorch.")
+@evaluate_options
+@inference_options
+def evaluate_command(device: str | None, dtype: str | None, attention: Attention, **flags: Any) -> None:
+    """Loss and perplexity of CHECKPOINT on a text: `numpy-gpt evaluate` in PyTorch, with the same output."""
+
+    def load_loss(checkpoint: Path) -> Callable[[Array, Array], float]:
+        model = load_model(checkpoint, device, dtype, attention)
+        where = model.tok_emb.weight.device
+
+        def loss(x: Array, y: Array) -> float:
+            with torch.no_grad():
+                return model.loss(torch.as_tensor(x, device=where), torch.as_tensor(y, device=where)).item()
+
+        return loss
+
+    run_evaluate(load_loss, **flags)
+
+
+@main.command("generate", short_help="Continue a prompt, in PyTorch.")
+@generate_options
+@inference_options
+def generate_command(device: str | None, dtype: str | None, attention: Attention, **flags: Any) -> None:
+    """Continue PROMPT: `numpy-gpt generate` in PyTorch, with the same output.
+
+    With the same seed, the draws are the same too, on every device. As in the book, each token recomputes the full
+    window.
+    """
+
+    def load_continue(checkpoint: Path, d: Decoding) -> Continue:
+        model = load_model(checkpoint, device, dtype, attention)
+        generator = torch.Generator().manual_seed(d.seed)
+
+        def new_ids(ids: Array) -> Iterator[int]:
+            tokens = torch.as_tensor(ids[None], device=model.tok_emb.weight.device)
+            columns = stream(
+                model, tokens, d.max_new_tokens, d.temperature, d.top_k, d.top_p, d.eos_id, generator, d.n_vocab
+            )
+            return (int(column) for column in columns)
+
+        return new_ids
+
+    run_generate(load_continue, **flags)
 
 
 @main.command("import", short_help="Import PyTorch's weights of a GPT-2.")

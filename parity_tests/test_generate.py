@@ -1,0 +1,130 @@
+"""The commands generate and evaluate with both backends: the same text for the same seed, the same loss."""
+
+import numpy as np
+import pytest
+
+from numpy_gpt import GPT, GPTConfig, load, save
+from numpy_gpt.cli.main import main as numpy_main
+from parity_tests.judge.gpt2_files import gpt2_tensors, huggingface_folder
+from parity_tests.judge.runs import check_refused, invoke, pretrain
+from parity_tests.judge.tokenizers import kinds
+from torch_gpt.cli import main as torch_main
+
+COMMANDS = {"numpy": numpy_main, "torch": torch_main}
+BOTH = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+CPU = ["--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, text):
+    """Checkpoints by name: a short run's, random weights in both dtypes, and a padded vocabulary."""
+    place = tmp_path_factory.mktemp("models")
+    pretrain(numpy_main, text, place / "trained", "--max-steps", 20, "--lr", 0.01)
+    config = GPTConfig(257, 16, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.3)
+    about = {"encoding": "bytes"}
+    save(GPT(config, seed=4), place / "float32", about=about)
+    save(GPT(config, seed=5, dtype=np.float64), place / "float64", about=about)
+    save(GPT(GPTConfig(300, 16, emb_dim=8, n_heads=2, n_layers=1), seed=6), place / "padded", about=about)
+    return place
+
+
+def output(command, *args):
+    device = CPU if command is torch_main else []
+    result = invoke(command, *args, *device)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+SAMPLINGS = {
+    "greedy": [],
+    "drawn": ["--temperature", 1],
+    "top-k": ["--temperature", 1.3, "--top-k", 5],
+    "top-p": ["--temperature", 0.8, "--top-p", 0.7],
+    "both": ["--temperature", 1.5, "--top-k", 40, "--top-p", 0.9],
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("model", ["trained", "float32", "float64", "padded"])
+def test_both_backends_print_the_same_text(models, model, sampling):
+    texts = set()
+    for seed in (1, 2, -3, 2**64 - 1):
+        args = ["generate", models / model, "the model", "--max-new-tokens", 40, "--seed", seed, *SAMPLINGS[sampling]]
+        ours, torchs = (output(command, *args) for command in COMMANDS.values())
+        assert ours == torchs
+        assert ours.startswith("the model")
+        texts.add(ours)
+    assert len(texts) == (1 if sampling == "greedy" else 4)
+
+
+def test_torch_takes_a_dtype_and_an_attention(models):
+    args = ["generate", models / "float32", "the", "--temperature", 1]
+    want = output(numpy_main, *args)
+    for more in (["--attention", "plain"], ["--dtype", "float64"]):
+        assert output(torch_main, *args, *more) == want
+    assert len(output(torch_main, *args, "--dtype", "bfloat16")) > 50
+    check_refused(invoke(torch_main, *args, "--device", "toaster"), "unknown device 'toaster'")
+
+
+def figures(command, *args):
+    """The loss and the perplexity that evaluate prints, and the lines above them."""
+    *head, loss, perplexity = output(command, "evaluate", *args).splitlines()
+    return float(loss.split()[1]), float(perplexity.split()[1]), head
+
+
+@pytest.mark.parametrize("model", ["trained", "float32", "float64"])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_both_backends_print_the_same_loss(models, text, model, batch_size):
+    """All printed digits, but for the rounding of the last."""
+    args = [models / model, "--text", text, "--batch-size", batch_size]
+    ours, torchs = (figures(command, *args) for command in COMMANDS.values())
+    assert ours[2] == torchs[2]
+    assert abs(ours[0] - torchs[0]) < 1.5e-4
+    assert abs(ours[1] - torchs[1]) < 2e-4 * ours[1]
+
+
+def test_evaluate_without_text_takes_the_runs_own_in_both_backends(models):
+    ours, torchs = (output(command, "evaluate", models / "trained") for command in COMMANDS.values())
+    assert "the last 10% of" in ours
+    assert ours == torchs
+
+
+@pytest.mark.parametrize(("dtype", "budget"), [("float32", 1e-6), ("float64", 1e-14), ("bfloat16", 0.03)])
+def test_losses_differ_by_rounding_only(models, text, monkeypatch, dtype, budget):
+    """The unrounded losses; bfloat16 differs, by about its eps, but is not the same."""
+    from numpy_gpt.runs import evaluation
+
+    found, real = [], evaluation.mean_loss
+
+    def mean_loss(*args):
+        found.append(real(*args))
+        return found[-1]
+
+    monkeypatch.setattr("numpy_gpt.cli.evaluate.mean_loss", mean_loss)
+    for model in ("trained", "float32"):
+        save(load(models / model, np.float64), models / "wide", about={"encoding": "bytes"})
+        place = models / ("wide" if dtype == "float64" else model)
+        output(numpy_main, "evaluate", place, "--text", text)
+        output(torch_main, "evaluate", place, "--text", text, "--dtype", dtype)
+        ours, torchs = found[-2:]
+        assert abs(ours / torchs - 1) < budget
+        assert dtype != "bfloat16" or abs(ours / torchs - 1) > 1e-6
+
+
+@BOTH
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_beyond_torchs_range_is_refused(models, command, seed):
+    args = ["generate", models / "float32", "a", "--temperature", 1, "--seed", seed]
+    check_refused(invoke(command, *args), f"a seed must be from -2^63 to 2^64 - 1, not {seed}")
+
+
+@BOTH
+@pytest.mark.parametrize("args", [["generate", "said[PAD]"], ["evaluate", "--text", "{tmp}/text"]])
+def test_ids_outside_the_vocabulary_are_refused(tmp_path, command, args):
+    """An encoding may have more added tokens than the model."""
+    kind = kinds()["added special, embeddings as they were"]
+    kind.write(huggingface_folder(tmp_path / "theirs", gpt2_tensors(vocab_size=287), vocab_size=287))
+    assert invoke(numpy_main, "import", tmp_path / "theirs", "--out", tmp_path / "ours").exit_code == 0
+    (tmp_path / "text").write_text("said[PAD]")
+    name, *rest = (arg.format(tmp=tmp_path) for arg in args)
+    check_refused(invoke(command, name, tmp_path / "ours", *rest), "id 287 is outside the vocabulary of 287")
