@@ -128,3 +128,27 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path, command, args):
     (tmp_path / "text").write_text("said[PAD]")
     name, *rest = (arg.format(tmp=tmp_path) for arg in args)
     check_refused(invoke(command, name, tmp_path / "ours", *rest), "id 287 is outside the vocabulary of 287")
+
+
+@BOTH
+def test_stop_texts_end_the_continuation(models, command):
+    """Each text of one to four characters of the continuation, across tokens (bytes) and from its first on."""
+    args = ["generate", models / "trained", "the", "--max-new-tokens", 30]
+    whole = output(command, *args).removesuffix("\n").removeprefix("the")
+    assert len(whole) == 30
+    for i, length in [(0, 1), (0, 3), (1, 4), (12, 2), (29, 1)]:
+        stop = whole[i : i + length]
+        assert output(command, *args, "--stop", stop) == "the" + whole.partition(stop)[0] + "\n"
+    assert output(command, *args, "--stop", "the", "--stop", "zzz") == "the" + whole.partition("the")[0] + "\n"
+    both = [whole[20:22], whole[9:12]]
+    want = whole[: min(whole.index(stop) for stop in both)]
+    assert output(command, *args, "--stop", both[0], "--stop", both[1]) == f"the{want}\n"
+    check_refused(invoke(command, *args, "--stop", ""), "--stop is empty")
+
+
+def test_a_stop_text_does_not_begin_in_the_prompt(models):
+    args = ["generate", models / "trained", "the", "--max-new-tokens", 30]
+    whole = output(numpy_main, *args).removesuffix("\n").removeprefix("the")
+    stop = "e" + whole[0]
+    assert output(numpy_main, *args, "--stop", stop) == "the" + whole.partition(stop)[0] + "\n"
+    assert output(numpy_main, *args, "--stop", whole[0]) == "the\n"

@@ -9,6 +9,7 @@ import click
 
 from numpy_gpt.cli.flags import AT_LEAST_0, AT_LEAST_1, ENCODING, NOT_NEGATIVE, SEED, SHARE, options
 from numpy_gpt.cli.info import enough_memory
+from numpy_gpt.cli.stops import before_stop
 from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
 from numpy_gpt.console import Report, printable
 from numpy_gpt.errors import InputError
@@ -38,6 +39,12 @@ generate_options = options(
         type=SHARE,
         metavar="X",
         help="Draw from the fewest tokens whose probabilities sum to at least X.",
+    ),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        help="End before the first occurrence of TEXT, which is not printed; may be repeated.",
     ),
     click.option("--seed", type=SEED, default=123, show_default=True, metavar="N", help="Seed of the draws."),
     ENCODING,
@@ -70,12 +77,16 @@ def run_generate(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    stop: tuple[str, ...],
     seed: int,
     encoding: str | None,
 ) -> None:
     """Run generate with click's flags. load_continue loads a checkpoint's model, and seeds its random stream."""
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise InputError("--top-k and --top-p limit which tokens are drawn: give a --temperature above 0 with them")
+    stops = tuple(as_typed(text, "--stop") for text in stop)
+    if "" in stops:
+        raise InputError("--stop is empty: give the text before which to end")
     if exists(prompt) and not exists(checkpoint):
         raise InputError(f"the prompt and the checkpoint are swapped: give {prompt} first, then the prompt")
     header = read_header(checkpoint)
@@ -91,7 +102,7 @@ def run_generate(
         decoding = Decoding(max_new_tokens, temperature, top_k, top_p, seed, end_id(words), words.n_vocab)
         new = load_continue(Path(checkpoint), decoding)(ids)
         report.piece(as_typed(prompt, "prompt"))
-        for piece in stream_decode(words, new):
+        for piece in before_stop(stream_decode(words, new), stops):
             report.piece(printable(piece))
         report.line()
 
@@ -101,7 +112,8 @@ def run_generate(
 def generate_command(**flags: Any) -> None:
     """Continue PROMPT with the model in CHECKPOINT; tokens appear as they are generated.
 
-    Ends after --max-new-tokens or at the token <|endoftext|>. --top-k and --top-p need a --temperature above 0.
+    Ends after --max-new-tokens, before a --stop text, or at the token <|endoftext|>. --top-k and --top-p need a
+    --temperature above 0.
     """
     from numpy_gpt.decoding import Sampling, stream
     from numpy_gpt.random.generator import Generator
