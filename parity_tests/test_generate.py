@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from numpy_gpt import GPT, GPTConfig, load, save
+from numpy_gpt import GPT, Generator, GPTConfig, generate, load, save
 from numpy_gpt.cli.main import main as numpy_main
+from numpy_gpt.console import printable
 from parity_tests.judge.gpt2_files import gpt2_tensors, huggingface_folder
 from parity_tests.judge.runs import check_refused, invoke, pretrain
 from parity_tests.judge.tokenizers import kinds
@@ -12,6 +13,7 @@ from torch_gpt.cli import main as torch_main
 
 COMMANDS = {"numpy": numpy_main, "torch": torch_main}
 BOTH = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+SEPARATOR = "---------------\n"
 CPU = ["--device", "cpu"]
 
 
@@ -152,3 +154,41 @@ def test_a_stop_text_does_not_begin_in_the_prompt(models):
     stop = "e" + whole[0]
     assert output(numpy_main, *args, "--stop", stop) == "the" + whole.partition(stop)[0] + "\n"
     assert output(numpy_main, *args, "--stop", whole[0]) == "the\n"
+
+
+def continuations(folder, prompt, rng, *lengths):
+    """Texts of these numbers of new tokens after the prompt, drawn at temperature 1, one after another."""
+    model = load(folder)
+    rows = (generate(model, [list(prompt.encode())], n, 1.0, eos_id=256, rng=rng)[0] for n in lengths)
+    return [printable(bytes(row.tolist()).decode(errors="replace")) + "\n" for row in rows]
+
+
+@BOTH
+def test_samples_come_from_one_stream(models, command):
+    """The first is what one alone gives; each next one draws from where the last stopped."""
+    args = ["generate", models / "trained", "the", "--temperature", 1, "--max-new-tokens", 12, "--seed", 5]
+    want = continuations(models / "trained", "the", Generator(5), 12, 12, 12)
+    assert len(set(want)) == 3
+    assert output(command, *args, "--num-samples", 3) == SEPARATOR.join(want)
+    assert output(command, *args, "--num-samples", 1) == output(command, *args) == want[0]
+
+
+@BOTH
+def test_nothing_is_drawn_after_a_stop_text(models, command):
+    for seed in range(50):
+        first, second = continuations(models / "trained", "the", Generator(seed), 5, 12)
+        stop = first[-3:-1]  # the text of the last two tokens
+        if len(first) == 9 and "·" not in stop and stop not in first[3:-2] and stop not in second[3:]:
+            break
+    else:
+        pytest.fail("no seed draws a text that suits the test")
+    args = ["generate", models / "trained", "the", "--temperature", 1, "--max-new-tokens", 12, "--seed", seed]
+    shown = output(command, *args, "--num-samples", 2, "--stop", stop)
+    assert shown == first[:-3] + "\n" + SEPARATOR + second
+
+
+@BOTH
+def test_equal_samples_are_refused(models, command):
+    args = ["generate", models / "float32", "Hi", "--num-samples", 2]
+    check_refused(invoke(command, *args), "at temperature 0 all samples are the same: give a --temperature above 0")
+    check_refused(invoke(command, *args[:-1], 0), "is not in the range")

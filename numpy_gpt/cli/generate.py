@@ -19,6 +19,9 @@ from numpy_gpt.tokenizer import encode, end_id, stream_decode
 from numpy_gpt.typing import Array
 from numpy_gpt.weights.checkpoint import load, read_header
 
+SEPARATOR = "---------------"
+"""The line between two samples; nanoGPT's."""
+
 generate_options = options(
     click.argument("checkpoint"),  # a path, unless swapped with the prompt
     click.argument("prompt"),
@@ -39,6 +42,14 @@ generate_options = options(
         type=SHARE,
         metavar="X",
         help="Draw from the fewest tokens whose probabilities sum to at least X.",
+    ),
+    click.option(
+        "--num-samples",
+        type=AT_LEAST_1,
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Continuations of the prompt, one after another on the one random stream.",
     ),
     click.option(
         "--stop",
@@ -77,6 +88,7 @@ def run_generate(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    num_samples: int,
     stop: tuple[str, ...],
     seed: int,
     encoding: str | None,
@@ -84,6 +96,8 @@ def run_generate(
     """Run generate with click's flags. load_continue loads a checkpoint's model, and seeds its random stream."""
     if temperature == 0 and (top_k is not None or top_p is not None):
         raise InputError("--top-k and --top-p limit which tokens are drawn: give a --temperature above 0 with them")
+    if temperature == 0 and num_samples > 1:
+        raise InputError("at temperature 0 all samples are the same: give a --temperature above 0 with --num-samples")
     stops = tuple(as_typed(text, "--stop") for text in stop)
     if "" in stops:
         raise InputError("--stop is empty: give the text before which to end")
@@ -100,11 +114,14 @@ def run_generate(
     report = Report(required=True)
     with enough_memory(header.config, 4, "generating"):
         decoding = Decoding(max_new_tokens, temperature, top_k, top_p, seed, end_id(words), words.n_vocab)
-        new = load_continue(Path(checkpoint), decoding)(ids)
-        report.piece(as_typed(prompt, "prompt"))
-        for piece in before_stop(stream_decode(words, new), stops):
-            report.piece(printable(piece))
-        report.line()
+        new_ids = load_continue(Path(checkpoint), decoding)
+        for sample in range(num_samples):
+            if sample:
+                report.line(SEPARATOR)
+            report.piece(as_typed(prompt, "prompt"))
+            for piece in before_stop(stream_decode(words, new_ids(ids)), stops):
+                report.piece(printable(piece))
+            report.line()
 
 
 @click.command("generate", short_help="Continue a prompt.")
@@ -112,8 +129,8 @@ def run_generate(
 def generate_command(**flags: Any) -> None:
     """Continue PROMPT with the model in CHECKPOINT; tokens appear as they are generated.
 
-    Ends after --max-new-tokens, before a --stop text, or at the token <|endoftext|>. --top-k and --top-p need a
-    --temperature above 0.
+    Ends after --max-new-tokens, before a --stop text, or at the token <|endoftext|>. --top-k, --top-p
+    and --num-samples need a --temperature above 0.
     """
     from numpy_gpt.decoding import Sampling, stream
     from numpy_gpt.random.generator import Generator
