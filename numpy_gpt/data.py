@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -45,19 +46,33 @@ def load_text(name_or_path: str) -> str:
         return "\n".join(topics[topic] for topic in sorted(topics))
     if name_or_path == "the-verdict":
         return the_verdict("choose the text python-manual")
-    raw = _read(name_or_path)
+    if kind_of(name_or_path) == "missing":
+        raise InputError(
+            f"{name_or_path!r} is neither a known text nor a file: "
+            f"choose {' or '.join(CORPORA)}, or give the path of a file of UTF-8 text"
+        )
+    return read_text(name_or_path)
+
+
+def read_text(path: str) -> str:
+    """The UTF-8 text of the file, FIFO or /dev/stdin at path; raises InputError as load_text does."""
+    return decode_text(_read(path), path)
+
+
+def decode_text(raw: bytes, name: str) -> str:
+    """The UTF-8 text in these bytes, with all newlines as "\\n". Raises InputError, naming it, if there is none."""
     binary = b"\0" in raw
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(raw, final=not binary)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{name_or_path} is not UTF-8 text (byte {error.object[error.start]:#04x} at offset {error.start}): "
-            "save it as UTF-8, or give another file"
+            f"{name} is not UTF-8 text (byte {error.object[error.start]:#04x} at offset {error.start}): "
+            "convert it to UTF-8"
         ) from error
     if binary:
-        raise InputError(f"{name_or_path} is a binary file (it contains NUL bytes): give a file of plain UTF-8 text")
+        raise InputError(f"{name} is binary (it contains NUL bytes): give plain UTF-8 text")
     if not text:
-        raise InputError(f"{name_or_path} is empty: give a file with text in it")
+        raise InputError(f"{name} is empty: give a text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -71,30 +86,29 @@ def rereadable(name_or_path: str) -> Iterator[str]:
         yield str(folder / "text.txt")
 
 
-def _read(name_or_path: str) -> bytes:
+def _read(path: str) -> bytes:
     """The bytes of a file or, once, of a pipe; of a binary file possibly only the beginning."""
-    kind = kind_of(name_or_path)
+    kind = kind_of(path)
     if kind == "missing":
-        raise InputError(
-            f"{name_or_path!r} is neither a known text nor a file: "
-            f"choose {' or '.join(CORPORA)}, or give the path of a file of UTF-8 text"
-        )
+        raise InputError(f"{path} does not exist: give the path of a file of UTF-8 text")
     if kind == "folder":
-        raise InputError(f"{name_or_path} is a folder: give one file of UTF-8 text")
+        raise InputError(f"{path} is a folder: give one file of UTF-8 text")
     if kind == "other":
-        raise InputError(f"{name_or_path} is a device: give a file or a pipe of UTF-8 text")
+        raise InputError(f"{path} is a device: give a file or a pipe of UTF-8 text")
     try:
-        with open(name_or_path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size  # 0 for a pipe and for files in /proc
-            raw = file.read(BEGINNING)
-            if b"\0" not in raw:
-                raw += file.read(max(0, (size or LONGEST_PIPE) - len(raw)))  # it may grow without end
-            if not size and len(raw) >= LONGEST_PIPE and file.read(1):
-                raise InputError(
-                    f"{name_or_path} gives more than {LONGEST_PIPE:,} bytes: save them as a file, or send fewer"
-                )
+        with open(path, "rb") as file:
+            return read_open(file, path, os.fstat(file.fileno()).st_size)
     except OSError as error:
-        raise InputError(refusal(name_or_path, error)) from error
+        raise InputError(refusal(path, error)) from error
+
+
+def read_open(file: BinaryIO, name: str, size: int = 0) -> bytes:
+    """The bytes of an open file, of which a binary one may be cut short. size 0: unknown, as of pipes and in /proc."""
+    raw = file.read(BEGINNING)
+    if b"\0" not in raw:
+        raw += file.read(max(0, (size or LONGEST_PIPE) - len(raw)))  # it may grow without end
+    if not size and len(raw) >= LONGEST_PIPE and file.read(1):
+        raise InputError(f"{name} gives more than {LONGEST_PIPE:,} bytes: save them as a file, or send fewer")
     return raw
 
 

@@ -251,11 +251,11 @@ def test_corpus_name_with_a_folder_is_a_file(tmp_path, monkeypatch):
 
 
 BAD_FILES = {
-    "empty": (b"", "{} is empty: give a file with text in it"),
-    "NUL": (b"text\0text", "{} is a binary file (it contains NUL bytes): give a file of plain UTF-8 text"),
-    "latin-1": (b"na\xefve", "{} is not UTF-8 text (byte 0xef at offset 2): save it as UTF-8, or give another file"),
-    "UTF-16": (b"\xff\xfea\0", "{} is not UTF-8 text (byte 0xff at offset 0): save it as UTF-8, or give another file"),
-    "cut": (b"a\xe2\x82", "{} is not UTF-8 text (byte 0xe2 at offset 1): save it as UTF-8, or give another file"),
+    "empty": (b"", "{} is empty: give a text"),
+    "NUL": (b"text\0text", "{} is binary (it contains NUL bytes): give plain UTF-8 text"),
+    "latin-1": (b"na\xefve", "{} is not UTF-8 text (byte 0xef at offset 2): convert it to UTF-8"),
+    "UTF-16": (b"\xff\xfea\0", "{} is not UTF-8 text (byte 0xff at offset 0): convert it to UTF-8"),
+    "cut": (b"a\xe2\x82", "{} is not UTF-8 text (byte 0xe2 at offset 1): convert it to UTF-8"),
 }
 
 

@@ -1,5 +1,6 @@
 """The command generate, for any backend."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 import click
 
-from numpy_gpt.cli.flags import AT_LEAST_0, AT_LEAST_1, ENCODING, NOT_NEGATIVE, SEED, SHARE, options
+from numpy_gpt.cli.flags import AT_LEAST_0, AT_LEAST_1, ENCODING, NOT_NEGATIVE, PATH, SEED, SHARE, options
 from numpy_gpt.cli.info import enough_memory
+from numpy_gpt.cli.prompts import lines, one_prompt
 from numpy_gpt.cli.stops import before_stop
 from numpy_gpt.cli.texts import as_typed, exists, fitting_encoding
 from numpy_gpt.console import Report, printable
@@ -20,11 +22,22 @@ from numpy_gpt.typing import Array
 from numpy_gpt.weights.checkpoint import load, read_header
 
 SEPARATOR = "---------------"
-"""The line between two samples; nanoGPT's."""
+"""The line between two continuations; nanoGPT's."""
 
 generate_options = options(
     click.argument("checkpoint"),  # a path, unless swapped with the prompt
-    click.argument("prompt"),
+    click.argument("prompt", required=False),
+    click.option(
+        "--prompt-file",
+        type=PATH,
+        metavar="FILE",
+        help="Read the prompt from FILE, UTF-8 text, without the newline at its end.",
+    ),
+    click.option(
+        "--interactive",
+        is_flag=True,
+        help="Continue each line of standard input, until Ctrl-D, and print the continuation only.",
+    ),
     click.option(
         "--max-new-tokens", type=AT_LEAST_0, default=100, show_default=True, metavar="N", help="Tokens to add."
     ),
@@ -83,7 +96,9 @@ Continue = Callable[[Array], Iterator[int]]
 def run_generate(
     load_continue: Callable[[Path, Decoding], Continue],
     checkpoint: str,
-    prompt: str,
+    prompt: str | None,
+    prompt_file: Path | None,
+    interactive: bool,
     max_new_tokens: int,
     temperature: float,
     top_k: int | None,
@@ -101,33 +116,40 @@ def run_generate(
     stops = tuple(as_typed(text, "--stop") for text in stop)
     if "" in stops:
         raise InputError("--stop is empty: give the text before which to end")
-    if exists(prompt) and not exists(checkpoint):
+    if sum((prompt is not None, prompt_file is not None, interactive)) != 1:
+        raise click.UsageError("give exactly one of PROMPT (- for standard input), --prompt-file FILE, --interactive")
+    if prompt is not None and exists(prompt) and not exists(checkpoint):
         raise InputError(f"the prompt and the checkpoint are swapped: give {prompt} first, then the prompt")
     header = read_header(checkpoint)
     words, T = fitting_encoding(header, encoding), header.config.context_length
-    ids = encode(words, as_typed(prompt, "prompt"))
-    if not ids.size:
-        raise InputError("the prompt is empty: give at least one character to continue from")
-    checked_ids("the prompt", ids[None], header.config.vocab_size)
-    if len(ids) > T:
-        say(f"the prompt has {len(ids):,} tokens; the model sees only the last {T:,}, its context length")
     report = Report(required=True)
+    marker = "> " if interactive and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty() else ""
+    prompts = lines(report, marker) if interactive else iter([one_prompt(prompt, prompt_file)])
     with enough_memory(header.config, 4, "generating"):
         decoding = Decoding(max_new_tokens, temperature, top_k, top_p, seed, end_id(words), words.n_vocab)
         new_ids = load_continue(Path(checkpoint), decoding)
-        for sample in range(num_samples):
-            if sample:
-                report.line(SEPARATOR)
-            report.piece(as_typed(prompt, "prompt"))
-            for piece in before_stop(stream_decode(words, new_ids(ids)), stops):
-                report.piece(printable(piece))
-            report.line()
+        for number, text in enumerate(prompts):
+            ids = encode(words, text)
+            checked_ids("the prompt", ids[None], header.config.vocab_size)
+            if len(ids) > T:
+                say(f"the prompt has {len(ids):,} tokens; the model sees only the last {T:,}, its context length")
+            for sample in range(num_samples):
+                if sample or (number and not marker):
+                    report.line(SEPARATOR)
+                if not interactive:
+                    report.piece(text)
+                for piece in before_stop(stream_decode(words, new_ids(ids)), stops):
+                    report.piece(printable(piece))
+                report.line()
 
 
 @click.command("generate", short_help="Continue a prompt.")
 @generate_options
 def generate_command(**flags: Any) -> None:
     """Continue PROMPT with the model in CHECKPOINT; tokens appear as they are generated.
+
+    PROMPT - is all of standard input, without the newline at its end. With --interactive, blank lines are skipped, all
+    lines draw from the one random stream, and unless on a terminal a line of dashes separates their continuations.
 
     Ends after --max-new-tokens, before a --stop text, or at the token <|endoftext|>. --top-k, --top-p
     and --num-samples need a --temperature above 0.
