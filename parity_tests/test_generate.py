@@ -192,3 +192,26 @@ def test_equal_samples_are_refused(models, command):
     args = ["generate", models / "float32", "Hi", "--num-samples", 2]
     check_refused(invoke(command, *args), "at temperature 0 all samples are the same: give a --temperature above 0")
     check_refused(invoke(command, *args[:-1], 0), "is not in the range")
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("--start=the", "the argument PROMPT"),
+        ("--num_samples=2", "'--num-samples'"),
+        ("--max_new_tokens=5", "'--max-new-tokens'"),
+        ("--top_k=5", "'--top-k'"),
+        ("--out_dir=out", "the argument CHECKPOINT"),
+        ("--init_from=resume", "the argument CHECKPOINT"),
+    ],
+)
+def test_nanogpts_flags_are_answered_with_ours(models, command, theirs, ours):
+    result = invoke(command, "generate", models / "float32", "the", theirs)
+    check_refused(result, f"No such option '{theirs.partition('=')[0]}'. Did you mean {ours}?")
+
+
+@BOTH
+def test_flags_of_another_command_are_not_suggested(models, command):
+    assert "Did you mean" not in invoke(command, "generate", models / "float32", "the", "--n_embd=4").output
+    assert "PROMPT" not in invoke(command, "pretrain", "--start=the").output

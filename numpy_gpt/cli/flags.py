@@ -101,3 +101,27 @@ OF_NANOGPT = {
     "dataset": "--text",
 }
 """nanoGPT's names of settings (its train.py) -> the flags here, which an error suggests."""
+
+OF_NANOGPTS_SAMPLE = {
+    "start": "PROMPT",
+    "num_samples": "--num-samples",
+    "max_new_tokens": "--max-new-tokens",
+    "top_k": "--top-k",
+    "out_dir": "CHECKPOINT",
+    "init_from": "CHECKPOINT",
+}
+"""The same for its sample.py, with the arguments here."""
+
+
+def suggest_ours(error: click.NoSuchOption) -> click.NoSuchOption:
+    """The error, or for nanoGPT's name of a setting one that suggests the command's flag or argument for it."""
+    if error.ctx is None:
+        return error
+    known = {name for param in error.ctx.command.params for name in (*param.opts, param.human_readable_name)}
+    theirs = error.option_name.lstrip("-").replace("-", "_")
+    for names in (OF_NANOGPT, OF_NANOGPTS_SAMPLE):
+        if (ours := names.get(theirs, "")) in known:
+            shown = repr(ours) if ours.startswith("-") else f"the argument {ours}"
+            said = f"No such option {error.option_name!r}. Did you mean {shown}?"
+            return click.NoSuchOption(error.option_name, said, ctx=error.ctx)
+    return error

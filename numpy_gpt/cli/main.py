@@ -21,11 +21,11 @@ from numpy_gpt.cli.flags import (
     FEATURES,
     LAYERS,
     NOT_NEGATIVE,
-    OF_NANOGPT,
     PATH,
     POSITIVE,
     PROBABILITY,
     options,
+    suggest_ours,
 )
 from numpy_gpt.cli.generate import generate_command
 from numpy_gpt.cli.info import describe, enough_memory
@@ -67,10 +67,7 @@ class Commands(click.Group):
                 raise SystemExit(_interrupted()) from error
             except click.ClickException as error:
                 if isinstance(error, click.NoSuchOption):
-                    theirs = error.option_name.lstrip("-").replace("-", "_")
-                    if ours := OF_NANOGPT.get(theirs):
-                        said = f"No such option {error.option_name!r}. Did you mean {ours!r}?"
-                        error = click.NoSuchOption(error.option_name, said, ctx=error.ctx)
+                    error = suggest_ours(error)
                 error.show()
                 raise SystemExit(error.exit_code) from error
             except InputError as error:
