@@ -10,6 +10,7 @@ from parity_tests.judge.gpt2_files import gpt2_tensors, huggingface_folder
 from parity_tests.judge.runs import check_refused, invoke, pretrain
 from parity_tests.judge.tokenizers import kinds
 from torch_gpt.cli import main as torch_main
+from torch_gpt.model import from_params
 
 COMMANDS = {"numpy": numpy_main, "torch": torch_main}
 BOTH = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -66,6 +67,19 @@ def test_torch_takes_a_dtype_and_an_attention(models):
         assert output(torch_main, *args, *more) == want
     assert len(output(torch_main, *args, "--dtype", "bfloat16")) > 50
     check_refused(invoke(torch_main, *args, "--device", "toaster"), "unknown device 'toaster'")
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
+def test_torch_computes_as_asked(models, text, monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(
+        "torch_gpt.cli.from_params", lambda *args, **how: asked.append(how) or from_params(*args, **how)
+    )
+    args = [name, models / "float32", *(["a"] if name == "generate" else ["--text", text])]
+    for attention in ("sdpa", "plain"):
+        output(torch_main, *args, "--attention", attention, "--dtype", "float64")
+    assert [how["attention"] for how in asked] == ["sdpa", "plain"]
+    assert {(how["device"].type, str(how["dtype"])) for how in asked} == {("cpu", "torch.float64")}
 
 
 def figures(command, *args):
@@ -146,6 +160,13 @@ def test_stop_texts_end_the_continuation(models, command):
     want = whole[: min(whole.index(stop) for stop in both)]
     assert output(command, *args, "--stop", both[0], "--stop", both[1]) == f"the{want}\n"
     check_refused(invoke(command, *args, "--stop", ""), "--stop is empty")
+
+
+def test_a_stop_text_may_come_in_a_locale_without_its_characters(models, monkeypatch):
+    asked = []
+    monkeypatch.setattr("numpy_gpt.cli.generate.before_stop", lambda pieces, stops: asked.append(stops) or pieces)
+    output(numpy_main, "generate", models / "float32", "a", "--stop", "\udcc3\udca9")
+    assert asked == [("é",)]
 
 
 def test_a_stop_text_does_not_begin_in_the_prompt(models):
