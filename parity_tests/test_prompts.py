@@ -245,6 +245,25 @@ def test_session_on_a_terminal_has_a_marker_and_ends_at_ctrl_d(checkpoint):
 
 
 @POSIX
+def test_session_on_a_terminal_survives_characters_that_the_vocabulary_lacks(tmp_path, text):
+    """Elsewhere they end the command: nothing would show which line was left out."""
+    args = ["pretrain", "--text", text, "--encoding", "chars", "--context-length", 16, "--max-steps", 1]
+    result = CliRunner().invoke(numpy_main, [str(arg) for arg in [*args, "--out", tmp_path / "run"]])
+    assert result.exit_code == 0, result.output
+    with Terminal(tmp_path / "run", "--interactive") as terminal:
+        terminal.read_to("> ")
+        terminal.type("Ω\n")
+        assert "\nError: 'Ω' (U+03A9) is not among the" in terminal.read_to("\n> ")
+        terminal.type("the\n")
+        assert len(terminal.read_to("\n> ")) >= len("the\n") + int(FEW[1])
+        terminal.type("\x04")
+        assert terminal.end() == 0
+    result = run(numpy_main, tmp_path / "run", "--interactive", stdin="the\nΩ\nthe\n")
+    assert (result.exit_code, result.stdout.count("---")) == (2, 0)
+    assert result.stderr.startswith("Error: 'Ω' (U+03A9) is not among the")
+
+
+@POSIX
 @pytest.mark.parametrize("during", ["the marker", "a continuation"])
 def test_ctrl_c_ends_a_session_with_130(checkpoint, during):
     with Terminal(checkpoint, "--interactive", "--max-new-tokens", "10000000") as terminal:

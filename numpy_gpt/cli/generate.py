@@ -129,8 +129,13 @@ def run_generate(
         decoding = Decoding(max_new_tokens, temperature, top_k, top_p, seed, end_id(words), words.n_vocab)
         new_ids = load_continue(Path(checkpoint), decoding)
         for number, text in enumerate(prompts):
-            ids = encode(words, text)
-            checked_ids("the prompt", ids[None], header.config.vocab_size)
+            try:
+                ids = checked_ids("the prompt", encode(words, text)[None], header.config.vocab_size)[0]
+            except InputError as error:
+                if not marker:
+                    raise
+                say(f"Error: {error}")  # who types may try again
+                continue
             if len(ids) > T:
                 say(f"the prompt has {len(ids):,} tokens; the model sees only the last {T:,}, its context length")
             for sample in range(num_samples):
