@@ -30,7 +30,7 @@ COLLECTIVE, FOREVER = timedelta(minutes=10), timedelta(days=365)
 """Longest wait for the other processes within a computation, and for the next call."""
 
 NOTICED, GRACE = 5.0, 30.0
-"""Seconds in which a lost connection is attributed to a process, and after which rank 0 stops waiting for one."""
+"""Seconds in which a broken connection is attributed to a process, and after which rank 0 stops waiting for one."""
 
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that end a process; Windows has no SIGHUP."""
@@ -148,10 +148,11 @@ class Team:
                 name, args, own = call
                 with suppress(DivergedError):  # which rank 0 raises too
                     self._execute(name, *args, *[None] * own)
-        except Exception:
-            for watcher in self._watchers:
-                watcher.join(GRACE)  # ends this process with rank 0
-            raise
+        except RuntimeError as error:
+            if not re.search("gloo|NCCL|[Cc]onnection", str(error)):
+                raise
+            time.sleep(NOTICED)  # rank 0 says which process has died, unless it is waiting for this one: then
+            os._exit(LostProcessError.exit_code)  # break the connection
 
     def end(self, code: int) -> None:
         """Rank 0: end the other processes with this exit code."""
