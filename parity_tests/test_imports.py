@@ -24,7 +24,19 @@ ROOMS = {  # folder -> its layers, lowest first; a module may import its own lay
         *("book", "explore", "cli", "__main__"),
     ),
     "torch_gpt": (
-        *("model", "decoding", "weights", "train", "processes", "parallel", "chapter5", "explore", "cli", "__main__"),
+        *(
+            "model",
+            "decoding",
+            "weights",
+            "train",
+            "launchers",
+            "processes",
+            "parallel",
+            "chapter5",
+            "explore",
+            "cli",
+            "__main__",
+        ),
     ),
     "benchmarks": (
         *("environment", "cards", "machine", "timing", "results", "contenders", "settings", "jobs", "peak_memory"),

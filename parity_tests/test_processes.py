@@ -18,7 +18,8 @@ from parity_tests.judge.ranks import finish, ranks, train_on
 from parity_tests.judge.runs import SMALL, invoke, pretrain, rows
 from parity_tests.tools.rank_kills import kill_ranks
 from torch_gpt.cli import main as torch_main
-from torch_gpt.processes import Place, launched, meeting_point
+from torch_gpt.launchers import Place, launched, meeting_point
+from torch_gpt.processes import Process, Team
 
 ROWS = 2e-5
 """Largest difference of a loss, in nats per token, between two numbers of processes."""
@@ -202,6 +203,19 @@ def test_ranks_with_other_flags_are_refused(tmp_path, text):
     with ranks(2, *arguments, each={0: ["--seed", 1], 1: ["--seed", 2]}) as processes:
         check_refused_by_rank_0(processes, "rank 1 was started with other arguments than rank 0")
     assert not (tmp_path / "o").exists()
+
+
+def test_more_processes_than_gpus_are_refused():
+    team = Team.__new__(Team)
+    team._processes = [
+        Process(10 + rank, f"host{rank // 3}", [], rank % 3, gpus) for rank, gpus in enumerate([3] * 3 + [1] * 2)
+    ]
+    with pytest.raises(
+        InputError, match=r"^rank 4 is process 2 on host1, which has 1 GPUs: start as many processes as"
+    ):
+        team.check_gpus()
+    team._processes.pop()
+    team.check_gpus()
 
 
 def test_one_process_cannot_share_a_model(text):

@@ -91,6 +91,8 @@ def pretrain_command(
     options = f"{dtype} · attention {attention}" + (" · compiled" if compiled else "")
     learner: MakeLearner = partial(TorchLearner, **how)
     if team is not None and (team.place.size > 1 or parallel == "fsdp"):
+        if chosen.type == "cuda":
+            team.check_gpus()
         from torch_gpt.parallel import TeamLearner  # torch.distributed's modules take a second to import
 
         learner = partial(TeamLearner, team=team, parallel=parallel, **how)

@@ -21,8 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.runs.settings import Settings
 from numpy_gpt.typing import Array, Params, Weights
+from torch_gpt.launchers import Place
 from torch_gpt.model import Attention, GPTModel
-from torch_gpt.processes import Parallel, Place, Team
+from torch_gpt.processes import Parallel, Team
 from torch_gpt.train import TorchLearner
 
 

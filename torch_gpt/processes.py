@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from numpy_gpt.errors import DivergedError, InputError, LostProcessError
 from numpy_gpt.io.outermost import UNFORESEEN, say
+from torch_gpt.launchers import Place, launched, meeting_point
 
 Parallel = Literal["ddp", "fsdp"]
 """ddp: every process has all parameters; fsdp: each has a share of them, of their gradients and of AdamW's moments."""
@@ -35,46 +36,16 @@ NOTICED, GRACE = 5.0, 30.0
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that end a process; Windows has no SIGHUP."""
 
-LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, and whatever follows its convention
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun; sbatch itself sets no STEP
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
-)
-"""The variables in which launchers give a process's rank, the number of processes, and the rank on its host."""
-
 
 @dataclass(frozen=True)
-class Place:
-    """A process's rank among `size`, and its rank on its host."""
+class Process:
+    """What rank 0 knows of a process: its number and host, its command's arguments, and its host's GPUs."""
 
-    rank: int
-    size: int
+    number: int
+    host: str
+    arguments: list[str]
     local_rank: int
-
-
-def launched(environ: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that a launcher gave this process; None if it was started alone. Raises InputError for nonsense."""
-    for names in LAUNCHERS:
-        if names[0] in environ and names[1] in environ:
-            values = [environ.get(name, "0") for name in names]
-            try:
-                rank, size, local_rank = map(int, values)
-            except ValueError:
-                rank, size, local_rank = 0, 0, 0
-            if not 0 <= rank < size or local_rank < 0:
-                given = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
-                raise InputError(f"the launcher's variables {given} give no rank below the number of processes")
-            return Place(rank, size, local_rank)
-    return None
-
-
-def meeting_point(environ: Mapping[str, str]) -> dict[str, str]:
-    """MASTER_ADDR and MASTER_PORT, where the launcher did not set them: on the first host of a Slurm step, or here."""
-    first = re.match(r"([^,\[]+)(?:\[(\d+))?", environ.get("SLURM_STEP_NODELIST", ""))
-    host = "127.0.0.1" if first is None else first[1] + (first[2] or "")
-    port = 29500 if first is None else 15000 + int(environ.get("SLURM_JOB_ID", "0")) % 20000
-    return {"MASTER_ADDR": environ.get("MASTER_ADDR", host), "MASTER_PORT": environ.get("MASTER_PORT", str(port))}
+    gpus: int
 
 
 class Team:
@@ -85,18 +56,19 @@ class Team:
         self.place, self._make, self._member = place, make, None
         os.environ.update(meeting_point(os.environ))
         if torch.cuda.is_available():
-            torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+            torch.cuda.set_device(place.local_rank % torch.cuda.device_count())  # more processes: see check_gpus
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         self._calling, self._ending = False, False
         self._lost: list[int] = []
-        self._others: list[Any] = [None] * place.size
+        self._processes: list[Any] = [None] * place.size
         try:
             with _ending_at_signals():
                 dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=COLLECTIVE)
                 self._control = dist.new_group(backend="gloo", timeout=FOREVER)
                 self._watch = dist.new_group(backend="gloo", timeout=FOREVER)
-                own = os.getpid(), socket.gethostname(), arguments
-                dist.all_gather_object(self._others, own, group=self._control)
+                gpus = torch.cuda.device_count()
+                own = Process(os.getpid(), socket.gethostname(), arguments, place.local_rank, gpus)
+                dist.all_gather_object(self._processes, own, group=self._control)
         except (RuntimeError, ValueError) as error:
             raise LostProcessError(
                 f"the {place.size} processes did not all meet at {os.environ['MASTER_ADDR']}:"
@@ -109,12 +81,21 @@ class Team:
 
     def check_arguments(self) -> None:
         """Raise InputError unless all processes were started with the same arguments."""
-        own = self._others[0][2]
-        for rank, (_, _, arguments) in enumerate(self._others):
-            if arguments != own:
+        own = self._processes[0].arguments
+        for rank, process in enumerate(self._processes):
+            if process.arguments != own:
                 raise InputError(
-                    f"rank {rank} was started with other arguments than rank 0 ({' '.join(arguments)!r}, not "
+                    f"rank {rank} was started with other arguments than rank 0 ({' '.join(process.arguments)!r}, not "
                     f"{' '.join(own)!r}): start all with the same"
+                )
+
+    def check_gpus(self) -> None:
+        """Raise InputError unless every process has a GPU of its own."""
+        for rank, process in enumerate(self._processes):
+            if process.local_rank >= process.gpus:
+                raise InputError(
+                    f"rank {rank} is process {process.local_rank + 1} on {process.host}, which has "
+                    f"{process.gpus} GPUs: start as many processes as GPUs, or use --device cpu"
                 )
 
     def call(self, name: str, *args: Any, own: tuple[Any, ...] = ()) -> Any:
@@ -202,8 +183,8 @@ class Team:
         return f"{self._named(self._lost[0])} has died" if self._lost else ""
 
     def _named(self, rank: int) -> str:
-        process, host, _ = self._others[rank]
-        return f"rank {rank} (process {process} on {host})"
+        process = self._processes[rank]
+        return f"rank {rank} (process {process.number} on {process.host})"
 
 
 @contextmanager
