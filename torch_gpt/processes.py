@@ -58,7 +58,7 @@ class Team:
         if torch.cuda.is_available():
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())  # more processes: see check_gpus
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        self._calling, self._ending = False, False
+        self._calling, self._ended = False, threading.Event()
         self._lost: list[int] = []
         self._processes: list[Any] = [None] * place.size
         try:
@@ -129,15 +129,21 @@ class Team:
                 name, args, own = call
                 with suppress(DivergedError):  # which rank 0 raises too
                     self._execute(name, *args, *[None] * own)
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or re.search("(allocate|out of) memory", str(error)):
+                say(
+                    f"Error: rank {self.place.rank} has not enough memory ({error!s:.200}): use more processes, or a "
+                    "smaller model, batch or context"
+                )
+                os._exit(2)
             if not re.search("gloo|NCCL|[Cc]onnection", str(error)):
                 raise
-            time.sleep(NOTICED)  # rank 0 says which process has died, unless it is waiting for this one: then
-            os._exit(LostProcessError.exit_code)  # break the connection
+            time.sleep(NOTICED)  # in which rank 0 ends this process; if it waits for it instead, this frees it
+            os._exit(LostProcessError.exit_code)
 
     def end(self, code: int) -> None:
         """Rank 0: end the other processes with this exit code."""
-        self._ending = True
+        self._ended.set()
         for rank in range(1, self.place.size):
             with suppress(Exception):  # it has died
                 dist.send(torch.tensor([code]), dst=rank, group=self._watch)
@@ -167,11 +173,10 @@ class Team:
 
     def _mourn(self, rank: int) -> None:
         """Rank 0: note that a process has died. If the computation with it does not fail within GRACE, end."""
-        if self._ending:
+        if self._ended.is_set():
             return
         self._lost.append(rank)
-        time.sleep(GRACE)
-        if self._calling:
+        if not self._ended.wait(GRACE) and self._calling:
             say(f"Error: {self._named(rank)} has died: resume the run from its last save with --resume")
             os._exit(LostProcessError.exit_code)
 
