@@ -5,6 +5,7 @@ Rank 0 draws the weights and the orders, as one process does. Dropout masks depe
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -84,7 +85,11 @@ class Member(TorchLearner):
             return super()._new_loss(compiled)
         devices = [self._device.index] if self._device.type == "cuda" else None
         self._ddp = DistributedDataParallel(Loss(self.model), device_ids=devices, gradient_as_bucket_view=True)
-        return torch.compile(self._ddp) if compiled else self._ddp
+        if not compiled:
+            return self._ddp
+        # it warns that the profiler's marks, of which DistributedDataParallel has one, are lost
+        logging.getLogger("torch._dynamo.variables.ctx_manager").setLevel(logging.ERROR)
+        return torch.compile(self._ddp)
 
     def _from_rank_0(self, p: Tensor, array: Any) -> Tensor:
         """The tensor that rank 0 has as an array, on this device, or this rank's shard of it, as p is sharded."""
