@@ -64,7 +64,7 @@ def test_unusable_texts_are_named(books, tmp_path):
     (tmp_path / "none" / "inner" / "empty").touch()
     with pytest.raises(InputError, match=r"none is a folder without a text: give one with files of UTF-8 text in it$"):
         load_texts(str(tmp_path / "none"))
-    for content, words in ((b"\xff", "is not UTF-8 text"), (b"a\0", "is a binary file")):
+    for content, words in ((b"\xff", "is not UTF-8 text"), (b"a\0", "is binary")):
         (books / "a" / "bad").write_bytes(content)
         with pytest.raises(InputError, match=f"{books / 'a' / 'bad'} {words}"):
             load_texts((str(tmp_path / "c.txt"), str(books)))
