@@ -323,7 +323,7 @@ def test_compiling_is_announced(monkeypatch):
     """The note is part of the backend's description, whatever the compiler."""
     said = []
     monkeypatch.setattr("torch_gpt.cli.check_compiler", lambda _: None)
-    monkeypatch.setattr("torch_gpt.cli.run_pretrain", lambda _, backend, flags: said.append(backend))
+    monkeypatch.setattr("torch_gpt.cli.run_pretrain", lambda _, backend, *rest: said.append(backend))
     assert run(monkeypatch, "pretrain", "--compile", stdout=io.StringIO(), group=torch_main) == (0, "")
     assert run(monkeypatch, "pretrain", stdout=io.StringIO(), group=torch_main) == (0, "")
     assert ["compiling takes a minute or more" in backend for backend in said] == [True, False]

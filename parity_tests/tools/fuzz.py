@@ -47,7 +47,7 @@ from numpy_gpt.runs.folder import Run, Validation
 from numpy_gpt.runs.learner import NumpyLearner
 from numpy_gpt.runs.losses import COLUMNS
 from numpy_gpt.runs.pretrain import encoding_of
-from numpy_gpt.runs.settings import SIZE_NAMES, for_tiny
+from numpy_gpt.runs.settings import ADDED, Settings, for_tiny
 from numpy_gpt.runs.texts import text_of
 from numpy_gpt.tokenizer import END_OF_TEXT, GPT2_FILES, get_encoding
 from numpy_gpt.train import Position, train
@@ -525,7 +525,8 @@ def run_specimen(folder: Path) -> Specimen:
     def check(place, answer):
         settings, position, learner, rows = answer
         said = json.loads((place / "run" / "run.json").read_text())["settings"]
-        assert asdict(settings) == dict.fromkeys(SIZE_NAMES) | said  # which an earlier release did not have
+        added = json.loads(json.dumps({name: asdict(Settings())[name] for name in ADDED}))  # earlier releases lack them
+        assert json.loads(json.dumps(asdict(settings))) == added | said
         assert all(type(getattr(settings, name)) is not bool for name in ("epochs", "batch_size", "seed", "lr"))
         assert 0 < settings.lr < float("inf"), f"the learning rate is {settings.lr}"
         assert min(settings.batch_size, settings.eval_freq, settings.eval_iter) >= 1
