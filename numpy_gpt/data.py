@@ -2,9 +2,11 @@
 
 import codecs
 import hashlib
+import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,8 +20,8 @@ from numpy_gpt.typing import Array
 CORPORA = ("python-manual", "the-verdict")
 """The names of load_text's corpora."""
 
-BEGINNING = 2**20
-"""Bytes of a file searched for a NUL, the mark of a binary file, before the rest is read."""
+BLOCK = 2**20
+"""Bytes of a file read at a time; a NUL in them, the mark of a binary file, ends the reading."""
 
 LONGEST_PIPE = 2**30
 """The most bytes read from a pipe, which may never end."""
@@ -56,24 +58,38 @@ def load_text(name_or_path: str) -> str:
 
 def read_text(path: str) -> str:
     """The UTF-8 text of the file, FIFO or /dev/stdin at path; raises InputError as load_text does."""
-    return decode_text(_read(path), path)
+    return "".join(text_blocks(path))
+
+
+def text_blocks(path: str) -> Iterator[str]:
+    """The text of read_text, about a mebibyte at a time."""
+    return _decoded(_blocks(path), path)
 
 
 def decode_text(raw: bytes, name: str) -> str:
     """The UTF-8 text in these bytes, with all newlines as "\\n". Raises InputError, naming it, if there is none."""
-    binary = b"\0" in raw
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(raw, final=not binary)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not UTF-8 text (byte {error.object[error.start]:#04x} at offset {error.start}): "
-            "convert it to UTF-8"
-        ) from error
-    if binary:
-        raise InputError(f"{name} is binary (it contains NUL bytes): give plain UTF-8 text")
-    if not text:
+    return "".join(_decoded([raw], name))
+
+
+def _decoded(blocks: Iterable[bytes], name: str) -> Iterator[str]:
+    """The text in the blocks. Raises InputError, naming it, if they have none."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    read = 0
+    for raw in chain(blocks, [b""]):
+        read += len(raw)
+        try:
+            text = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            offset = read - len(error.object) + error.start  # the object begins with the bytes of a cut character
+            raise InputError(
+                f"{name} is not UTF-8 text (byte {error.object[error.start]:#04x} at offset {offset}): "
+                "convert it to UTF-8"
+            ) from error
+        if b"\0" in raw:
+            raise InputError(f"{name} is binary (it contains NUL bytes): give plain UTF-8 text")
+        yield text
+    if not read:
         raise InputError(f"{name} is empty: give a text")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager
@@ -86,8 +102,8 @@ def rereadable(name_or_path: str) -> Iterator[str]:
         yield str(folder / "text.txt")
 
 
-def _read(path: str) -> bytes:
-    """The bytes of a file or, once, of a pipe; of a binary file possibly only the beginning."""
+def _blocks(path: str) -> Iterator[bytes]:
+    """The bytes of a file or, once, of a pipe, BLOCK at a time; of a binary file possibly only the beginning."""
     kind = kind_of(path)
     if kind == "missing":
         raise InputError(f"{path} does not exist: give the path of a file of UTF-8 text")
@@ -97,19 +113,26 @@ def _read(path: str) -> bytes:
         raise InputError(f"{path} is a device: give a file or a pipe of UTF-8 text")
     try:
         with open(path, "rb") as file:
-            return read_open(file, path, os.fstat(file.fileno()).st_size)
+            yield from _open_blocks(file, path, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise InputError(refusal(path, error)) from error
 
 
-def read_open(file: BinaryIO, name: str, size: int = 0) -> bytes:
-    """The bytes of an open file, of which a binary one may be cut short. size 0: unknown, as of pipes and in /proc."""
-    raw = file.read(BEGINNING)
-    if b"\0" not in raw:
-        raw += file.read(max(0, (size or LONGEST_PIPE) - len(raw)))  # it may grow without end
-    if not size and len(raw) >= LONGEST_PIPE and file.read(1):
+def read_open(file: BinaryIO, name: str) -> bytes:
+    """The bytes of an open file of unknown size, of which a binary one may be cut short."""
+    return b"".join(_open_blocks(file, name, 0))
+
+
+def _open_blocks(file: BinaryIO, name: str, size: int) -> Iterator[bytes]:
+    """The bytes of an open file, up to a block with a NUL in it. size 0: unknown, as of pipes and in /proc."""
+    left = size or LONGEST_PIPE  # it may grow without end
+    while raw := file.read(min(BLOCK, left)):
+        left -= len(raw)
+        yield raw
+        if b"\0" in raw:
+            return
+    if not size and not left and file.read(1):
         raise InputError(f"{name} gives more than {LONGEST_PIPE:,} bytes: save them as a file, or send fewer")
-    return raw
 
 
 def sha256(text: str) -> str:

@@ -197,7 +197,7 @@ def test_missing_temporary_folder_is_named(temporary, tmp_path, monkeypatch):
     fifo = tmp_path / "fifo"
     (tmp_path / "story.txt").write_text("a story")
     monkeypatch.setattr("numpy_gpt.data.kind_of", lambda path: "pipe" if path == str(fifo) else "file")
-    monkeypatch.setattr("numpy_gpt.data._read", lambda path: b"a story")
+    monkeypatch.setattr("numpy_gpt.data._blocks", lambda path: iter([b"a story", b""]))
     message = (
         rf"needs a temporary folder, but none is usable \(.*{temporary}.*\): set TMPDIR to a folder with free space"
     )
