@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_info
 
 from benchmarks.cards import peaks
 from benchmarks.environment import removed
+from numpy_gpt.parallel.processes import usable_cores
 
 THREAD_VARIABLES = ("OPENBLAS", "OMP", "GOMP", "MKL", "KMP", "GOTO", "VECLIB")
 """Prefixes of environment variables that change the speed of a product."""
@@ -24,11 +25,6 @@ def processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores this process may run on, fewer than the machine has in a container or under taskset."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def blas() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -158,19 +158,38 @@ def sliding_windows(ids: Array, max_length: int, stride: int) -> tuple[Array, Ar
     and N = ceil((n - T) / stride): as in the book's GPTDatasetV1, a window needs its last target too. Both are
     read-only views of ids: with stride 1, copies would take 2 T times its memory.
 
-    Raises InputError if max_length or stride is below 1, or there are too few ids for one window.
+    Raises InputError like window_count.
+    """
+    window_count(len(ids), max_length, stride)
+    ids = np.asarray(ids, dtype=np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(ids, max_length + 1)[::stride]  # (N, T + 1)
+    return windows[:, :-1], windows[:, 1:]
+
+
+def window_count(tokens: int, max_length: int, stride: int) -> int:
+    """The number of windows of max_length (T) tokens, one every `stride` tokens: ceil((tokens - T) / stride).
+
+    Raises InputError if max_length or stride is below 1, or there are too few tokens for one window.
     """
     for name, value in (("max_length", max_length), ("stride", stride)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
-    ids = np.asarray(ids, dtype=np.int64)
-    if len(ids) <= max_length:
+    if tokens <= max_length:
         raise InputError(
-            f"the text is too short: it has {len(ids)} tokens, and one window takes {max_length + 1} "
+            f"the text is too short: it has {tokens} tokens, and one window takes {max_length + 1} "
             f"(a context of {max_length} and the next token): choose a shorter --context-length or a longer text"
         )
-    windows = np.lib.stride_tricks.sliding_window_view(ids, max_length + 1)[::stride]  # (N, T + 1)
-    return windows[:, :-1], windows[:, 1:]
+    return -(-(tokens - max_length) // stride)
+
+
+class Windows(Protocol):
+    """Windows of token ids, (N, T): an array, or rows that are read from a file when they are used."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: Array, /) -> Array:
+        """The windows with these numbers: int64 (B, T), a copy."""
 
 
 def file_order(windows: int) -> None:
@@ -184,15 +203,15 @@ class Loader:
     called with N at the start of each iteration and returns the order of the windows, (N,) ints, or None for file
     order. It is the only source of randomness, so any generator can drive it.
 
-    len(loader) is the number of batches in an epoch, loader.tokens the number of tokens in them.
+    len(loader) is the number of batches in an epoch, loader.tokens the number of tokens in them, loader.windows is N.
 
     Raises InputError if batch_size is below 1, or if an epoch would have no batch.
     """
 
     def __init__(
         self,
-        inputs: Array,
-        targets: Array,
+        inputs: Windows,
+        targets: Windows,
         batch_size: int,
         drop_last: bool,
         begin_epoch: Callable[[int], Array | None] = file_order,
@@ -202,6 +221,7 @@ class Loader:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, not {batch_size}")
         windows, T = inputs.shape
+        self.windows = windows
         self.inputs = inputs
         self.targets = targets
         self.batch_size = batch_size
@@ -220,7 +240,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
         """One epoch of (x (B, T), y (B, T)), int64 copies. begin_epoch is called immediately."""
-        return self.batches(self.begin_epoch(len(self.inputs)))
+        return self.batches(self.begin_epoch(self.windows))
 
     def batches(self, order: Array | None, start: int = 0) -> Iterator[tuple[Array, Array]]:
         """The epoch in this order (None: file order), from batch number `start` on.
@@ -228,7 +248,7 @@ class Loader:
         A run that saves the order and the number of batches used can resume from them.
         Raises InputError if the order does not fit the number of windows, or the epoch has no batch number `start`.
         """
-        windows = len(self.inputs)
+        windows = self.windows
         order = np.arange(windows) if order is None else np.asarray(order)
         if order.shape != (windows,) or not 0 <= start <= len(self) or ((order < 0) | (order >= windows)).any():
             raise InputError(

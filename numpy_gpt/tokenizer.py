@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from numpy_gpt.encodings.vocabulary import CHARACTERS, TOKENS
+from numpy_gpt.encodings.vocabulary import CHARACTERS, ONE_CHARACTER, TOKENS
 from numpy_gpt.encodings.vocabulary import END_OF_TEXT as END_OF_TEXT
 from numpy_gpt.encodings.vocabulary import GPT2_FILES as GPT2_FILES
 from numpy_gpt.errors import InputError
@@ -57,7 +57,9 @@ def get_encoding(name: str) -> "tiktoken.Encoding":
     if is_folder(name):
         return _own(Path(name))
     if name == CHARS:
-        raise InputError("the encoding chars is made from a text: only a new run of pretrain can choose it")
+        raise InputError(
+            "the encoding chars is made from a text: only tokenize and a new run of pretrain can choose it"
+        )
     raise InputError(f"unknown encoding {name!r}: choose {', '.join(ENCODINGS)}, or a folder with a vocabulary in it")
 
 
@@ -154,7 +156,7 @@ def _bytes() -> "tiktoken.Encoding":
 
     return tiktoken.Encoding(
         "bytes",
-        pat_str=r"(?s:.)",  # one character a piece: without merges the result is the same, and short pieces are fast
+        pat_str=ONE_CHARACTER,  # without merges the result is the same, and short pieces are fast
         mergeable_ranks={bytes([b]): b for b in range(256)},
         special_tokens={END_OF_TEXT: 256},
         explicit_n_vocab=257,

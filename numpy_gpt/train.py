@@ -165,7 +165,7 @@ def train(
     """
     while position.step < total_steps:
         if position.batch == 0 and position.order is None:
-            position.order = train_loader.begin_epoch(len(train_loader.inputs))
+            position.order = train_loader.begin_epoch(train_loader.windows)
         for x, y in train_loader.batches(position.order, position.batch):
             step, epoch = position.step, position.epoch + 1
             loss, lr = learner.train_step(x, y, step)

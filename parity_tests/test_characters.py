@@ -21,7 +21,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 def encoding_of(text):
-    return CharacterEncoding(characters_file(text), "the text")
+    return CharacterEncoding(characters_file([text]), "the text")
 
 
 @given(text=TEXTS)

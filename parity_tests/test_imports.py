@@ -19,8 +19,8 @@ ARROWS = {  # folder -> the folders it may import; tests may import what they te
 ROOMS = {  # folder -> its layers, lowest first; a module may import its own layer and those below
     "numpy_gpt": (
         *("typing", "errors", "config", "explain", "plain", "io", "parallel", "random", "ops", "parameters"),
-        *("block", "model", "trace", "optim", "decoding", "encodings", "tokenizer", "data", "train", "console"),
-        *("weights", "runs"),
+        *("block", "model", "trace", "optim", "decoding", "encodings", "tokenizer", "data", "tokens", "train"),
+        *("console", "weights", "runs"),
         *("book", "explore", "cli", "__main__"),
     ),
     "torch_gpt": (

@@ -29,6 +29,7 @@ from numpy_gpt.cli.flags import (
 )
 from numpy_gpt.cli.generate import generate_command
 from numpy_gpt.cli.info import describe, enough_memory
+from numpy_gpt.cli.tokenize import tokenize_command
 from numpy_gpt.cli.weights import download_command, export_command, import_command
 from numpy_gpt.config import GPTConfig
 from numpy_gpt.console import Report, printable
@@ -311,5 +312,8 @@ def chapter5(text: str, quick: bool, no_torch: bool) -> None:
         raise SystemExit(1)
 
 
-for command in (evaluate_command, generate_command, explore_command, download_command, import_command, export_command):
+for command in (
+    *(tokenize_command, evaluate_command, generate_command, explore_command),
+    *(download_command, import_command, export_command),
+):
     main.add_command(command)

@@ -1,19 +1,23 @@
 """The encoding of a text's own characters: an id for each, in the order of their code points, as in nanoGPT."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import tiktoken
 
-from numpy_gpt.encodings.vocabulary import CHARACTERS, END_OF_TEXT
+from numpy_gpt.encodings.vocabulary import CHARACTERS, END_OF_TEXT, ONE_CHARACTER
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.bounded_json import SMALL, VOCABULARY_TIMES, parse_json
 
 
-def characters_file(text: str) -> bytes:
-    """characters.json for a text: a JSON list of its characters, then of <|endoftext|> if the text has it."""
-    ends = [END_OF_TEXT] if END_OF_TEXT in text else []
-    return (json.dumps(sorted(set(text.replace(END_OF_TEXT, ""))) + ends, ensure_ascii=False) + "\n").encode()
+def characters_file(texts: Iterable[str]) -> bytes:
+    """characters.json for texts: a JSON list of their characters, then of <|endoftext|> if one of them has it."""
+    characters, ends = set[str](), False
+    for text in texts:
+        characters.update(text.replace(END_OF_TEXT, ""))
+        ends |= END_OF_TEXT in text
+    return (json.dumps(sorted(characters) + [END_OF_TEXT] * ends, ensure_ascii=False) + "\n").encode()
 
 
 class CharacterEncoding(tiktoken.Encoding):
@@ -30,7 +34,7 @@ class CharacterEncoding(tiktoken.Encoding):
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise InputError(f"{where} has no usable {CHARACTERS} ({error!s:.200}): restore it") from error
         special = {END_OF_TEXT: len(ranks)} if len(tokens) > len(ranks) else {}
-        super().__init__("chars", pat_str=r"(?s:.)", mergeable_ranks=ranks, special_tokens=special)
+        super().__init__("chars", pat_str=ONE_CHARACTER, mergeable_ranks=ranks, special_tokens=special)
         self._known = frozenset(characters)
 
     def encode(self, text: str, **special: Any) -> list[int]:

@@ -32,6 +32,7 @@ class OwnEncoding(tiktoken.Encoding):
     """tiktoken's encoding, with a search for added tokens first.
 
     end_id: the id of the end-of-text token, or None. least_vocab_size: the number of ids a model must know.
+    added: the added tokens. add_prefix_space: whether a text gets a leading space.
     """
 
     def __init__(self, name: str, vocabulary: Vocabulary):
@@ -40,6 +41,7 @@ class OwnEncoding(tiktoken.Encoding):
         special = {token.content: token.id for token in extras.added if token.id not in made}
         super().__init__(name, pat_str=PIECES, mergeable_ranks=ranks, special_tokens=special)
         self.end_id = next((token.id for token in extras.added if token.content == extras.end), None)
+        self.added, self.add_prefix_space = extras.added, extras.add_prefix_space
         self._prefix = " " if extras.add_prefix_space else ""
         groups = [[token for token in extras.added if token.normalized == late] for late in (False, True)]
         self._searches = [_Search(group) for group in groups if group]

@@ -22,6 +22,9 @@ END_OF_TEXT = "<|endoftext|>"
 IDS, MERGES, TOKENS = "encoder.json", "vocab.bpe", "tokens.json"
 """The files of a vocabulary; the third is optional."""
 
+ONE_CHARACTER = r"(?s:.)"
+"""The pattern that splits a text into pieces of one character, for encodings without merges of characters."""
+
 CHARACTERS = "characters.json"
 """The only file of a vocabulary of characters, see encodings/characters.py."""
 

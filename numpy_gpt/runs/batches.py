@@ -35,7 +35,7 @@ class Batches:
             from numpy_gpt.encodings.characters import CharacterEncoding, characters_file  # loads tiktoken
 
             self.text = load_texts(settings.text)
-            self.vocabulary = {CHARACTERS: characters_file(self.text)}
+            self.vocabulary = {CHARACTERS: characters_file([self.text])}
             self.encoding = CharacterEncoding(self.vocabulary[CHARACTERS], in_words(settings.text))
         else:
             self.encoding = get_encoding(settings.encoding)

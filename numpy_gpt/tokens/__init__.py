@@ -1,0 +1,1 @@
+"""Texts encoded once, into folders of token ids, and windows read from them."""
