@@ -3,18 +3,20 @@
 import codecs
 import hashlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.finding import data_folder_file, find, temporary_files
 from numpy_gpt.io.paths import kind_of, refusal
+from numpy_gpt.random.keyed_order import KeyedOrder
 from numpy_gpt.typing import Array
 
 CORPORA = ("python-manual", "the-verdict")
@@ -182,6 +184,10 @@ def window_count(tokens: int, max_length: int, stride: int) -> int:
     return -(-(tokens - max_length) // stride)
 
 
+Order: TypeAlias = Array | KeyedOrder
+"""The order of an epoch's windows: a permutation of their numbers, whose slices are arrays."""
+
+
 class Windows(Protocol):
     """Windows of token ids, (N, T): an array, or rows that are read from a file when they are used."""
 
@@ -214,7 +220,7 @@ class Loader:
         targets: Windows,
         batch_size: int,
         drop_last: bool,
-        begin_epoch: Callable[[int], Array | None] = file_order,
+        begin_epoch: Callable[[int], Order | None] = file_order,
     ) -> None:
         if inputs.shape != targets.shape:
             raise ValueError(f"Loader: inputs are {inputs.shape}, targets {targets.shape}; their shapes must be equal")
@@ -242,23 +248,25 @@ class Loader:
         """One epoch of (x (B, T), y (B, T)), int64 copies. begin_epoch is called immediately."""
         return self.batches(self.begin_epoch(self.windows))
 
-    def batches(self, order: Array | None, start: int = 0) -> Iterator[tuple[Array, Array]]:
+    def batches(self, order: Order | None, start: int = 0) -> Iterator[tuple[Array, Array]]:
         """The epoch in this order (None: file order), from batch number `start` on.
 
         A run that saves the order and the number of batches used can resume from them.
         Raises InputError if the order does not fit the number of windows, or the epoch has no batch number `start`.
         """
         windows = self.windows
-        order = np.arange(windows) if order is None else np.asarray(order)
-        if order.shape != (windows,) or not 0 <= start <= len(self) or ((order < 0) | (order >= windows)).any():
+        fits = order is None or order.shape == (windows,)
+        if isinstance(order, np.ndarray):
+            fits = fits and not ((order < 0) | (order >= windows)).any()
+        if not fits or not 0 <= start <= len(self):
             raise InputError(
-                f"batch {start} of an order of {order.size} windows does not fit this text, which has {windows} "
-                f"windows in {len(self)} batches: resume with the text, context and batch size that the run began with"
+                f"batch {start} of an order of {windows if order is None else math.prod(order.shape)} windows does not "
+                f"fit this text, which has {windows} windows in {len(self)} batches: resume with the text, context and "
+                "batch size that the run began with"
             )
-        chosen = (
-            order[i : min(i + self.batch_size, self._used)] for i in range(0, self._used, self.batch_size)[start:]
-        )
-        return ((self.inputs[rows], self.targets[rows]) for rows in chosen)
+        chosen = (slice(i, min(i + self.batch_size, self._used)) for i in range(0, self._used, self.batch_size)[start:])
+        rows = (np.arange(at.start, at.stop) if order is None else order[at] for at in chosen)
+        return ((self.inputs[batch], self.targets[batch]) for batch in rows)
 
 
 def the_verdict(otherwise: str) -> str:

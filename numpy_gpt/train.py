@@ -8,9 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
-from numpy_gpt.data import Loader
+from numpy_gpt.data import Loader, Order
 from numpy_gpt.errors import DivergedError, InputError
+from numpy_gpt.random.keyed_order import KeyedOrder
 from numpy_gpt.typing import Array, Params
+
+LONGEST_PERMUTATION = 1 << 24
+"""Windows of which an epoch's order is a permutation in memory, the one that torch draws; of more it is keyed."""
 
 
 class Learner(Protocol):
@@ -41,6 +45,9 @@ class Learner(Protocol):
     def shuffled_order(self, windows: int) -> Array | None:
         """The order of an epoch's windows; draws the same random numbers as torch's DataLoader(shuffle=True)."""
 
+    def shuffle_seed(self) -> int:
+        """The seed of an epoch's order, from 0 to 2^63 - 1; draws the same random numbers as shuffled_order."""
+
     def file_order(self, windows: int) -> Array | None:
         """None; draws the same random numbers as a DataLoader that does not shuffle."""
 
@@ -54,6 +61,16 @@ class Learner(Protocol):
         """The inverse of state. Raises InputError if the state is not of this model."""
 
 
+def epoch_order(learner: Learner, windows: int) -> Order | None:
+    """The order of an epoch's windows on the learner's stream: torch's permutation, or a keyed one beyond 2^24 windows.
+
+    torch's needs every window in memory and in each checkpoint, 8 bytes each; the keyed one only its seed.
+    """
+    if windows <= LONGEST_PERMUTATION:
+        return learner.shuffled_order(windows)
+    return KeyedOrder(windows, learner.shuffle_seed())
+
+
 @dataclass
 class Position:
     """Where a run is between two steps. epoch counts from 0; batch is the epoch's next batch.
@@ -65,17 +82,19 @@ class Position:
     epoch: int = 0
     batch: int = 0
     tokens_seen: int = 0
-    order: Array | None = None
+    order: Order | None = None
 
     def state(self) -> Params:
         """The position as arrays, for a checkpoint."""
         counters = np.array([self.step, self.epoch, self.batch, self.tokens_seen], np.int64)
+        if isinstance(self.order, KeyedOrder):
+            return {"loop.counters": counters, "loop.key": np.array([len(self.order), self.order.seed], np.int64)}
         return {"loop.counters": counters} | ({} if self.order is None else {"loop.order": self.order})
 
     @classmethod
     def restored(cls, state: Params) -> "Position":
         """The inverse of state. Raises InputError for any other arrays."""
-        counters, order = state.get("loop.counters"), state.get("loop.order")
+        counters, order, key = (state.get(f"loop.{name}") for name in ("counters", "order", "key"))
         integers = counters is not None and counters.shape == (4,) and counters.dtype.kind in "iu"
         if counters is None or not integers or counters.min() < 0 or counters.max() >= 1 << 62:
             raise InputError("the checkpoint has no valid position of its run: start from it with --init")
@@ -84,7 +103,12 @@ class Position:
             raise InputError(
                 "the checkpoint's order of windows is not a permutation of them: start from it with --init"
             )
-        return cls(step, epoch, batch, tokens_seen, order)
+        if key is None:
+            return cls(step, epoch, batch, tokens_seen, order)
+        integers = key.shape == (2,) and key.dtype.kind in "iu"
+        if order is not None or not integers or key.min() < 0 or key.max() >= 1 << 63:
+            raise InputError("the checkpoint's key of its order of windows is not valid: start from it with --init")
+        return cls(step, epoch, batch, tokens_seen, KeyedOrder(*key.tolist()))
 
     def check_fits(self, windows: int, batches: int) -> None:
         """Raise InputError unless a run with this many windows and batches in an epoch can be at this position."""

@@ -191,6 +191,9 @@ class TeamLearner:
     def shuffled_order(self, windows: int) -> Array | None:
         return self._member.shuffled_order(windows)
 
+    def shuffle_seed(self) -> int:
+        return self._member.shuffle_seed()
+
     def file_order(self, windows: int) -> Array | None:
         return self._member.file_order(windows)
 

@@ -220,6 +220,10 @@ class TorchLearner:
         batch: Tensor = next(iter(DataLoader(range(windows), batch_size=windows, shuffle=True)))  # type: ignore[arg-type]
         return batch.numpy()
 
+    def shuffle_seed(self) -> int:
+        iter(DataLoader(range(1)))  # type: ignore[arg-type]  # draws its base seed
+        return int(torch.empty((), dtype=torch.int64).random_())  # as RandomSampler draws its seed
+
     def file_order(self, windows: int) -> Array | None:
         iter(DataLoader(range(windows)))  # type: ignore[arg-type]  # draws its base seed
         return None

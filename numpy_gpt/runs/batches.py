@@ -1,6 +1,7 @@
 """A run's text, its tokens, and the training and validation loaders."""
 
 import hashlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from numpy_gpt.data import Loader, sha256, sliding_windows, split_text
@@ -16,7 +17,7 @@ from numpy_gpt.tokenizer import (
     vocabulary_files,
     vocabulary_sha256,
 )
-from numpy_gpt.train import Learner
+from numpy_gpt.train import Learner, epoch_order
 
 if TYPE_CHECKING:
     import tiktoken
@@ -62,6 +63,6 @@ class Batches:
 
     def loaders(self, learner: Learner) -> tuple[Loader, Loader]:
         """The training (shuffled, last batch dropped) and validation (neither) loaders, on the learner's stream."""
-        train = Loader(*self._train, self._batch_size, drop_last=True, begin_epoch=learner.shuffled_order)
+        train = Loader(*self._train, self._batch_size, drop_last=True, begin_epoch=partial(epoch_order, learner))
         val = Loader(*self._val, self._batch_size, drop_last=False, begin_epoch=learner.file_order)
         return train, val

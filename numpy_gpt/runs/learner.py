@@ -63,6 +63,10 @@ class NumpyLearner:
     def shuffled_order(self, windows: int) -> Array | None:
         return self.rng.loader_order(windows)
 
+    def shuffle_seed(self) -> int:
+        self.rng.start_loader()
+        return int(self.rng.random_())
+
     def file_order(self, windows: int) -> Array | None:
         self.rng.start_loader()
         return None
