@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from numpy_gpt.cli.flags import AT_LEAST_1, ENCODING, PATH, options
 from numpy_gpt.cli.info import enough_memory
@@ -16,8 +18,12 @@ from numpy_gpt.errors import InputError
 from numpy_gpt.model import checked_ids
 from numpy_gpt.runs.batches import TRAIN_RATIO
 from numpy_gpt.runs.evaluation import Loss, mean_loss
+from numpy_gpt.runs.pretrain import encoding_of
 from numpy_gpt.runs.texts import in_words, load_texts, text_of
+from numpy_gpt.runs.token_folders import tokens_of
 from numpy_gpt.tokenizer import encode
+from numpy_gpt.tokens.file import TokenFile
+from numpy_gpt.typing import Array
 from numpy_gpt.weights.checkpoint import load, read_header
 
 evaluate_options = options(
@@ -40,19 +46,24 @@ def run_evaluate(
     """Run evaluate with click's flags. load_loss loads a checkpoint's model and returns its loss function."""
     header = read_header(checkpoint)
     tokens, T = fitting_encoding(header, encoding), header.config.context_length
+    report = Report(required=True)
+    ids: Array | TokenFile
     if text:
-        name, content = in_words(text), load_texts(text)
+        name, ids = in_words(text), encode(tokens, load_texts(text))
+    elif "tokens" in header.about:
+        track = partial(report.track, description="checking the tokens")
+        ids = tokens_of(header, encoding or encoding_of(header), track).val
+        name = str(ids.path)
     else:
         name, content = text_of(header)
-        content = split_text(content, TRAIN_RATIO)[1]
+        ids = encode(tokens, split_text(content, TRAIN_RATIO)[1])
         name = f"the last {1 - TRAIN_RATIO:.0%} of {name}"
-    ids = encode(tokens, content)
     if len(ids) < 2:
         raise InputError(f"{name} is too short to evaluate: it has {len(ids)} tokens, but 2 are needed")
-    checked_ids("tokens", ids[None], header.config.vocab_size)
-    report = Report(required=True)
+    if isinstance(ids, np.ndarray):
+        checked_ids("tokens", ids[None], header.config.vocab_size)
     with enough_memory(header.config, 4, "evaluating the model"):
-        loss = mean_loss(load_loss(checkpoint), ids, T, batch_size, lambda batches: report.track(batches, "evaluating"))
+        loss = mean_loss(load_loss(checkpoint), ids, T, batch_size, partial(report.track, description="evaluating"))
     report.line(f"text        {name}")
     report.line(f"tokens      {len(ids) - 1:,} ({tokens.name}), all but the first")
     report.line(f"loss        {loss:.4f} nats/token, the mean over all of them")

@@ -113,7 +113,7 @@ def _debug() -> click.Option:
 def _default(name: str) -> str:
     """The default as --help shows it, for tiny and for the GPT-2 sizes."""
     tiny, gpt2 = (getattr(defaults_for(model), name) for model in ("tiny", "124M"))
-    others = {"stride": "the context length", "max_steps": "all epochs", "clip": "off"}
+    others = {"tokens": "the text", "stride": "the context length", "max_steps": "all epochs", "clip": "off"}
     words = {None: others.get(name, "the model's" if name in SIZE_NAMES else "none")}
     tiny, gpt2 = (
         " ".join(map(str, value)) if isinstance(value, tuple) else words.get(value, value) for value in (tiny, gpt2)
@@ -141,6 +141,7 @@ OWN_SIZE = (
 
 SETTINGS = (
     click.option("--text", multiple=True, metavar="NAME|FILE|DIR", help=TEXT_HELP + _default("text")),
+    _setting("tokens", "Folder of tokens to learn instead of a text: tokenize's, or nanoGPT's.", type=PATH, metavar="DIR"),
     _setting("encoding", f"{ENCODING_HELP} chars: an id for each of the text's characters.", metavar="NAME|DIR"),
     click.option("--model", type=click.Choice(MODELS), default=None, help="Size of the model.  [default: tiny]"),
     *OWN_SIZE,

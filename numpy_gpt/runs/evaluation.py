@@ -3,23 +3,33 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import SupportsFloat
 
+from numpy_gpt.tokens.file import TokenFile
 from numpy_gpt.typing import Array
 
-Batch = tuple[Array, Array]
+Range = tuple[int, int]
 Loss = Callable[[Array, Array], SupportsFloat]
 """tokens (B, T), targets (B, T) -> mean loss in nats per token, without dropout; of any backend."""
 
 
 def mean_loss(
-    loss: Loss, ids: Array, T: int, batch_size: int, track: Callable[[Sequence[Batch]], Iterable[Batch]] = iter
+    loss: Loss,
+    ids: Array | TokenFile,
+    T: int,
+    batch_size: int,
+    track: Callable[[Sequence[Range]], Iterable[Range]] = iter,
 ) -> float:
     """Mean loss in nats per token over ids (n,), all but the first, in consecutive windows of T tokens.
 
-    batch_size: windows at a time; the last window may be shorter. track: passes the batches through, showing progress.
+    batch_size: windows at a time; the last window may be shorter. track: passes the batches' ranges through, showing
+    progress.
     """
-    full = (len(ids) - 1) // T * T  # tokens in full windows
-    tokens, targets = ids[:full].reshape(-1, T), ids[1 : full + 1].reshape(-1, T)  # (windows, T)
-    batches = [(tokens[i : i + batch_size], targets[i : i + batch_size]) for i in range(0, full // T, batch_size)]
-    if full < len(ids) - 1:
-        batches.append((ids[None, full:-1], ids[None, full + 1 :]))
-    return sum(float(loss(x, y)) * y.size for x, y in track(batches)) / (len(ids) - 1)
+    n = len(ids) - 1
+    full = n // T * T  # tokens in full windows
+    batches = [(start, min(start + batch_size * T, full)) for start in range(0, full, batch_size * T)]
+    if full < n:
+        batches.append((full, n))
+    total = 0.0
+    for start, stop in track(batches):
+        part, shape = ids[start : stop + 1], (-1, min(T, stop - start))  # (windows, T)
+        total += float(loss(part[:-1].reshape(shape), part[1:].reshape(shape))) * (stop - start)
+    return total / n

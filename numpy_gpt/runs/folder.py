@@ -30,7 +30,7 @@ from numpy_gpt.runs.saves import (
     own_folder,
 )
 from numpy_gpt.runs.settings import ADDED, MAY_CHANGE, Settings, check_settings, effective
-from numpy_gpt.runs.texts import in_words, names_of, to_metadata
+from numpy_gpt.runs.texts import in_words, names_of
 from numpy_gpt.tokenizer import ENCODINGS
 from numpy_gpt.train import Learner, Position
 from numpy_gpt.typing import Params
@@ -169,9 +169,12 @@ class Run:
         """
         changed = [name for name, value in asdict(self.settings).items() if value != getattr(settings, name)]
         if text_sha256 != self.text_sha256:
+            what = f"{in_words(settings.text)} (or the vocabulary) is not the text"
+            if settings.tokens is not None:
+                what = f"{settings.tokens} (or the vocabulary) does not have the tokens"
             raise InputError(
-                f"{in_words(settings.text)} (or the vocabulary) is not the text that {self.folder} was started with: "
-                f"restore the old one, or start another run with --init {self.folder}"
+                f"{what} that {self.folder} was started with: restore the old one, or start another run with "
+                f"--init {self.folder}"
             )
         for name in changed:
             if name not in MAY_CHANGE and effective(settings, name) != effective(self.settings, name):
@@ -254,8 +257,7 @@ class Run:
         encoding = self.settings.encoding
         about = {
             "encoding": encoding if encoding in ENCODINGS else f"../{VOCABULARY}",
-            "text": to_metadata(self.settings.text),
-            "text_sha256": batches.text_sha256,
+            **batches.about,
             "step": str(position.step),
             "val_loss": repr(validation.loss),
             "val_batches": str(validation.batches),
@@ -302,5 +304,6 @@ def _already(folder: Path) -> str:
 
 def _numbered_folders(settings: Settings) -> Iterator[Path]:
     """runs/MODEL-TEXT-N for N = 1, 2, …: the candidates for a run without --out."""
+    learned = Path(settings.tokens or names_of(settings.text)[0]).stem[:60]
     for number in count(1):
-        yield Path("runs", f"{settings.name}-{Path(names_of(settings.text)[0]).stem[:60]}-{number}")
+        yield Path("runs", f"{settings.name}-{learned}-{number}")

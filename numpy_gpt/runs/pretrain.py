@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from numpy_gpt.runs.folder import Run, Validation
 from numpy_gpt.runs.saves import BEST, CHECKPOINT
 from numpy_gpt.runs.settings import SIZE_NAMES, SIZES, Settings, for_tiny
 from numpy_gpt.runs.texts import absolute_texts, find_texts, in_words
+from numpy_gpt.runs.token_folders import absolute_folder, find_tokens
 from numpy_gpt.tokenizer import (
     CHARS,
     ENCODINGS,
@@ -38,6 +40,7 @@ from numpy_gpt.tokenizer import (
     least_vocab_size,
     vocabulary_sha256,
 )
+from numpy_gpt.tokens.folder import Track, tokens_encoding
 from numpy_gpt.train import Learner, Position, Step, train, undrawn_loss
 from numpy_gpt.typing import Weights
 from numpy_gpt.weights.checkpoint import MODEL_FILE, Header, load_params, read_header
@@ -110,16 +113,20 @@ def _total_steps(settings: Settings, batches: Batches) -> int:
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
-def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None, processes: int = 1) -> Job:
+def prepare(
+    flags: dict[str, Any], resume: Path | None, init: Path | None, processes: int = 1, track: Track = iter
+) -> Job:
     """The job that the flags describe, with defaults from the model, the checkpoint `init` or the run `resume`.
 
-    processes: number of those that share each batch.
+    processes: number of those that share each batch. track: shows the progress of checking tokens.
 
     Writes nothing. Raises InputError for unusable or contradictory input.
     """
     flags = dict(flags)  # its paths become absolute, so that a run can be resumed from any folder
     if "text" in flags:
         flags["text"] = absolute_texts(flags["text"])
+    if "tokens" in flags:
+        flags["tokens"] = absolute_folder(flags["tokens"])
     if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and is_folder(flags["encoding"]):
         flags["encoding"] = str(absolute(flags["encoding"]))
     run, params = None, None
@@ -132,8 +139,12 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None, proce
                 f"{settings.encoding}, the vocabulary of {run.folder}, was not found: restore it, or pass its folder "
                 "with --encoding DIR"
             )
-        if "text" not in flags:
-            header = read_header(run.to_resume)
+        header = read_header(run.to_resume)
+        if settings.tokens is not None:
+            if "tokens" not in flags:
+                tokens = find_tokens(settings.tokens, header, "pass its path with --tokens DIR")
+                settings = replace(settings, tokens=tokens)
+        elif "text" not in flags:
             settings = replace(settings, text=find_texts(settings.text, header, "pass its path with --text FILE"))
     elif init is not None:
         header = read_header(init)
@@ -147,7 +158,11 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None, proce
         params = load_params(init, np.float32)[1]
     else:
         settings = replace(defaults_for(flags.get("model", "tiny")), **flags)
+        if settings.tokens is not None:
+            settings = replace(settings, encoding=tokens_encoding(Path(settings.tokens), flags.get("encoding")))
         config = None
+    if settings.tokens is not None and "text" in flags:
+        raise InputError(f"the run can learn either a text or the tokens in {settings.tokens}: leave out --text")
     Generator(settings.seed)  # raises for an invalid seed
     if settings.lr * max(1.0, settings.weight_decay) > LARGEST_UPDATE:
         raise InputError(
@@ -162,7 +177,7 @@ def prepare(flags: dict[str, Any], resume: Path | None, init: Path | None, proce
         )
     if not settings.prompt:
         raise InputError("the --prompt is empty: give at least one character to continue from")
-    batches = Batches(settings)
+    batches = Batches(settings, track)
     settings = _with_prompt(settings, batches, "prompt" in flags)
     if config is None:
         config = settings.config(batches.encoding.n_vocab)
@@ -225,8 +240,8 @@ def pretrain(
         raise InputError("--resume uses the run's own folder and weights: leave out --init and --out")
     if out is not None:
         Run.check_new(out)
-    job = prepare(flags, resume, init, processes)
     report = Report()
+    job = prepare(flags, resume, init, processes, partial(report.track, description="checking the tokens"))
     with _signals() as received, ExitStack() as held:
         if job.resumed is not None:
             held.enter_context(job.resumed.locked())
@@ -314,12 +329,21 @@ class _Session:
                     self._save()
 
     def _next(self, steps: Iterator[Step]) -> Step | None:
-        """The next step, or None at the end. On divergence, saves the state before it, which the learner still has."""
+        """The next step, or None at the end. On divergence, saves the state before it, which the learner still has.
+
+        The same if a batch cannot be read, but not if an evaluation fails, which has drawn random numbers.
+        """
+        before = self.position.step
         try:
             return next(steps, None)
-        except DivergedError:
-            self._save()
+        except LostProcessError:
             raise
+        except InputError as error:
+            if self.position.step == before:
+                self._save()
+            if isinstance(error, DivergedError):
+                raise
+            raise InputError(f"{error}; {self._last_save()}") from error
 
     def _report(self, step: Step) -> None:
         if step.evaluation is not None:
@@ -438,8 +462,11 @@ def _describe(report: Report, backend: str, job: Job) -> None:
         f"model     {s.name}: {parameter_count(config):,} parameters, {config.n_layers} layers × {config.emb_dim}, "
         f"{config.n_heads} heads, context {config.context_length}, dropout {config.drop_rate:g}"
     )
-    counts = f"{len(batches.text):,} characters, {batches.tokens:,} tokens"
-    report.line(f"text      {in_words(s.text)}: {counts} ({batches.encoding.name})")
+    counts = f"{batches.tokens:,} tokens ({batches.encoding.name})"
+    if s.tokens is None:
+        report.line(f"text      {in_words(s.text)}: {len(batches.text):,} characters, {counts}")
+    else:
+        report.line(f"tokens    {s.tokens}: {counts}")
     report.line(
         f"batches   {s.batch_size} × {s.context_length} tokens; {batches.train_tokens:,} tokens an epoch, "
         f"{batches.val_tokens:,} for validation; {job.total_steps:,} steps{f' ({job.cap})' if job.cap else ''}"

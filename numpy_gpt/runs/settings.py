@@ -15,7 +15,7 @@ TINY = {"emb_dim": 128, "n_layers": 2, "n_heads": 4}
 SIZES = {"tiny": TINY} | GPT2_SIZES
 SIZE_NAMES = ("n_layers", "n_heads", "emb_dim")
 
-ADDED = (*SIZE_NAMES, "decay", "betas", "accumulate")
+ADDED = (*SIZE_NAMES, "tokens", "decay", "betas", "accumulate")
 """Settings that the run.json of earlier versions lacks; those runs had the defaults."""
 
 DECAYS = ("all", "2d", "matrices")
@@ -31,6 +31,7 @@ class Settings:
     n_heads: int | None = None
     emb_dim: int | None = None
     text: str | tuple[str, ...] = "python-manual"  # one, or several
+    tokens: str | None = None  # a folder of tokens to learn instead of the text
     encoding: str = "gpt2"
     context_length: int = 256
     epochs: int = 10
@@ -105,7 +106,7 @@ def check_settings(settings: Settings) -> None:
     """Raise ValueError for a setting of the wrong type, or with a value that no run can be started with."""
     for field in fields(Settings):
         name, value = field.name, getattr(settings, field.name)
-        if value is None and field.name in (*SIZE_NAMES, "max_steps", "stride", "clip"):
+        if value is None and field.name in (*SIZE_NAMES, "tokens", "max_steps", "stride", "clip"):
             continue
         if name in ("tie_weights", "qkv_bias"):
             right = type(value) is bool
@@ -115,7 +116,7 @@ def check_settings(settings: Settings) -> None:
             right = value in DECAYS
         elif name == "text" and type(value) is tuple:
             right = len(value) > 1 and all(type(each) is str for each in value)
-        elif name in ("model", "text", "encoding", "prompt"):
+        elif name in ("model", "text", "tokens", "encoding", "prompt"):
             right = type(value) is str
         elif name in ("lr", "weight_decay", "clip", "drop_rate"):
             least = 0.0 if name in ("weight_decay", "drop_rate") else math.ulp(0.0)
@@ -130,7 +131,7 @@ def check_settings(settings: Settings) -> None:
 def effective(settings: Settings, name: str) -> Any:
     """A setting's effective value, as a flag gives it.
 
-    None for the text and the vocabulary, which are compared by SHA-256 instead.
+    None for the text, the tokens and the vocabulary, which are compared by SHA-256 instead.
     """
     if name == "betas":
         return "{} {}".format(*settings.betas)
@@ -140,6 +141,6 @@ def effective(settings: Settings, name: str) -> Any:
         return (SIZES.get(settings.model, {}) | settings.own_size).get(name)
     return (
         None
-        if name == "text" or (name == "encoding" and settings.encoding not in ENCODINGS)
+        if name in ("text", "tokens") or (name == "encoding" and settings.encoding not in ENCODINGS)
         else getattr(settings, name)
     )
