@@ -141,7 +141,7 @@ OWN_SIZE = (
 
 SETTINGS = (
     click.option("--text", multiple=True, metavar="NAME|FILE|DIR", help=TEXT_HELP + _default("text")),
-    _setting("tokens", "Folder of tokens to learn instead of a text: tokenize's, or nanoGPT's.", type=PATH, metavar="DIR"),
+    _setting("tokens", "Tokens to learn instead of a text: tokenize's folder, or nanoGPT's.", type=PATH, metavar="DIR"),
     _setting("encoding", f"{ENCODING_HELP} chars: an id for each of the text's characters.", metavar="NAME|DIR"),
     click.option("--model", type=click.Choice(MODELS), default=None, help="Size of the model.  [default: tiny]"),
     *OWN_SIZE,
