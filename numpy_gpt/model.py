@@ -15,6 +15,7 @@ from numpy_gpt.parameters import (
     QKV,
     block_matrices,
     block_names,
+    check_possible,
     check_shapes,
     initial_parameters,
     join,
@@ -27,10 +28,6 @@ from numpy_gpt.typing import Array, Float, Params, Weights
 
 HEAD_ROWS = 256
 """Tokens whose logits are held at a time while computing the loss: (HEAD_ROWS, V) numbers for any B · T."""
-
-
-ADDRESSES, MOST_LAYERS = 1 << 47, 1 << 20
-"""Bytes that a process can address; number of layers whose names alone take gigabytes."""
 
 
 def checked_ids(what: str, tokens: npt.ArrayLike, vocab_size: int) -> Array:
@@ -62,7 +59,7 @@ class GPT:
         """The model of `torch.manual_seed(seed); GPTModel(config)`; a Generator continues from its current state."""
         rng = seed if isinstance(seed, Generator) else Generator(seed)
         self.config, self.dtype = config, _float_dtype(dtype)
-        _check_possible(config)
+        check_possible(config)
         self.params: Params
         self._lay_out(initial_parameters(config, rng, self.dtype))
 
@@ -293,17 +290,6 @@ class GPT:
         if ids.shape != want.shape:
             raise InputError(f"tokens {ids.shape} and targets {want.shape} must have one shape")
         return ids, want
-
-
-def _check_possible(config: GPTConfig) -> None:
-    """Raise InputError for a model that no process can hold, before listing its layers one by one."""
-    C = config.emb_dim
-    numbers = (config.vocab_size + config.context_length + 12 * C * config.n_layers) * C
-    if 4 * numbers >= ADDRESSES or config.n_layers > MOST_LAYERS:
-        raise InputError(
-            "a model of this configuration takes more memory than a process can have: choose a smaller vocab_size, "
-            "context_length, emb_dim or n_layers"
-        )
 
 
 def _float_dtype(dtype: Float) -> Any:

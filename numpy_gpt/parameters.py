@@ -15,6 +15,9 @@ from numpy_gpt.typing import Array, Float, Params
 
 QKV = ("W_query", "W_key", "W_value")
 
+ADDRESSES, MOST_LAYERS = 1 << 47, 1 << 20
+"""Bytes that a process can address; number of layers whose names alone take gigabytes."""
+
 
 def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter, in the order of torch's state_dict; linear weights are (out, in)."""
@@ -51,6 +54,17 @@ def decayed_parameters(config: GPTConfig, decay: str) -> list[str]:
     shapes = parameter_shapes(config)
     left_out = {"all": (), "2d": (".bias", ".scale", ".shift"), "matrices": (".bias", ".scale", ".shift", "emb.weight")}
     return [name for name in shapes if not name.endswith(left_out[decay])]
+
+
+def check_possible(config: GPTConfig) -> None:
+    """Raise InputError for a model that no process can hold, before listing its layers one by one."""
+    C = config.emb_dim
+    numbers = (config.vocab_size + config.context_length + 12 * C * config.n_layers) * C
+    if 4 * numbers >= ADDRESSES or config.n_layers > MOST_LAYERS:
+        raise InputError(
+            "a model of this configuration takes more memory than a process can have: choose a smaller vocab_size, "
+            "context_length, emb_dim or n_layers"
+        )
 
 
 def check_shapes(config: GPTConfig, found: Mapping[str, tuple[int, ...]]) -> None:

@@ -22,9 +22,9 @@ import torch_gpt.model
 from numpy_gpt import GPT, AdamW, Generator, GPTConfig, block
 from numpy_gpt.block import KVCache
 from numpy_gpt.errors import InputError
-from numpy_gpt.model import HEAD_ROWS, MOST_LAYERS, _check_possible, checked_ids
+from numpy_gpt.model import HEAD_ROWS, checked_ids
 from numpy_gpt.parallel.threads import in_blocks, thread_count
-from numpy_gpt.parameters import QKV, check_shapes, join, parameter_count, parameter_shapes
+from numpy_gpt.parameters import MOST_LAYERS, QKV, check_possible, check_shapes, join, parameter_count, parameter_shapes
 from parity_tests import profiles
 from parity_tests.judge import compare, strategies
 from parity_tests.judge.compare import check, check_exact
@@ -817,17 +817,17 @@ def test_models_larger_than_memory_are_refused_at_once(key, value):
 def test_the_largest_possible_model_is_that_of_47_bits_of_addresses():
     """4 bytes each for 2^45 parameters, less one row, and layers whose names can be listed."""
     config = GPTConfig((1 << 35) - 12290, 1, emb_dim=1024, n_heads=1, n_layers=1)
-    _check_possible(config)
-    _check_possible(GPTConfig(2, 1, emb_dim=1, n_heads=1, n_layers=MOST_LAYERS))
+    check_possible(config)
+    check_possible(GPTConfig(2, 1, emb_dim=1, n_heads=1, n_layers=MOST_LAYERS))
     message = (
         "a model of this configuration takes more memory than a process can have: choose a smaller vocab_size, "
         "context_length, emb_dim or n_layers"
     )
     for larger in (replace(config, vocab_size=config.vocab_size + 1), replace(config, n_layers=MOST_LAYERS + 1)):
         with pytest.raises(InputError, match=f"^{message}$"):
-            _check_possible(larger)
+            check_possible(larger)
     with pytest.raises(InputError, match=f"^{message}$"):
-        _check_possible(GPTConfig(2, 1, emb_dim=1, n_heads=1, n_layers=MOST_LAYERS + 1))
+        check_possible(GPTConfig(2, 1, emb_dim=1, n_heads=1, n_layers=MOST_LAYERS + 1))
 
 
 def test_missing_parameters_of_many_layers_are_found_without_listing_them():

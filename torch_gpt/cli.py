@@ -11,7 +11,8 @@ import torch
 from numpy_gpt.cli.evaluate import evaluate_options, run_evaluate
 from numpy_gpt.cli.flags import AT_LEAST_1, PATH, options
 from numpy_gpt.cli.generate import Continue, Decoding, generate_options, run_generate
-from numpy_gpt.cli.main import Commands, pretrain_options, run_pretrain
+from numpy_gpt.cli.main import Commands
+from numpy_gpt.cli.pretrain import pretrain_options, run_pretrain
 from numpy_gpt.cli.weights import bring_in
 from numpy_gpt.errors import InputError
 from numpy_gpt.runs.pretrain import MakeLearner
