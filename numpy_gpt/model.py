@@ -140,7 +140,7 @@ class GPT:
         """
         ids, want = self._checked_pair(tokens, targets)
         if parts < 1 or len(ids) % parts:
-            raise InputError(f"a batch of {len(ids)} does not divide into {parts} parts")
+            raise InputError(f"a batch of {len(ids)} cannot be split into {parts} equal parts: choose a divisor")
         if not self._buffers:
             keep_freed_memory()
             outside, shapes = {"tok_emb.weight", self._head_name()}, known_shapes(self.config)
@@ -230,7 +230,7 @@ class GPT:
     ) -> tuple[Any, Array, Any]:
         """h, want (B, T) of them -> the loss; and if backward dh and the head's dw. HEAD_ROWS logits at a time.
 
-        tokens: number of tokens over which the loss is the mean, if not these alone; add: to the head's last dw.
+        tokens: the mean's divisor (default: those in want). add: add to the head's gradient of the previous part.
         """
         V, C = self._head().shape
         N = want.size

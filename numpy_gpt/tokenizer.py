@@ -54,12 +54,12 @@ def get_encoding(name: str) -> "tiktoken.Encoding":
         return _bytes()
     if name == "gpt2":
         return _gpt2()
-    if is_folder(name):
-        return _own(Path(name))
     if name == CHARS:
         raise InputError(
             "the encoding chars is made from a text: only tokenize and a new run of pretrain can choose it"
         )
+    if is_folder(name):
+        return _own(Path(name))
     raise InputError(f"unknown encoding {name!r}: choose {', '.join(ENCODINGS)}, or a folder with a vocabulary in it")
 
 

@@ -303,7 +303,9 @@ def test_moved_run_is_evaluated_on_its_own_text(tmp_path, text, monkeypatch):
     result = invoke(numpy_main, "pretrain", "--resume", place / "run", "--max-steps", 2)
     assert result.exit_code == 0, result.output
     (place / "words.txt").unlink()
-    check_refused(invoke(numpy_main, "evaluate", place / "run"), "was not found: restore it, or take all of another")
+    check_refused(
+        invoke(numpy_main, "evaluate", place / "run"), "was not found: restore it, or evaluate all of another"
+    )
 
 
 def test_changed_text_is_refused_in_evaluation(tmp_path, text):

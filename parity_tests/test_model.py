@@ -166,7 +166,7 @@ def test_batch_in_parts_takes_the_memory_of_a_part():
 @pytest.mark.parametrize("parts", [0, -1, 3, 5])
 def test_parts_that_do_not_divide_a_batch_are_refused(parts):
     case = ModelCase(SMALL, B=4)
-    with pytest.raises(InputError, match=f"^a batch of 4 does not divide into {parts} parts$"):
+    with pytest.raises(InputError, match=f"^a batch of 4 cannot be split into {parts} equal parts: choose a divisor$"):
         case.model().loss_and_grads(*case.batch(), parts=parts)
 
 

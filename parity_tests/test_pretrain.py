@@ -168,7 +168,7 @@ def test_accumulated_batches_are_those_of_the_other_backend_and_of_one_part(tmp_
 @pytest.mark.parametrize("command", [numpy_main, torch_main], ids=["numpy", "torch"])
 def test_accumulation_that_does_not_divide_the_batch_is_refused(tmp_path, text, command):
     result = invoke(command, "pretrain", "--text", text, "--batch-size", 6, "--accumulate", 4, "--out", tmp_path / "o")
-    check_refused(result, "--batch-size 6 does not divide into equal parts by --accumulate 4: choose a multiple of 4")
+    check_refused(result, "--batch-size 6 is not divisible by --accumulate 4: choose a multiple of 4")
     assert not (tmp_path / "o").exists()
 
 

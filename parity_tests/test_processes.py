@@ -10,7 +10,7 @@ import pytest
 
 from numpy_gpt import GPT, GPTConfig, load
 from numpy_gpt.cli.main import main as numpy_main
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import InputError, LostProcessError
 from numpy_gpt.io.outermost import INTERRUPTED
 from numpy_gpt.weights.checkpoint import load_training
 from parity_tests.judge.models import check_gradients
@@ -20,6 +20,7 @@ from parity_tests.tools.rank_kills import kill_ranks
 from torch_gpt.cli import main as torch_main
 from torch_gpt.launchers import Place, launched, meeting_point
 from torch_gpt.processes import Process, Team
+from torch_gpt.train import TorchLearner
 
 ROWS = 2e-5
 """Largest difference of a loss, in nats per token, between two numbers of processes."""
@@ -57,7 +58,7 @@ def test_launchers_give_a_place(variables, place):
 
 @pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("0", "0"), ("one", "2"), ("0", "")])
 def test_impossible_places_are_refused(rank, size):
-    with pytest.raises(InputError, match=f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK=0 give no rank below"):
+    with pytest.raises(InputError, match=f"RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={rank} are impossible"):
         launched({"RANK": rank, "WORLD_SIZE": size})
 
 
@@ -66,12 +67,16 @@ def test_impossible_places_are_refused(rank, size):
     [
         ({}, "127.0.0.1", "29500"),
         ({"MASTER_ADDR": "a", "MASTER_PORT": "1"}, "a", "1"),
-        ({"SLURM_STEP_NODELIST": "gpu[07-09,11],cpu1", "SLURM_JOB_ID": "41234"}, "gpu07", "16234"),
-        ({"SLURM_STEP_NODELIST": "node-1,node-2", "SLURM_JOB_ID": "3"}, "node-1", "15003"),
+        (
+            {"SLURM_STEP_NODELIST": "gpu[07-09,11],cpu1", "SLURM_JOB_ID": "41234"},
+            "gpu07",
+            str(15000 + 41234 * 31 % 20000),
+        ),
+        ({"SLURM_STEP_NODELIST": "node-1,node-2", "SLURM_JOB_ID": "3"}, "node-1", str(15000 + 3 * 31)),
     ],
 )
 def test_processes_meet_on_the_first_host(variables, address, port):
-    assert meeting_point(variables) == {"MASTER_ADDR": address, "MASTER_PORT": port}
+    assert meeting_point(variables, 2) == {"MASTER_ADDR": address, "MASTER_PORT": port}
 
 
 # The same run
@@ -193,9 +198,7 @@ def check_refused_by_rank_0(processes, message, code=2):
 def test_a_batch_that_does_not_divide_is_refused(tmp_path, text):
     arguments = ["pretrain", "--text", text, "--out", tmp_path / "o", "--batch-size", 6, "--accumulate", 2]
     with ranks(2, *arguments) as processes:
-        check_refused_by_rank_0(
-            processes, "does not divide into equal parts by 2 processes and --accumulate 2: choose a multiple of 4"
-        )
+        check_refused_by_rank_0(processes, "is not divisible by 2 processes × --accumulate 2: choose a multiple of 4")
     assert not (tmp_path / "o").exists()
 
 
@@ -212,11 +215,40 @@ def test_more_processes_than_gpus_are_refused():
         Process(10 + rank, f"host{rank // 3}", [], rank % 3, gpus) for rank, gpus in enumerate([3] * 3 + [1] * 2)
     ]
     with pytest.raises(
-        InputError, match=r"^rank 4 is process 2 on host1, which has 1 GPUs: start as many processes as"
+        InputError, match=r"^rank 4 is process 2 on host1, whose number of GPUs is 1: start as many processes"
     ):
         team.check_gpus()
     team._processes.pop()
     team.check_gpus()
+
+
+def test_a_lone_process_takes_a_free_port():
+    first, second = (meeting_point({}, 1)["MASTER_PORT"] for _ in range(2))
+    assert 1024 < int(first) != int(second)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["generate"], 2)])
+def test_other_commands_wait_for_no_one(arguments, code):
+    """As in an interactive step of Slurm, whose other processes never come."""
+    with ranks(2, *arguments) as processes:
+        processes[1].kill()
+        output, errors = processes[0].communicate(timeout=120)
+    assert processes[0].returncode == code, errors
+    assert "Usage" in output + errors
+
+
+@pytest.mark.parametrize("at", ["params", "state", "sample"])
+def test_a_process_lost_while_saving_is_reported_as_such(tmp_path, text, monkeypatch, at):
+    """The learner's calls reach all processes: the exit code and the sentence are the same wherever one dies."""
+
+    def lost(*args, **kwargs):
+        raise LostProcessError("rank 1 has died")
+
+    monkeypatch.setattr(TorchLearner, at, lost)
+    result = invoke(torch_main, "pretrain", "--text", text, "--out", tmp_path / "o", *SMALL, "--max-steps", 1)
+    assert result.exit_code == 4, result.output
+    assert "Error: rank 1 has died; " in result.output
+    assert "has no save yet" in result.output
 
 
 def test_one_process_cannot_share_a_model(text):

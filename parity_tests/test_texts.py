@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy_gpt.cli.main import main as numpy_main
 from numpy_gpt.data import load_text
 from numpy_gpt.errors import InputError
-from numpy_gpt.runs.texts import from_metadata, in_words, load_texts, text_files, to_metadata
+from numpy_gpt.runs.texts import absolute_texts, from_metadata, in_words, load_texts, text_files, to_metadata
 from parity_tests.judge.runs import SMALL, check_refused, invoke, pretrain, rows, snapshot
 from torch_gpt.cli import main as torch_main
 
@@ -62,7 +62,7 @@ def test_many_names_are_abridged():
 def test_unusable_texts_are_named(books, tmp_path):
     (tmp_path / "none" / "inner").mkdir(parents=True)
     (tmp_path / "none" / "inner" / "empty").touch()
-    with pytest.raises(InputError, match=r"none is a folder without a text: give one with files of UTF-8 text in it$"):
+    with pytest.raises(InputError, match=r"none contains no text: give a folder with UTF-8 text files$"):
         load_texts(str(tmp_path / "none"))
     for content, words in ((b"\xff", "is not UTF-8 text"), (b"a\0", "is binary")):
         (books / "a" / "bad").write_bytes(content)
@@ -116,3 +116,20 @@ def test_several_texts_are_evaluated(books, tmp_path):
     result = invoke(numpy_main, "evaluate", tmp_path / "run", "--text", books, "--text", tmp_path / "c.txt")
     assert result.exit_code == 0, result.output
     assert f"tokens      {len('first ' * 60 + 'second ' * 60 + 'third ' * 60) + 1:,}" in result.output
+
+
+def test_order_does_not_depend_on_how_paths_are_typed(books, tmp_path, monkeypatch):
+    """tokenize and evaluate read them as typed, pretrain by absolute paths without links."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("fourth")
+    (tmp_path / "z").symlink_to(tmp_path / "a.txt")
+    want = load_texts(absolute_texts(("a.txt", "books")))
+    for names in (("books/", "a.txt"), ("./books/.", "z"), ("books/a/..", "./a.txt")):
+        assert load_texts(names) == load_texts(absolute_texts(names)) == want, names
+
+
+def test_a_text_given_twice_is_refused(books, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for names in (("c.txt", "./c.txt"), ("books", "books/b.txt"), ("c.txt", "c.txt"), ("python-manual",) * 2):
+        with pytest.raises(InputError, match=r"is given twice \(also as .*\): leave one out"):
+            load_texts(names)

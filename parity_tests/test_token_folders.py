@@ -268,8 +268,8 @@ def test_nanogpts_pickle_is_not_read(tmp_path):
 
 def header_with(**changes):
     def change(folder):
-        values = json.loads((folder / "tokens.json").read_text()) | changes
-        (folder / "tokens.json").write_text(json.dumps(values))
+        values = json.loads((folder / "meta.json").read_text()) | changes
+        (folder / "meta.json").write_text(json.dumps(values))
 
     return change
 
@@ -295,18 +295,18 @@ DAMAGED = {
     "no val.bin": (lambda folder: (folder / "val.bin").unlink(), "is not a folder of tokens (it has no val.bin)"),
     "a fifo": (fifo, "is not a folder of tokens (it has no val.bin)"),
     "an odd length": (cut("train.bin", 101), "train.bin has 101 bytes, not a multiple of the 2 of a token: it is cut"),
-    "cut short": (cut("train.bin", 500), "train.bin is not the file that tokens.json beside it describes"),
-    "emptied": (cut("val.bin", 0), "val.bin is not the file that tokens.json beside it describes"),
-    "a changed id": (flip, "train.bin is not the file that tokens.json beside it describes (its SHA-256 differs)"),
+    "cut short": (cut("train.bin", 500), "train.bin is not the file that meta.json beside it describes"),
+    "emptied": (cut("val.bin", 0), "val.bin is not the file that meta.json beside it describes"),
+    "a changed id": (flip, "train.bin is not the file that meta.json beside it describes (its SHA-256 differs)"),
     "too short": (
         lambda folder: nanogpt(shutil.rmtree(folder) or folder, [1] * 30),
         "part of {folder}: the text is too",
     ),
-    "no JSON": (cut("tokens.json", 40), "tokens.json cannot be used as JSON"),
-    "a bomb": (lambda f: (f / "tokens.json").write_text("[" * 10**6), "tokens.json cannot be used as JSON"),
-    "a list": (lambda f: (f / "tokens.json").write_text("[]"), "tokens.json is not a JSON object"),
-    "another format": (header_with(format="x"), "tokens.json does not describe tokens"),
-    "no format": (header_with(format=None), "tokens.json does not describe tokens"),
+    "no JSON": (cut("meta.json", 40), "meta.json cannot be used as JSON"),
+    "a bomb": (lambda f: (f / "meta.json").write_text("[" * 10**6), "meta.json cannot be used as JSON"),
+    "a list": (lambda f: (f / "meta.json").write_text("[]"), "meta.json is not a JSON object"),
+    "another format": (header_with(format="x"), "meta.json does not describe tokens"),
+    "no format": (header_with(format=None), "meta.json does not describe tokens"),
     "a later version": (header_with(version=2), "uses format 2; this release reads format 1: update numpy-gpt"),
     "a version of any length": (header_with(version="9" * 5000), "9; this release reads format 1"),
     "another dtype": (header_with(dtype="float64"), "is damaged (its dtype is unusable)"),

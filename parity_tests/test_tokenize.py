@@ -48,14 +48,14 @@ def small_chunks(monkeypatch):
 
 
 def ids(folder, part):
-    header = json.loads((folder / "tokens.json").read_text())
+    header = json.loads((folder / "meta.json").read_text())
     return np.fromfile(folder / f"{part}.bin", {"uint16": "<u2", "uint32": "<u4"}[header["dtype"]])
 
 
 def check_same_tokens(out, texts, encoding):
-    """Compare a folder's tokens with those of a run on the texts, and its tokens.json with both."""
+    """Compare a folder's tokens with those of a run on the texts, and its meta.json with both."""
     text = load_texts(text_from(map(str, texts)))
-    header = json.loads((out / "tokens.json").read_text())
+    header = json.loads((out / "meta.json").read_text())
     words = get_encoding(str(out / "vocabulary") if encoding not in ("bytes", "gpt2") else encoding)
     for part, content in zip(("train", "val"), split_text(text, 0.9), strict=True):
         assert np.array_equal(ids(out, part), encode(words, content)), part
@@ -85,7 +85,7 @@ def test_tokens_are_those_of_a_run_on_the_texts(tmp_path, encoding, count):
     assert batches.tokens == sum(header["tokens"].values())
     shutil.rmtree(out)
     invoke(main, "tokenize", *reversed(texts), "--encoding", encoding, "--out", out, "--processes", 1)
-    assert json.loads((out / "tokens.json").read_text()) == header, "the order of the arguments matters"
+    assert json.loads((out / "meta.json").read_text()) == header, "the order of the arguments matters"
 
 
 def test_two_processes_write_the_same_files(tmp_path):
@@ -95,7 +95,7 @@ def test_two_processes_write_the_same_files(tmp_path):
         args = [tmp_path / "a.txt", tmp_path / "b.txt", "--out", tmp_path / str(count), "--processes", count]
         result = invoke(main, "tokenize", *args)
         assert result.exit_code == 0, result.output
-    for name in ("train.bin", "val.bin", "tokens.json"):
+    for name in ("train.bin", "val.bin", "meta.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
     assert (tmp_path / "1" / "train.bin").stat().st_size > 2**21
     check_same_tokens(tmp_path / "2", [tmp_path / "a.txt", tmp_path / "b.txt"], "gpt2")
@@ -183,7 +183,7 @@ REFUSED = {
     "not UTF-8": (["{tmp}/good", "{tmp}/latin1"], "/latin1 is not UTF-8 text (byte 0xe9 at offset 2097152)"),
     "empty": (["{tmp}/empty", "{tmp}/good"], "/empty is empty"),
     "missing": (["{tmp}/nowhere"], "/nowhere does not exist: give the path of a file of UTF-8 text"),
-    "an empty folder": (["{tmp}/empty folder"], "/empty folder is a folder without a text"),
+    "an empty folder": (["{tmp}/empty folder"], "/empty folder contains no text"),
     "a pipe": (["{tmp}/good", "{tmp}/fifo"], "/fifo is a pipe, but the text is read twice: save it as a file first"),
     "a device": (["{tmp}/null"], "/null is a device"),
     "out is not empty": (["{tmp}/good", "--out", "{tmp}/full"], "/full exists and is not empty"),

@@ -1,6 +1,7 @@
 """python -m torch_gpt is torch-gpt."""
 
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 from numpy_gpt.errors import install
@@ -19,7 +20,7 @@ def main() -> None:
             raise SystemExit(2) from None
         from torch_gpt.processes import joined
 
-        with joined(sys.argv[1:], _member) as team:
+        with joined(sys.argv[1:], _member) if "pretrain" in sys.argv[1:2] else nullcontext() as team:
             command(prog_name="torch-gpt", obj=team)
 
 

@@ -63,7 +63,7 @@ inference_options = options(
     type=click.Choice(get_args(Parallel)),
     default="ddp",
     show_default=True,
-    help="What several processes share: the batch, or by fsdp the parameters too.",
+    help="Processes share each batch; with fsdp also parameters, gradients and optimiser state.",
 )
 @click.pass_obj
 def pretrain_command(
@@ -82,7 +82,7 @@ def pretrain_command(
     dropout masks.
 
     Several processes share each batch of --batch-size windows: torchrun --nproc-per-node 4 -m torch_gpt pretrain …, or
-    srun. Rank 0 prints and writes; the run, and its checkpoint, are those of one process.
+    srun. Rank 0 prints and writes. Without dropout the run is that of one process.
     """
     chosen = choose_device(device)
     check_dtype(dtype, chosen)

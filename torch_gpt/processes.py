@@ -31,7 +31,10 @@ COLLECTIVE, FOREVER = timedelta(minutes=10), timedelta(days=365)
 """Longest wait for the other processes within a computation, and for the next call."""
 
 NOTICED, GRACE = 5.0, 30.0
-"""Seconds in which a broken connection is attributed to a process, and after which rank 0 stops waiting for one."""
+"""NOTICED: seconds to find out which process broke a connection. GRACE: seconds before rank 0 gives up on a computation
+with a dead process."""
+
+RESUME = ": resume the run from its last save, if it has one, with --resume"
 
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 """Signals that end a process; Windows has no SIGHUP."""
@@ -39,9 +42,9 @@ ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 
 @dataclass(frozen=True)
 class Process:
-    """What rank 0 knows of a process: its number and host, its command's arguments, and its host's GPUs."""
+    """What rank 0 knows of a process: its pid and host, its command's arguments, and its host's GPUs."""
 
-    number: int
+    pid: int
     host: str
     arguments: list[str]
     local_rank: int
@@ -49,12 +52,12 @@ class Process:
 
 
 class Team:
-    """The processes of a program. `make` creates what their calls are methods of, on every rank."""
+    """The processes of a program. `make` creates, on every rank, the object whose methods are called."""
 
     def __init__(self, place: Place, arguments: list[str], make: Callable[..., Any]):
         """Join the others. arguments: the command's, which must be the same everywhere."""
         self.place, self._make, self._member = place, make, None
-        os.environ.update(meeting_point(os.environ))
+        os.environ.update(meeting_point(os.environ, place.size))
         if torch.cuda.is_available():
             torch.cuda.set_device(place.local_rank % torch.cuda.device_count())  # more processes: see check_gpus
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -71,8 +74,9 @@ class Team:
                 dist.all_gather_object(self._processes, own, group=self._control)
         except (RuntimeError, ValueError) as error:
             raise LostProcessError(
-                f"the {place.size} processes did not all meet at {os.environ['MASTER_ADDR']}:"
-                f"{os.environ['MASTER_PORT']} ({error!s:.200}): start them all again"
+                f"the {place.size} processes could not meet at {os.environ['MASTER_ADDR']}:"
+                f"{os.environ['MASTER_PORT']} ({error!s:.200}): start them all again, with another MASTER_PORT if it "
+                "is in use"
             ) from error
         watched = range(1, place.size) if place.rank == 0 else [0]
         self._watchers = [threading.Thread(target=self._watch_rank, args=(rank,), daemon=True) for rank in watched]
@@ -94,12 +98,12 @@ class Team:
         for rank, process in enumerate(self._processes):
             if process.local_rank >= process.gpus:
                 raise InputError(
-                    f"rank {rank} is process {process.local_rank + 1} on {process.host}, which has "
-                    f"{process.gpus} GPUs: start as many processes as GPUs, or use --device cpu"
+                    f"rank {rank} is process {process.local_rank + 1} on {process.host}, whose number of GPUs is "
+                    f"{process.gpus}: start as many processes as GPUs, or use --device cpu"
                 )
 
     def call(self, name: str, *args: Any, own: tuple[Any, ...] = ()) -> Any:
-        """Rank 0: call this method everywhere and return its result here; "make" makes what it is a method of.
+        """Rank 0: call this method everywhere and return its result here; "make" creates the object.
 
         own: further arguments that only rank 0 gets, since it has them in memory; the others get None for each.
         Raises LostProcessError if another process dies meanwhile.
@@ -132,13 +136,13 @@ class Team:
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError) or re.search("(allocate|out of) memory", str(error)):
                 say(
-                    f"Error: rank {self.place.rank} has not enough memory ({error!s:.200}): use more processes, or a "
+                    f"Error: rank {self.place.rank} is out of memory ({error!s:.200}): use more processes, or a "
                     "smaller model, batch or context"
                 )
                 os._exit(2)
             if not re.search("gloo|NCCL|[Cc]onnection", str(error)):
                 raise
-            time.sleep(NOTICED)  # in which rank 0 ends this process; if it waits for it instead, this frees it
+            time.sleep(NOTICED)  # lets rank 0 end this process; if rank 0 waits for it instead, exiting frees rank 0
             os._exit(LostProcessError.exit_code)
 
     def end(self, code: int) -> None:
@@ -157,31 +161,33 @@ class Team:
         return getattr(self._member, name)(*args)
 
     def _watch_rank(self, rank: int) -> None:
-        """Wait until a process ends: rank 0 sends its exit code first, the others end without a word."""
+        """Wait until a process ends: rank 0 sends its exit code first, the others end without sending anything."""
         code = torch.tensor([0])
         try:
             dist.recv(code, src=rank, group=self._watch)
         except Exception:
             if self.place.rank == 0:
-                self._mourn(rank)
+                self._note_death(rank)
                 return
             if self.place.rank == 1:
-                say(f"Error: {self._named(0)} has died: resume the run from its last save with --resume")
+                say(
+                    f"Error: {self._named(0)} has died: resume the run from its last save, if it has one, with --resume"
+                )
             code = torch.tensor([LostProcessError.exit_code])
         sys.stdout.flush()
         os._exit(int(code))  # the main thread may be waiting in a computation that will never end
 
-    def _mourn(self, rank: int) -> None:
+    def _note_death(self, rank: int) -> None:
         """Rank 0: note that a process has died. If the computation with it does not fail within GRACE, end."""
         if self._ended.is_set():
             return
         self._lost.append(rank)
         if not self._ended.wait(GRACE) and self._calling:
-            say(f"Error: {self._named(rank)} has died: resume the run from its last save with --resume")
+            say(f"Error: {self._named(rank)} has died{RESUME}")
             os._exit(LostProcessError.exit_code)
 
     def _lost_now(self) -> str:
-        """Who has died, in words; "" if within NOTICED seconds nobody is known to have."""
+        """The process that died, for a message; "" if none is known after NOTICED seconds."""
         deadline = time.monotonic() + NOTICED
         while not self._lost and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -189,7 +195,7 @@ class Team:
 
     def _named(self, rank: int) -> str:
         process = self._processes[rank]
-        return f"rank {rank} (process {process.number} on {process.host})"
+        return f"rank {rank} (process {process.pid} on {process.host})"
 
 
 @contextmanager
@@ -213,7 +219,9 @@ def joined(arguments: list[str], make: Callable[..., Any]) -> Iterator[Team | No
     """
     code, team, place = UNFORESEEN, None, None
     try:
-        if (place := launched()) is not None:
+        place = launched()
+        alone = place is None or (place.size == 1 and "fsdp" not in " ".join(arguments))
+        if place is not None and not alone:
             team = Team(place, arguments, make)
             if place.rank > 0:
                 team.follow()

@@ -52,8 +52,8 @@ def run_evaluate(
         name, ids = in_words(text), encode(tokens, load_texts(text))
     elif "tokens" in header.about:
         track = partial(report.track, description="checking the tokens")
-        ids = tokens_of(header, encoding or encoding_of(header), track).val
-        name = str(ids.path)
+        learned = tokens_of(header, encoding or encoding_of(header), track)
+        name, ids = str(learned.val.path), learned.val
     else:
         name, content = text_of(header)
         ids = encode(tokens, split_text(content, TRAIN_RATIO)[1])

@@ -62,7 +62,7 @@ generate_options = options(
         default=1,
         show_default=True,
         metavar="N",
-        help="Continuations of the prompt, one after another on the one random stream.",
+        help="Continuations, drawn one after another from the same random stream.",
     ),
     click.option(
         "--stop",
@@ -115,7 +115,7 @@ def run_generate(
         raise InputError("at temperature 0 all samples are the same: give a --temperature above 0 with --num-samples")
     stops = tuple(as_typed(text, "--stop") for text in stop)
     if "" in stops:
-        raise InputError("--stop is empty: give the text before which to end")
+        raise InputError("--stop is empty: give the text to stop at")
     if sum((prompt is not None, prompt_file is not None, interactive)) != 1:
         raise click.UsageError("give exactly one of PROMPT (- for standard input), --prompt-file FILE, --interactive")
     if prompt is not None and exists(prompt) and not exists(checkpoint):
@@ -134,7 +134,7 @@ def run_generate(
             except InputError as error:
                 if not marker:
                     raise
-                say(f"Error: {error}")  # who types may try again
+                say(f"Error: {error}")  # on a terminal the user can try again
                 continue
             if len(ids) > T:
                 say(f"the prompt has {len(ids):,} tokens; the model sees only the last {T:,}, its context length")
@@ -142,7 +142,7 @@ def run_generate(
                 if sample or (number and not marker):
                     report.line(SEPARATOR)
                 if not interactive:
-                    report.piece(text)
+                    report.piece(printable(text))
                 for piece in before_stop(stream_decode(words, new_ids(ids)), stops):
                     report.piece(printable(piece))
                 report.line()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 def before_stop(pieces: Iterable[str], stops: tuple[str, ...]) -> Iterator[str]:
     """Yield the text of the pieces up to the first occurrence of any stop text, each part as soon as it is certain.
 
-    Only an end that may begin a stop text is held back. No piece is taken after the one that completes it.
+    Only a tail that could begin a stop text is held back. No piece is taken after the one that completes it.
     """
     held = ""
     for piece in pieces:

@@ -59,12 +59,13 @@ class Batches:
         if settings.tokens is None:
             name, content = in_words(settings.text), self.text.encode()
             self.about = {"text": to_metadata(settings.text), "text_sha256": sha256(self.text)}
-            parts = [encode(self.encoding, part) for part in split_text(self.text, TRAIN_RATIO)]
+            arrays = [encode(self.encoding, part) for part in split_text(self.text, TRAIN_RATIO)]
+            parts, self.largest_id = arrays, max(int(ids.max(initial=-1)) for ids in arrays)
         else:
             tokens = open_tokens(Path(settings.tokens), settings.encoding, track)
             name, content = settings.tokens, tokens.sha256.encode()
             self.about = {"tokens": settings.tokens, "tokens_sha256": tokens.sha256}
-            parts = [tokens.train, tokens.val]
+            parts, self.largest_id = [tokens.train, tokens.val], tokens.largest_id
         self.sha256 = hashlib.sha256(b"\0".join([content, *self.vocabulary.values()])).hexdigest()
         self.tokens = sum(len(part) for part in parts)
         T, stride = settings.context_length, settings.stride or settings.context_length

@@ -127,7 +127,7 @@ def prepare(
         flags["text"] = absolute_texts(flags["text"])
     if "tokens" in flags:
         flags["tokens"] = absolute_folder(flags["tokens"])
-    if flags.get("encoding", ENCODINGS[0]) not in ENCODINGS and is_folder(flags["encoding"]):
+    if flags.get("encoding", CHARS) not in (*ENCODINGS, CHARS) and is_folder(flags["encoding"]):
         flags["encoding"] = str(absolute(flags["encoding"]))
     run, params = None, None
     if resume is not None:
@@ -170,10 +170,10 @@ def prepare(
             "largest float32 in one step: choose smaller ones"
         )
     if settings.batch_size % (settings.accumulate * processes):
-        parts = [f"{processes} processes"] * (processes > 1) + [f"--accumulate {settings.accumulate}"]
+        parts = f"{processes} processes × " * (processes > 1) + f"--accumulate {settings.accumulate}"
         raise InputError(
-            f"--batch-size {settings.batch_size} does not divide into equal parts by {' and '.join(parts)}: choose a "
-            f"multiple of {settings.accumulate * processes}"
+            f"--batch-size {settings.batch_size} is not divisible by {parts}: choose a multiple of "
+            f"{settings.accumulate * processes}"
         )
     if not settings.prompt:
         raise InputError("the --prompt is empty: give at least one character to continue from")
@@ -181,6 +181,11 @@ def prepare(
     settings = _with_prompt(settings, batches, "prompt" in flags)
     if config is None:
         config = settings.config(batches.encoding.n_vocab)
+    if batches.largest_id >= config.vocab_size:
+        raise InputError(
+            f"the training tokens have id {batches.largest_id:,}, but the model knows {config.vocab_size:,}: use the "
+            "encoding that it was trained with"
+        )
     settings, cap = _length(settings, flags, batches)
     return Job(settings, batches, config, params, run, cap)
 
@@ -278,6 +283,12 @@ class _Session:
 
     def train(self, received: list[int]) -> None:
         """Train to the end or to a signal, save and report. On an error, saves first what can be saved."""
+        try:
+            self._train(received)
+        except LostProcessError as error:
+            raise LostProcessError(f"{error}; {self._last_save()}") from error
+
+    def _train(self, received: list[int]) -> None:
         job, position, report = self.job, self.position, self.report
         report.line()
         if position.step == 0:
@@ -290,8 +301,6 @@ class _Session:
             except DivergedError as error:
                 self._drawn()
                 raise DivergedError(f"{error}; {self._after_divergence()}") from error
-            except LostProcessError as error:
-                raise LostProcessError(f"{error}; {self._last_save()}") from error
             except KeyboardInterrupt:
                 report.line(f"Stopped at once; {self._last_save()}")
                 raise
@@ -320,6 +329,8 @@ class _Session:
             while (step := self._next(steps)) is not None:
                 try:
                     self._report(step)
+                except LostProcessError:
+                    raise
                 except Exception:
                     self._save()
                     raise
@@ -367,6 +378,8 @@ class _Session:
             )
         except NonFiniteError as error:
             raise DivergedError(f"training has diverged: after {self.position.step} steps {error}") from error
+        except LostProcessError:
+            raise
         except InputError as error:
             raise InputError(f"{error}; {self._last_save()}") from error
         self._saved = self.position.step

@@ -99,7 +99,7 @@ COUNTED_FROM_0 = ("epochs", "max_steps", "warmup_steps", "sample_tokens")
 """Settings that may be 0; the other counts are at least 1."""
 
 MAY_CHANGE = {"epochs", "max_steps", "eval_freq", "eval_iter", "prompt", "accumulate"}
-"""Settings that --resume may change; changing the others would make it another run."""
+"""Settings that --resume may change. Changing the others would make it another run, as does accumulate with dropout."""
 
 
 def check_settings(settings: Settings) -> None:

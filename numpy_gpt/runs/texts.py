@@ -36,13 +36,24 @@ def in_words(text: Text) -> str:
 def text_files(text: Text) -> list[str]:
     """The texts in the order they are read in: sorted by name, each folder replaced by the files in it.
 
-    A folder stands for all files in it and in its subfolders, sorted by path, but for empty files and those whose name,
-    or whose folder's, begins with a dot. Raises InputError for a folder without any, or one that cannot be read.
+    The order does not depend on how a path is typed. A folder stands for all files in it and in its subfolders, sorted
+    by path, except empty and hidden ones (a dot begins the file's or a folder's name).
+    Raises InputError for a folder without any, or one that cannot be read, and for a file that is there twice.
     """
     files: list[str] = []
-    for name in sorted(names_of(text), key=lambda name: (os.path.basename(name), name)):
+    for name in sorted(names_of(text), key=_place):
         files += _files_in(name) if name not in CORPORA and is_folder(name) else [name]
+    seen: dict[str, str] = {}
+    for file in files:
+        if (before := seen.setdefault(_place(file)[1], file)) != file or files.count(file) > 1:
+            raise InputError(f"the text {file} is given twice (also as {before}): leave one out")
     return files
+
+
+def _place(name: str) -> tuple[str, str]:
+    """(name, absolute path) of a text, by which texts are sorted."""
+    path = name if name in CORPORA else str(absolute(name))
+    return os.path.basename(path), path
 
 
 def _files_in(folder: str) -> list[str]:
@@ -55,7 +66,7 @@ def _files_in(folder: str) -> list[str]:
     except OSError as error:
         raise InputError(refusal(error.filename or folder, error)) from error
     if not found:
-        raise InputError(f"{folder} is a folder without a text: give one with files of UTF-8 text in it")
+        raise InputError(f"{folder} contains no text: give a folder with UTF-8 text files")
     return [str(path) for path in sorted(found)]
 
 
@@ -116,12 +127,12 @@ def text_of(header: Header) -> tuple[str, str]:
     value = header.about.get("text")
     if value is None:
         raise InputError(f"{header.file} does not name the text it was trained on: give one with --text")
-    text = find_texts(from_metadata(value), header, "restore it, or take all of another file with --text FILE")
+    text = find_texts(from_metadata(value), header, "restore it, or evaluate all of another file with --text FILE")
     content = load_texts(text)
     if header.about.get("text_sha256", sha256(content)) != sha256(content):
         name = in_words(text)
         raise InputError(
             f"{name} is not the text that {header.file} was trained on (its SHA-256 differs): "
-            f"restore that, or take all of this one with --text {name}"
+            f"restore the original, or evaluate all of this one with --text {name}"
         )
     return in_words(text), content

@@ -40,4 +40,6 @@ def tokens_of(header: Header, encoding: str, track: Track) -> Tokens:
     tokens = open_tokens(Path(find_tokens(header.about["tokens"], header, fix)), encoding, track)
     if header.about.get("tokens_sha256") != tokens.sha256:
         raise InputError(f"{tokens.folder} does not have the tokens that {header.file} was trained on: {fix}")
+    if tokens.largest_id >= header.config.vocab_size:
+        raise InputError(f"{tokens.folder} has token ids that {header.file} does not know: {fix}")
     return tokens

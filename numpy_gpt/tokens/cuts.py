@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import tiktoken
 
 CHUNK = 2**20
-"""Characters that a chunk has at least, except the last."""
+"""Fewest characters in a chunk, except the last."""
 
 LONGEST = 2**21
-"""Characters without a place to cut that are still encoded: each takes tiktoken 50 to 120 bytes of memory."""
+"""Longest stretch without a place to cut that is still encoded: tiktoken needs 50 to 120 bytes a character."""
 
 STRETCH = 2**12
-"""Characters searched for a place to cut at a time, from the end of a text."""
+"""Characters searched at a time, backwards from the end."""
 
 ANYWHERE = r"(?s)(?<=.)(?=.)"
 VISIBLE = f"[^{''.join(WHITE_SPACE)}]"
@@ -49,7 +49,7 @@ class Cuts:
 
     def last(self, text: str) -> int:
         """The last safe place to cut a text that continues: the length of the part before it, or 0 if it has none."""
-        stop = len(text) - self._reach + 1  # of an added token at the cut, all must be seen
+        stop = len(text) - self._reach + 1  # an added token at the cut must be visible in full
         while stop > 1:
             start = max(0, stop - STRETCH)
             places = [start + found.start() for found in self._places.finditer(text[start:stop])]

@@ -1,4 +1,4 @@
-"""A folder of token ids: train.bin and val.bin, with their tokens.json or, as nanoGPT writes them, without."""
+"""A folder of token ids: train.bin and val.bin, with their meta.json or, as nanoGPT writes them, without."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -10,21 +10,21 @@ import numpy as np
 
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.bounded_json import read_json
-from numpy_gpt.io.paths import is_file, is_folder, kind_of
+from numpy_gpt.io.paths import is_file, is_folder, kind_of, refusal
 from numpy_gpt.tokenizer import CHARS, ENCODINGS, get_encoding, vocabulary_files, vocabulary_sha256
 from numpy_gpt.tokens.file import TokenFile
 
 FORMAT, VERSION = "numpy-gpt tokens", 1
 
 PARTS = ("train", "val")
-HEADER, VOCABULARY = "tokens.json", "vocabulary"
+HEADER, VOCABULARY = "meta.json", "vocabulary"
 """The file that describes the others, and the subfolder for an encoding without a built-in name."""
 
 Track = Callable[[Sequence[int]], Iterable[int]]
 """Passes numbers of blocks through, showing progress, like console.Report.track."""
 
 PICKLE = "meta.pkl"
-"""nanoGPT's file of a vocabulary, which is never read: it may run code."""
+"""The pickle with nanoGPT's vocabulary. Never read: a pickle can run code."""
 
 BLOCK = 2**22
 """Bytes of a file checked at a time."""
@@ -36,19 +36,23 @@ def file_of(part: str) -> str:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A folder's tokens, checked. encoding: as get_encoding takes it; sha256: identifies both files' content."""
+    """A folder's tokens, checked.
+
+    encoding: as get_encoding takes it; sha256: identifies both files' content; largest_id: -1 if there are none.
+    """
 
     folder: Path
     encoding: str
     train: TokenFile
     val: TokenFile
     sha256: str
+    largest_id: int
 
 
 def open_tokens(folder: Path, encoding: str | None = None, track: Track = iter) -> Tokens:
     """Open a folder of tokens, after reading both files once to check them.
 
-    encoding: the one expected. None: that of tokens.json; gpt2 in a folder of nanoGPT's. track: passes the numbers of
+    encoding: the one expected. None: that of meta.json; gpt2 in a folder of nanoGPT's. track: passes the numbers of
     the blocks through, showing progress.
 
     Raises InputError if something is missing or damaged, was changed since it was written, is of another encoding, or
@@ -77,18 +81,21 @@ def open_tokens(folder: Path, encoding: str | None = None, track: Track = iter) 
                 f"--encoding (nanoGPT's {PICKLE} is a pickle and is never read)"
             )
     train, val = files
-    return Tokens(folder, encoding, train, val, _both([hashed.hexdigest() for hashed in seen]))
+    return Tokens(folder, encoding, train, val, _both([hashed.hexdigest() for hashed in seen]), max(largest))
 
 
 def tokens_sha256(folder: Path) -> str:
-    """Tokens.sha256 of a folder without checking it: if it has a tokens.json, from there. Raises InputError."""
+    """Tokens.sha256 of an unchecked folder: from meta.json if present, else computed. Raises InputError."""
     header = read_header(folder)
     if header is not None:
         return _both([header["sha256"][part] for part in PARTS])
     sums = []
     for part in PARTS:
-        with (folder / file_of(part)).open("rb") as file:
-            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+        try:
+            with (folder / file_of(part)).open("rb") as file:
+                sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise InputError(refusal(folder / file_of(part), error)) from error
     return _both(sums)
 
 
@@ -102,9 +109,9 @@ def _both(sums: list[str]) -> str:
 
 
 def read_header(folder: Path) -> dict[str, Any] | None:
-    """The tokens.json of a folder of tokens, checked; None in a folder of nanoGPT's, which has none.
+    """The meta.json of a folder of tokens, checked; None in a folder of nanoGPT's, which has none.
 
-    Raises InputError if this is not a folder of tokens, or if its tokens.json is damaged.
+    Raises InputError if this is not a folder of tokens, or if its meta.json is damaged.
     """
     if kind_of(folder) == "missing":
         raise InputError(f"{folder} does not exist: give a folder made by numpy-gpt tokenize or nanoGPT's prepare.py")

@@ -42,7 +42,7 @@ Transfer = Callable[[str, int, int], AbstractContextManager[Callable[[int], None
 def tokenize(
     files: Sequence[str], encoding: str, out: Path, train_ratio: float, processes: int, transfer: Transfer
 ) -> dict[str, Any]:
-    """Write the tokens of the files, joined by <|endoftext|>, into the new folder `out`; returns its tokens.json.
+    """Write the tokens of the files, joined by <|endoftext|>, into the new folder `out`; returns its meta.json.
 
     The first int(train_ratio * characters) characters are encoded as one text into train.bin, the rest into val.bin.
     The files are read twice: to count the characters, and to encode them.
