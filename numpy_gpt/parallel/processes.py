@@ -58,11 +58,11 @@ def in_processes(count: int) -> Iterator[Map]:
             yield _received(waiting.popleft())
 
     try:
-        with _signals_held_back():
+        with _interrupts_held_back():
             resource_tracker.ensure_running()  # started by the first process otherwise, which would undo the mask
         for worker, (_, theirs) in zip(workers, pipes, strict=True):
             try:
-                with _signals_held_back():
+                with _interrupts_held_back():
                     worker.start()
             except OSError as error:
                 raise InputError(
@@ -116,15 +116,15 @@ def _serve(connection: Connection) -> None:
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Hold back Ctrl-C and the end of the terminal, in this block and in all processes started in it.
+def _interrupts_held_back() -> Iterator[None]:
+    """Hold back Ctrl-C in this block, and for good in the processes started in it.
 
-    A terminal sends them to all of its processes, but this one alone should respond, and end the others.
+    A terminal sends it to all of its processes, but this one alone should respond, and end the others.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
