@@ -253,11 +253,23 @@ def test_nanogpts_folder_is_of_gpt2_unless_told(tmp_path):
     assert "nanoGPT's meta.pkl is a pickle and is never read" in result.output
 
 
+@pytest.mark.parametrize("flags", [[], ["--encoding", "chars"]])
+def test_nanogpts_characters_are_read_from_a_list(tmp_path, flags):
+    folder = nanogpt(tmp_path / "shakespeare_char", [i % 65 for i in range(600)])
+    (folder / "characters.json").write_text(json.dumps([chr(40 + i) for i in range(65)]))
+    result = learn(numpy_main, ["--tokens", folder, *flags], tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert load(tmp_path / "run").config.vocab_size == 65
+    assert set(invoke(numpy_main, "generate", tmp_path / "run", "(").stdout) <= {*map(chr, range(40, 105)), "\n"}
+
+
 def test_nanogpts_pickle_is_not_read(tmp_path):
     folder = nanogpt(tmp_path / "shakespeare_char", [i % 65 for i in range(600)])
     (folder / "meta.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     result = learn(numpy_main, ["--tokens", folder], tmp_path / "run")
-    check_refused(result, "has its vocabulary in meta.pkl, a pickle, which is never read: pass the encoding of these")
+    check_refused(
+        result, "has no vocabulary that can be read (meta.pkl is a pickle, which may run code): put characters.json"
+    )
     assert learn(numpy_main, ["--tokens", folder, "--encoding", "bytes"], tmp_path / "run").exit_code == 0
     shutil.move(folder, tmp_path / "run" / "shakespeare_char")
     assert invoke(numpy_main, "pretrain", "--resume", tmp_path / "run", "--max-steps", 10).exit_code == 0

@@ -97,7 +97,7 @@ def pretrain_command(
         from torch_gpt.parallel import TeamLearner  # torch.distributed's modules take a second to import
 
         learner = partial(TeamLearner, team=team, parallel=parallel, **how)
-        options += f" · {team.place.size} processes ({parallel})"
+        options += f" · {team.place.size} process{'es' * (team.place.size > 1)} ({parallel})"
     elif parallel == "fsdp":
         raise InputError("--parallel fsdp shares the model among processes: start them with torchrun or srun")
     if compiled:

@@ -34,10 +34,10 @@ from numpy_gpt.runs.texts import text_files
 def tokenize_command(texts: tuple[str, ...], encoding: str, out: Path, processes: int | None) -> None:
     """Encode each TEXT, a file of UTF-8 text or a folder of them, for pretrain --tokens.
 
-    The tokens are those of a run with the same texts as --text: joined by <|endoftext|>, the first nine tenths of the
-    characters for training (train.bin), the rest for validation (val.bin). The texts may be larger than memory.
-    The .bin files are as nanoGPT's: two bytes a token, or four if the vocabulary has more than 65,535. meta.json
-    names the encoding.
+    The tokens are those of a run with the same --encoding and these texts as --text: joined by <|endoftext|>, the first
+    nine tenths of the characters for training (train.bin), the rest for validation (val.bin). The texts may be larger
+    than memory. The .bin files are as nanoGPT's: two bytes a token, or four if the vocabulary has more than 65,535.
+    meta.json names the encoding.
     """
     from numpy_gpt.tokens.making import tokenize  # here, since it loads tiktoken
 

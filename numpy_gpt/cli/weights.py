@@ -116,7 +116,7 @@ def export_command(checkpoint: Path, kind: str, out: Path) -> None:
         encoding = encoding_of(header)
         words = vocabulary_files(encoding)
         if not words or CHARACTERS in words:
-            words, missing = {}, f"the encoding {encoding} has no files that transformers reads"
+            words, missing = {}, f"transformers reads no files of the encoding; here, use --encoding {encoding}"
     except InputError as error:
         missing = str(error)
     with new_folder(out) as folder, enough_memory(config, 4, "exporting it"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from numpy_gpt.encodings.vocabulary import CHARACTERS
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.bounded_json import read_json
 from numpy_gpt.io.paths import is_file, is_folder, kind_of, refusal
@@ -144,15 +145,17 @@ def read_header(folder: Path) -> dict[str, Any] | None:
 
 def _matching(folder: Path, header: dict[str, Any] | None, expected: str | None) -> str:
     """The encoding of a folder's tokens: the one expected, if its vocabulary is the same."""
-    if expected == CHARS:
-        raise InputError(f"the encoding chars is made from a text: leave --encoding out, since {folder} has its own")
     if header is None:
-        if expected is None and kind_of(folder / PICKLE) != "missing":
+        if is_file(folder / CHARACTERS) and expected in (None, CHARS):
+            return str(folder)
+        if expected == CHARS or (expected is None and kind_of(folder / PICKLE) != "missing"):
             raise InputError(
-                f"{folder} has its vocabulary in {PICKLE}, a pickle, which is never read: pass the encoding of these "
-                "tokens as --encoding"
+                f"{folder} has no vocabulary that can be read ({PICKLE} is a pickle, which may run code): put "
+                f"{CHARACTERS}, a JSON list of its characters, there, or pass the encoding of its tokens as --encoding"
             )
         return expected or "gpt2"
+    if expected == CHARS:
+        raise InputError(f"the encoding chars is made from a text: leave --encoding out, since {folder} has its own")
     own = str(folder / VOCABULARY) if header["encoding"] == VOCABULARY else header["encoding"]
     if expected is None and own not in ENCODINGS and not is_folder(own):
         raise InputError(f"{own}, the vocabulary of these tokens, was not found: restore it, or pass it as --encoding")
