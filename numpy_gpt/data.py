@@ -13,6 +13,7 @@ from typing import BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 
+from numpy_gpt.encodings.vocabulary import END_OF_TEXT
 from numpy_gpt.errors import InputError
 from numpy_gpt.io.finding import data_folder_file, find, temporary_files
 from numpy_gpt.io.paths import kind_of, refusal
@@ -143,14 +144,21 @@ def sha256(text: str) -> str:
 
 
 def split_text(text: str, ratio: float = 0.9) -> tuple[str, str]:
-    """(training text, validation text): the first int(ratio * characters), and the rest.
+    """(training text, validation text): the first int(ratio * characters), as in the book, and the rest.
 
-    Raises InputError unless 0 <= ratio <= 1.
+    Where that would cut through an <|endoftext|>, the split is before it. Raises InputError unless 0 <= ratio <= 1.
     """
     if not 0 <= ratio <= 1:
         raise InputError(f"the training share of the text must be from 0 to 1, not {ratio!r}")
-    split = int(ratio * len(text))
+    split = before_separator(text, int(ratio * len(text)))
     return text[:split], text[split:]
+
+
+def before_separator(text: str, place: int) -> int:
+    """The place in the text, or if it lies inside an <|endoftext|>, the beginning of that."""
+    n = len(END_OF_TEXT)
+    start = text.rfind(END_OF_TEXT, max(0, place - n + 1), place + n - 1)
+    return place if start < 0 else start
 
 
 def sliding_windows(ids: Array, max_length: int, stride: int) -> tuple[Array, Array]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numpy_gpt.cli.main import main as numpy_main
-from numpy_gpt.data import load_text
+from numpy_gpt.data import load_text, split_text
 from numpy_gpt.errors import InputError
 from numpy_gpt.runs.texts import absolute_texts, from_metadata, in_words, load_texts, text_files, to_metadata
 from parity_tests.judge.runs import SMALL, check_refused, invoke, pretrain, rows, snapshot
@@ -133,3 +133,39 @@ def test_a_text_given_twice_is_refused(books, tmp_path, monkeypatch):
     for names in (("c.txt", "./c.txt"), ("books", "books/b.txt"), ("c.txt", "c.txt"), ("python-manual",) * 2):
         with pytest.raises(InputError, match=r"is given twice \(also as .*\): leave one out"):
             load_texts(names)
+
+
+def test_an_empty_name_is_refused():
+    for command in (["pretrain"], ["pretrain", "--text", "python-manual"]):
+        check_refused(invoke(numpy_main, *command, "--text", ""), "the name of a text is empty")
+
+
+@given(parts=st.lists(st.text("<|endoftx>ab", max_size=8), min_size=1, max_size=4), ratio=st.floats(0, 1))
+def test_the_split_never_cuts_a_separator(parts, ratio):
+    text = "<|endoftext|>".join(parts)
+    first, rest = split_text(text, ratio)
+    assert first + rest == text
+    assert first.count("<|endoftext|>") + rest.count("<|endoftext|>") == text.count("<|endoftext|>")
+    moved = int(ratio * len(text)) - len(first)
+    assert moved == 0 or (0 < moved < len("<|endoftext|>") and rest.startswith("<|endoftext|>"))
+
+
+@pytest.mark.parametrize("encoding", ["bytes", "chars"])
+def test_texts_split_at_a_separator_are_learned_and_tokenised_alike(tmp_path, encoding):
+    """Of ten texts of equal length the last tenth begins inside the last separator."""
+    folder = tmp_path / "ten"
+    folder.mkdir()
+    for i in range(10):
+        (folder / f"{i}.txt").write_text("abcdefgh ijkl mnop endtx\n" * 8)
+    pretrain(numpy_main, folder, tmp_path / "text", "--encoding", encoding, "--max-steps", 3)
+    made = invoke(numpy_main, "tokenize", folder, "--encoding", encoding, "--out", tmp_path / "tokens")
+    assert made.exit_code == 0, made.output
+    flags = [*SMALL, "--max-steps", 3, *(["--encoding", "bytes"] if encoding == "bytes" else [])]
+    learned = invoke(numpy_main, "pretrain", "--tokens", tmp_path / "tokens", "--out", tmp_path / "run", *flags)
+    assert learned.exit_code == 0, learned.output
+    drop = {"seconds"}
+    got, want = (
+        [{name: value for name, value in row.items() if name not in drop} for row in rows(tmp_path / name)]
+        for name in ("run", "text")
+    )
+    assert got == want

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,11 +11,19 @@ from numpy_gpt.errors import InputError
 
 LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, and whatever follows its convention
+    (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+    ),  # Open MPI, which may run inside srun
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun; sbatch itself sets no STEP
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
 )
 """The variables in which launchers give a process's rank, the number of processes, and the rank on its host."""
+
+
+MOST = 1 << 20
+"""Most processes: a larger number is a mistake."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ def launched(environ: Mapping[str, str] = os.environ) -> Place | None:
                 rank, size, local_rank = map(int, values)
             except ValueError:
                 rank, size, local_rank = 0, 0, 0
-            if not 0 <= rank < size or local_rank < 0:
+            if not 0 <= rank < size <= MOST or local_rank < 0:
                 given = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
                 raise InputError(
                     f"the launcher's variables {given} are impossible: the rank must be below the number of processes; "
@@ -62,6 +71,9 @@ def meeting_point(environ: Mapping[str, str], size: int) -> dict[str, str]:
     elif first is None:
         port = 29500
     else:
-        job, step = (int(environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-        port = 15000 + (31 * job + step) % 20000
-    return {"MASTER_ADDR": environ.get("MASTER_ADDR", host), "MASTER_PORT": environ.get("MASTER_PORT", str(port))}
+        step = f"{environ.get('SLURM_JOB_ID')}.{environ.get('SLURM_STEP_ID')}"
+        port = 15000 + zlib.crc32(step.encode()) % 20000  # the same on all hosts, and another in each step
+    given = environ.get("MASTER_PORT", str(port))
+    if not (given.isdecimal() and 0 < int(given) < 65536):
+        raise InputError(f"MASTER_PORT={given} is not a port: set it to a number from 1 to 65535, or leave it unset")
+    return {"MASTER_ADDR": environ.get("MASTER_ADDR") or host, "MASTER_PORT": given}

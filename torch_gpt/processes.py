@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from numpy_gpt.errors import DivergedError, InputError, LostProcessError
-from numpy_gpt.io.outermost import UNFORESEEN, say
+from numpy_gpt.io.outermost import INTERRUPTED, UNFORESEEN, say
 from torch_gpt.launchers import Place, launched, meeting_point
 
 Parallel = Literal["ddp", "fsdp"]
@@ -33,6 +33,9 @@ COLLECTIVE, FOREVER = timedelta(minutes=10), timedelta(days=365)
 NOTICED, GRACE = 5.0, 30.0
 """NOTICED: seconds to find out which process broke a connection. GRACE: seconds before rank 0 gives up on a computation
 with a dead process."""
+
+WAITING = 15.0
+"""Seconds after which rank 0 says that it is waiting for the others to start."""
 
 RESUME = ": resume the run from its last save, if it has one, with --resume"
 
@@ -64,6 +67,9 @@ class Team:
         self._calling, self._ended = False, threading.Event()
         self._lost: list[int] = []
         self._processes: list[Any] = [None] * place.size
+        waiting = threading.Timer(WAITING, self._say_waiting)
+        waiting.daemon = True
+        waiting.start()
         try:
             with _ending_at_signals():
                 dist.init_process_group(backend, rank=place.rank, world_size=place.size, timeout=COLLECTIVE)
@@ -78,10 +84,17 @@ class Team:
                 f"{os.environ['MASTER_PORT']} ({error!s:.200}): start them all again, with another MASTER_PORT if it "
                 "is in use"
             ) from error
+        finally:
+            waiting.cancel()
         watched = range(1, place.size) if place.rank == 0 else [0]
         self._watchers = [threading.Thread(target=self._watch_rank, args=(rank,), daemon=True) for rank in watched]
         for watcher in self._watchers:
             watcher.start()
+
+    def _say_waiting(self) -> None:
+        if self.place.rank == 0:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            say(f"waiting at {where} for the other {self.place.size - 1} of {self.place.size} processes to start")
 
     def check_arguments(self) -> None:
         """Raise InputError unless all processes were started with the same arguments."""
@@ -236,6 +249,11 @@ def joined(arguments: list[str], make: Callable[..., Any]) -> Iterator[Team | No
         if place is None or place.rank == 0:
             say(f"Error: {error}")
         raise SystemExit(code) from error
+    except Exception:
+        raise
+    except BaseException:  # Ctrl-C, or a signal that ends the process
+        code = INTERRUPTED
+        raise
     finally:
         if team is not None and team.place.rank == 0:
             team.end(code)

@@ -31,6 +31,8 @@ class CharacterEncoding(tiktoken.Encoding):
             ranks = {character.encode(): i for i, character in enumerate(characters)}
             if len(ranks) != len(characters) or not all(len(character) == 1 for character in characters):
                 raise ValueError("it is not a list of different characters")
+            if not ranks:
+                raise ValueError("it has no characters")
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise InputError(f"{where} has no usable {CHARACTERS} ({error!s:.200}): restore it") from error
         special = {END_OF_TEXT: len(ranks)} if len(tokens) > len(ranks) else {}

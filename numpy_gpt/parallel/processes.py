@@ -43,7 +43,10 @@ def in_processes(count: int) -> Iterator[Map]:
         yield map
         return
     spawn = get_context("spawn")
-    pipes = [spawn.Pipe() for _ in range(count)]
+    try:
+        pipes = [spawn.Pipe() for _ in range(count)]
+    except OSError as error:
+        raise InputError(f"cannot start {count} processes ({error.strerror}): give fewer --processes") from error
     workers = [spawn.Process(target=_serve, args=(theirs,), daemon=True) for _, theirs in pipes]
     connections = [ours for ours, _ in pipes]
 
@@ -74,6 +77,8 @@ def in_processes(count: int) -> Iterator[Map]:
         for worker in workers:
             if worker.pid is not None:
                 worker.terminate()
+                worker.join(5)
+                worker.kill()  # if it has been stopped, it did not notice
                 worker.join()
         for ours, theirs in pipes:
             ours.close()

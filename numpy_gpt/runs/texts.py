@@ -17,8 +17,11 @@ Text = str | tuple[str, ...]
 
 
 def names_of(text: Text) -> tuple[str, ...]:
-    """The names of one or several texts."""
-    return (text,) if isinstance(text, str) else text
+    """The names of one or several texts. Raises InputError for an empty one."""
+    names = (text,) if isinstance(text, str) else text
+    if "" in names:
+        raise InputError("the name of a text is empty: give a file, a folder or a known text")
+    return names
 
 
 def text_from(names: Iterable[str]) -> Text:

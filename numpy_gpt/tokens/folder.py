@@ -153,6 +153,8 @@ def _matching(folder: Path, header: dict[str, Any] | None, expected: str | None)
                 f"{folder} has no vocabulary that can be read ({PICKLE} is a pickle, which may run code): put "
                 f"{CHARACTERS}, a JSON list of its characters, there, or pass the encoding of its tokens as --encoding"
             )
+        if is_folder(folder / VOCABULARY):
+            raise InputError(f"{folder / HEADER}, which describes these tokens, is missing: restore it")
         return expected or "gpt2"
     if expected == CHARS:
         raise InputError(f"the encoding chars is made from a text: leave --encoding out, since {folder} has its own")

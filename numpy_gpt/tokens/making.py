@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from numpy_gpt.data import text_blocks
+from numpy_gpt.data import before_separator, text_blocks
 from numpy_gpt.encodings.characters import characters_file
 from numpy_gpt.encodings.vocabulary import CHARACTERS
 from numpy_gpt.errors import InputError
@@ -59,7 +59,7 @@ def tokenize(
                 (folder / VOCABULARY).mkdir()
                 for name, content in words.items():
                     (folder / VOCABULARY / name).write_bytes(content)
-        split = int(train_ratio * counted.characters)
+        split = _split(files, int(train_ratio * counted.characters))
         name = str(folder / VOCABULARY) if encoding == CHARS else encoding
         known, encoded = get_encoding(name), _Tally()
         dtype = np.dtype("<u2" if known.n_vocab <= 65535 else "<u4")
@@ -105,6 +105,18 @@ def _counted(files: Sequence[str], characters: bool, transfer: Transfer) -> tupl
             found = characters_file(chunks(text, Cuts(get_encoding("bytes"))))  # cuts no <|endoftext|>
         deque(text, maxlen=0)
     return tally, found
+
+
+def _split(files: Sequence[str], place: int) -> int:
+    """Where the training part of the text ends, as data.split_text has it."""
+    n, position, text = len(END_OF_TEXT), 0, ""
+    for block in joined(files):
+        text = text[-2 * n :] + block
+        position += len(block)
+        if position >= place + n:
+            break
+    begin = position - len(text)
+    return begin + before_separator(text, place - begin)
 
 
 def joined(files: Iterable[str]) -> Iterator[str]:
