@@ -70,7 +70,7 @@ def text_blocks(path: str) -> Iterator[str]:
 
 
 def decode_text(raw: bytes, name: str) -> str:
-    """The UTF-8 text in these bytes, with all newlines as "\\n". Raises InputError, naming it, if there is none."""
+    """The UTF-8 text in these bytes, all newlines as "\\n". Raises InputError, naming them, if they are no text."""
     return "".join(_decoded([raw], name))
 
 

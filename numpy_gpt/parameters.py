@@ -46,10 +46,10 @@ def parameter_count(config: GPTConfig) -> int:
 
 
 def decayed_parameters(config: GPTConfig, decay: str) -> list[str]:
-    """The parameters that weight decay shrinks: "all", as in the book; "2d", the embeddings' and the linear layers'
-    weights, as nanoGPT; or "matrices", the linear layers' weights alone, as minGPT.
+    """The names of the parameters that weight decay shrinks.
 
-    A token embedding that is also the output head counts as an embedding.
+    decay: "all", as in the book; "2d", the weights of embeddings and linear layers, as in nanoGPT; "matrices", those of
+    linear layers alone, as in minGPT. A token embedding that is also the output head counts as an embedding.
     """
     shapes = parameter_shapes(config)
     left_out = {"all": (), "2d": (".bias", ".scale", ".shift"), "matrices": (".bias", ".scale", ".shift", "emb.weight")}
