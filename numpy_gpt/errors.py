@@ -27,8 +27,8 @@ class DivergedError(InputError):
     exit_code = 3
 
 
-class LostProcessError(InputError):
-    """Another process of a run has died; the commands exit with 4."""
+class LostProcessError(Exception):
+    """Another process of a run has died; the commands print the message and exit with 4."""
 
     exit_code = 4
 

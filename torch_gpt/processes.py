@@ -244,7 +244,7 @@ def joined(arguments: list[str], make: Callable[..., Any]) -> Iterator[Team | No
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
         raise
-    except InputError as error:
+    except (InputError, LostProcessError) as error:
         code = error.exit_code
         if place is None or place.rank == 0:
             say(f"Error: {error}")

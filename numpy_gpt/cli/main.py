@@ -23,7 +23,7 @@ from numpy_gpt.cli.tokenize import tokenize_command
 from numpy_gpt.cli.weights import download_command, export_command, import_command
 from numpy_gpt.console import Report, printable
 from numpy_gpt.data import rereadable
-from numpy_gpt.errors import InputError
+from numpy_gpt.errors import InputError, LostProcessError
 from numpy_gpt.io.files import disk_fix
 from numpy_gpt.io.outermost import INTERRUPTED, outermost, say
 from numpy_gpt.runs.pretrain import defaults_for
@@ -54,7 +54,7 @@ class Commands(click.Group):
                     error = suggest_ours(error)
                 error.show()
                 raise SystemExit(error.exit_code) from error
-            except InputError as error:
+            except (InputError, LostProcessError) as error:
                 say(f"Error: {error}")
                 raise SystemExit(error.exit_code) from error
             except OSError as error:

@@ -347,8 +347,6 @@ class _Session:
         before = self.position.step
         try:
             return next(steps, None)
-        except LostProcessError:
-            raise
         except InputError as error:
             if self.position.step == before:
                 self._save()
@@ -378,8 +376,6 @@ class _Session:
             )
         except NonFiniteError as error:
             raise DivergedError(f"training has diverged: after {self.position.step} steps {error}") from error
-        except LostProcessError:
-            raise
         except InputError as error:
             raise InputError(f"{error}; {self._last_save()}") from error
         self._saved = self.position.step
